@@ -1,0 +1,59 @@
+# make train   build the environment, then train and evaluate on the embedded benchmark
+# make test    build the environment, then run all tests
+# make check   lint, types, import layers, clean notebooks
+# make lab     open the notebooks in JupyterLab
+# make bench   measure
+#
+# Another Python:                            make train PYTHON=python3.12
+# An environment that is active already:     make train VENV= PYTHON=python
+# Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+VENV ?= .venv
+ARGS ?= -p domains all
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+ifeq ($(strip $(VENV)),)
+READY :=
+PY := $(PYTHON)
+else
+READY := $(VENV)/.installed
+PY := $(VENV)/bin/python
+endif
+
+# An environment's own kernel goes before one of the same name in the user's home.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: train test check lab bench
+
+train: $(READY)
+	@mkdir -p outputs
+	$(PY) -m papermill notebooks/train.ipynb outputs/train.ipynb $(ARGS) --log-output --no-progress-bar
+	@echo "The executed notebook is outputs/train.ipynb; the run's files are in outputs/runs/."
+
+test: $(READY)
+	$(PY) -m pytest $(TESTS)
+
+check: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c "import sys; from importlinter import cli; sys.exit(cli.lint_imports())"
+	$(PY) -m nbstripout --verify --keep-id $(NOTEBOOKS)
+
+lab: $(READY)
+	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+		$(if $(filter 0,$(shell id -u)),--allow-root)
+
+bench: $(READY)
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Building the environment in $(VENV): a few minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@

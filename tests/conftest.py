@@ -1,0 +1,21 @@
+"""What all tests share: quiet threads, shapes checked at run time, the same random examples every time."""
+
+import os
+
+# Before torch is imported: tests run many small kernels, where more threads only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+import hypothesis
+import jaxtyping
+
+import tests.shapes
+
+# Before udonlib is imported: every annotated shape and type is checked at each call.
+jaxtyping.install_import_hook("udonlib", f"{tests.shapes.__name__}.checked")
+
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from udonlib.backbones import create_backbone
+from udonlib.learner import Learner, learning_rate_factor
+from udonlib.models import EmbeddingModel
+from udonlib.params import TrainParams
+
+IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def make(**changes):
+    values = {"steps": 10, "frozen_steps": 0, "batch_size": 6} | changes
+    params = TrainParams(**values)
+    torch.manual_seed(0)
+    backbone = create_backbone("test_vit", pretrained=False, image_size=32)
+    model = EmbeddingModel(
+        backbone, {"a": 3, "b": 4}, student_dim=8, teacher_dim=12 if params.has_teachers else 0, seed=0
+    )
+    return Learner(model, params)
+
+
+def snapshot(learner):
+    return {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def moved(learner, before):
+    """First parts of the names of parameters that differ from `before`."""
+    changed = {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
+    return {".".join(name.split(".")[: 1 if name.startswith(("backbone", "student.")) else 2]) for name in changed}
+
+
+def test_a_step_moves_the_active_heads_only():
+    learner = make()
+    before = snapshot(learner)
+    learner.step(0, IMAGES, [("a", LABELS)])
+    assert moved(learner, before) == {
+        "backbone",
+        "student",
+        "student_prototypes.a",
+        "teachers.a",
+        "teacher_prototypes.a",
+    }
+
+
+def test_absent_heads_move_on_if_they_decay():
+    learner = make(absent_heads="decay", weight_decay=0.1)
+    learner.step(0, IMAGES, [("a", LABELS)])
+    before = snapshot(learner)
+    learner.step(1, IMAGES, [("b", LABELS)])
+    assert {"teachers.a", "teacher_prototypes.a", "student_prototypes.a"} <= moved(learner, before)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "zero_lr"])
+def test_a_frozen_backbone_stays_for_exactly_the_frozen_steps(how):
+    learner = make(frozen_steps=2, frozen_backbone=how, weight_decay=0.1)
+    for number in range(3):
+        before = snapshot(learner)
+        learner.step(number, IMAGES, [("a", LABELS)])
+        assert ("backbone" in moved(learner, before)) == (number >= 2)
+
+
+def test_a_frozen_backbone_keeps_its_batch_statistics():
+    torch.manual_seed(0)
+    backbone = create_backbone("test_resnet", pretrained=False, image_size=32)
+    model = EmbeddingModel(backbone, {"a": 3}, student_dim=8, teacher_dim=12)
+    learner = Learner(model, TrainParams(steps=4, frozen_steps=2, batch_size=6))
+    statistics = {k: v.clone() for k, v in model.named_buffers()}
+    learner.step(0, IMAGES, [("a", LABELS)])
+    assert all(torch.equal(v, statistics[k]) for k, v in model.named_buffers())
+    learner.step(2, IMAGES, [("a", LABELS)])
+    assert not all(torch.equal(v, statistics[k]) for k, v in model.named_buffers())
+
+
+def test_a_batch_of_two_domains_has_the_gradient_of_its_parts():
+    together, apart = make(), make()
+    parts = [("a", LABELS[:4]), ("b", LABELS[4:])]
+    together.step(0, IMAGES, parts)
+    for (domain, labels), images in zip(parts, IMAGES.split([4, 2]), strict=True):
+        total = apart.terms(apart.model.features(images), domain, labels)["total"]
+        (len(images) / 6 * total).backward()
+    gradients = dict(apart.model.named_parameters())
+    for name, p in together.model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name].grad, atol=1e-6, rtol=1e-4)
+
+
+def test_terms_are_named_and_the_total_is_their_mean():
+    terms, norm = make().step(0, IMAGES, [("a", LABELS)])
+    assert set(terms["a"]) == {"ce_student", "ce_teacher", "kl", "rel", "total"}
+    assert terms["a"]["total"].item() == pytest.approx(sum(v.item() for k, v in terms["a"].items() if k != "total") / 4)
+    assert norm > 0
+
+
+def test_a_recipe_without_teachers_has_the_student_s_loss_alone():
+    terms, _ = make(recipe="us_rr").step(0, IMAGES, [("a", LABELS)])
+    assert set(terms["a"]) == {"ce_student", "total"}
+    assert terms["a"]["total"] == terms["a"]["ce_student"]
+
+
+def test_gradients_are_clipped_to_their_norm_and_the_norm_before_is_returned():
+    free, clipped = make(), make(max_grad_norm=1e-3)
+    _, norm = free.step(0, IMAGES, [("a", LABELS)])
+    _, same = clipped.step(0, IMAGES, [("a", LABELS)])
+    assert same == norm > 1e-3
+    total = sum(p.grad.square().sum() for p in clipped.model.parameters() if p.grad is not None).sqrt()
+    assert total.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_two_rates_follow_warm_up_and_cosine():
+    params = TrainParams(steps=100, frozen_steps=0, warmup_steps=9, rate_schedule="cosine")
+    factors = [learning_rate_factor(step, params) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1)
+    assert factors[9:] == sorted(factors[9:], reverse=True)
+    assert factors[-1] < 1e-3
+    learner = make(warmup_steps=1)
+    learner.step(0, IMAGES, [("a", LABELS)])
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [pytest.approx(5e-4), pytest.approx(5e-6)]
+
+
+def test_a_learner_learns_a_batch_by_heart():
+    learner = make(learning_rate=1e-2, backbone_learning_rate=1e-3, steps=40)
+    losses = [learner.step(i, IMAGES, [("a", LABELS)])[0]["a"]["ce_student"].item() for i in range(40)]
+    assert losses[-1] < 0.2 * losses[0]

@@ -1,0 +1,246 @@
+"""What is shown while a run trains: few lines in a log, one output in a cell, an honest estimate of the time."""
+
+import io
+import math
+import re
+from contextlib import redirect_stdout
+
+import pandas as pd
+import pytest
+
+from udonlib import live
+from udonlib.params import TrainParams, UserError
+
+PARAMS = TrainParams(steps=1000, frozen_steps=0, eval_every=300, log_every=10)
+DOMAINS = ["emoji", "<b>flags"]
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self):
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def train(step: int, value: float = 2.0) -> dict:
+    losses = {name: {"total": value + place} for place, name in enumerate(DOMAINS)}
+    return {"kind": "train", "step": step, "images_per_s": 1150.4, "losses": losses}
+
+
+def validation(step: int, value: float, best: bool) -> dict:
+    rows = [
+        ("student", "emoji", "merged", value + 5),
+        ("student", "mean", "merged", value),
+        ("student", "mean", "separate", 99.0),
+    ]
+    table = pd.DataFrame(rows, columns=["embedder", "domain", "index", "r_at_1"])
+    return {"kind": "validation", "step": step, "r_at_1": value, "best": best, "table": table}
+
+
+def records(clock: Clock, first: int = 0, step_seconds: float = 0.1, validation_seconds: float = 7.0, stop: int = 1000):
+    """A run's records, with the time that it takes between them."""
+    yield {"kind": "start", "step": first}
+    yield {
+        "kind": "allocation",
+        "step": first,
+        "weights": {DOMAINS[0]: 0.3, DOMAINS[1]: 0.7},
+        "images_seen": dict.fromkeys(DOMAINS, 64),
+    }
+    for step in range(first + 10, stop + 1, 10):
+        clock.now += 10 * step_seconds
+        yield train(step)
+        if step % 300 == 0 or step == 1000:
+            clock.now += validation_seconds
+            yield validation(step, step / 20, step != 900)
+    if stop == 1000:
+        yield {"kind": "end", "step": 1000, "seconds": 754.0, "test_r_at_1": 41.23}
+
+
+def after(step: int, **options) -> live.Progress:
+    clock = Clock()
+    progress = live.Progress(PARAMS, clock)
+    for record in records(clock, **options):
+        if record["step"] > step:
+            break
+        progress.update(record)
+    return progress
+
+
+def test_the_line_says_step_speed_loss_recall_and_remaining_time():
+    assert after(400).line() == "step 400/1000 (40%)  1150 images/s  loss 2.50  R@1 15.0 (best) at step 300  1:21 left"
+    assert after(300).line().endswith("R@1 15.0 (best)  1:31 left")
+    assert "R@1 45.0 (best 30.0 at step 600)" in after(900).line()
+
+
+def test_the_estimate_counts_the_steps_and_the_validations_to_come():
+    # 600 steps of 0.1 s and, at 600, 900 and 1000, three validations of 7 s
+    assert after(400).seconds_left() == pytest.approx(60 + 3 * 7)
+    assert after(1000).seconds_left() == 0
+
+
+def test_the_estimate_follows_a_changed_pace():
+    clock = Clock()
+    progress = live.Progress(PARAMS, clock)
+    progress.update({"kind": "start", "step": 0})
+    for step in range(10, 801, 10):
+        clock.now += 1 if step <= 400 else 5
+        progress.update(train(step))
+    assert progress.seconds_left() == pytest.approx(200 * 0.5)
+
+
+def test_there_is_no_estimate_before_ten_steps():
+    clock = Clock()
+    progress = live.Progress(PARAMS, clock)
+    progress.update({"kind": "start", "step": 0})
+    clock.now += 9
+    progress.update(train(9))
+    assert progress.seconds_left() is None
+    assert progress.line().endswith("estimating the time")
+
+
+def test_a_resumed_run_is_not_taken_for_a_fast_one():
+    assert after(720, first=700).seconds_left() == pytest.approx(280 * 0.1, abs=1e-6)
+
+
+def test_the_estimate_of_frozen_steps_is_a_lower_bound():
+    clock = Clock()
+    progress = live.Progress(PARAMS.model_copy(update={"frozen_steps": 500}), clock)
+    for record in records(clock):
+        if record["step"] > 400:
+            break
+        progress.update(record)
+    assert progress.line().endswith("at least 1:21 left")
+
+
+def test_lines_come_every_few_seconds_and_at_each_validation(capsys):
+    clock = Clock()
+    live.show(records(clock), PARAMS, live=False, clock=clock)
+    lines = capsys.readouterr().out.splitlines()
+    validated = [line for line in lines if re.match(r"step (300|600|900|1000)/", line)]
+    assert sum("R@1 15.0 (best)  " in line for line in lines) == 1
+    assert len(validated) >= 4
+    assert len(lines) < 40
+    assert lines[-1].endswith("test R@1 41.2, finished in 12:34")
+    assert len(set(lines)) == len(lines)
+
+
+def test_a_long_run_fills_no_log(capsys):
+    clock = Clock()
+    params = PARAMS.model_copy(update={"steps": 100_000, "eval_every": 50_000})
+    live.show(
+        (train(step) for step in range(10, 100_001, 10) if not setattr(clock, "now", 3.0 * step)), params, False, clock
+    )
+    assert len(capsys.readouterr().out.splitlines()) < 700
+
+
+def test_showing_returns_the_last_record_and_takes_every_one():
+    clock = Clock()
+    taken = []
+    with redirect_stdout(io.StringIO()):
+        last = live.show((taken.append(r) or r for r in records(clock)), PARAMS, live=False, clock=clock)
+    assert last == taken[-1]
+    assert last["kind"] == "end"
+    assert len(taken) == 107
+
+
+def test_a_run_that_was_finished_before_says_when_it_was_and_not_that_it_took_no_time(capsys):
+    live.show([{"kind": "end", "step": 1000, "seconds": 754.0, "test_r_at_1": 41.2}], PARAMS, live=False, clock=Clock())
+    assert capsys.readouterr().out == "step 1000/1000 (100%)  test R@1 41.2, finished in 12:34\n"
+
+
+def test_an_interrupt_passes_with_the_last_state_shown(capsys):
+    clock = Clock()
+
+    def interrupted():
+        yield from records(clock, stop=70)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        live.show(interrupted(), PARAMS, live=False, clock=clock)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "step 70/1000 (7%)  1150 images/s  loss 2.50  stopped after 0:07; run the same again to go on"
+    )
+
+
+class Screen:
+    """Stands for the front end: one output, and how often it was drawn."""
+
+    def __init__(self, monkeypatch):
+        self.n_outputs, self.drawn = 0, []
+        monkeypatch.setattr(live, "display", self.display)
+
+    def display(self, content, display_id):
+        self.n_outputs += 1
+        return self
+
+    def update(self, content):
+        self.drawn.append(content.data)
+
+
+def test_a_cell_is_one_output_redrawn_at_most_twice_a_second(monkeypatch):
+    screen, clock = Screen(monkeypatch), Clock()
+    live.show(records(clock, step_seconds=0.01), PARAMS, live=True, clock=clock)
+    assert screen.n_outputs == 1
+    seconds = 1000 * 0.01 + 4 * 7
+    assert 20 <= len(screen.drawn) <= 2 * seconds + 6
+    assert "finished in 12:34" in screen.drawn[-1]
+
+
+def test_the_page_shows_every_domain_and_escapes_names():
+    page = live.page(after(600))
+    assert "step 600 / 1,000 (60%)" in page
+    assert "&lt;b&gt;flags" in page
+    assert "<b>flags" not in page
+    assert page.count("<polyline") == 4  # losses of both domains, R@1 of one and of the mean
+    assert "30.0%" in page
+    assert "70.0%" in page
+    assert "best validation R@1 30.0 % at step 600" in page
+    assert len(page) < 20_000
+
+
+def test_curves_of_long_runs_stay_short_and_keep_their_ends():
+    curve: live.Curve = []
+    for step in range(100_000):
+        live._extend(curve, step, math.sqrt(step))
+    assert len(curve) <= live.CURVE_POINTS
+    assert curve[0][0] == 0
+    assert curve[-1] == (99_999, math.sqrt(99_999))
+    assert [step for step, _ in curve] == sorted({step for step, _ in curve})
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, False), ({"JPY_SESSION_NAME": "a.ipynb"}, True), ({"JPY_SESSION_NAME": "a.ipynb", "UDON_LIVE": "0"}, False)],
+)
+def test_a_front_end_is_recognised_by_its_session_and_can_be_denied(monkeypatch, environment, expected):
+    class Shell:
+        kernel = None
+
+    monkeypatch.setattr(live, "get_ipython", Shell)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.delenv("UDON_LIVE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert live.has_front_end() is expected
+
+
+def test_plain_python_has_no_front_end_even_inside_a_session(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    monkeypatch.delenv("UDON_LIVE", raising=False)
+    assert live.has_front_end() is False
+    monkeypatch.setenv("UDON_LIVE", "1")
+    assert live.has_front_end() is True
+
+
+def test_a_wrong_choice_of_display_is_reported(monkeypatch):
+    monkeypatch.setenv("UDON_LIVE", "yes")
+    with pytest.raises(UserError, match="UDON_LIVE: found 'yes', expected 0 or 1"):
+        live.has_front_end()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (125, "2:05"), (3599.6, "1:00:00"), (3725, "1:02:05")])
+def test_durations_read_as_clocks(seconds, text):
+    assert live.duration(seconds) == text

@@ -1,0 +1,235 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from udonlib.params import PROJECT, RECIPES, WITHOUT_EFFECT, DataParams, ParameterError, TrainParams, UserError, nearest
+
+
+def complaint(**values: object) -> str:
+    with pytest.raises(UserError) as caught:
+        TrainParams(**values)
+    return str(caught.value)
+
+
+def test_defaults_are_the_papers_values():
+    params = TrainParams()
+    assert (params.student_dim, params.teacher_dim, params.batch_size, params.image_size) == (64, 256, 128, 224)
+    assert (params.steps, params.frozen_steps, params.update_every) == (221_180, 44_236, 1000)
+    assert params.frozen_steps == params.steps // 5  # two of ten epochs
+    assert (params.learning_rate, params.backbone_learning_rate, params.weight_decay) == (1e-3, 1e-5, 1e-6)
+    assert (params.classification, params.scale, params.sampler) == ("normface", 16.0, "dynamic")
+
+
+def test_every_parameter_says_what_it_is():
+    assert not [name for name, field in TrainParams.model_fields.items() if not field.description]
+
+
+def test_parameters_cannot_be_changed_once_checked():
+    params = TrainParams()
+    with pytest.raises(ValidationError, match="frozen"):
+        params.steps = 5
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"domainz": "all"}, "parameter 'domainz': no such parameter; did you mean 'domains'?"),
+        ({"learning_rate": "abc"}, "parameter 'learning_rate': found 'abc' (str), expected a number > 0"),
+        ({"learning_rate": 0}, "parameter 'learning_rate': found 0 (int), expected a number > 0"),
+        ({"learning_rate": float("nan")}, "parameter 'learning_rate': found nan (float), expected a number > 0"),
+        ({"scale": float("inf")}, "parameter 'scale': found inf (float), expected a number > 0"),
+        ({"steps": 1.5}, "parameter 'steps': found 1.5 (float), expected a whole number >= 1"),
+        ({"steps": None}, "parameter 'steps': found None, expected a whole number >= 1"),
+        ({"seed": True}, "parameter 'seed': found True (bool), expected a whole number >= 0 and < 9223372036854775808"),
+        ({"pretrained": "maybe"}, "parameter 'pretrained': found 'maybe' (str), expected True or False"),
+        (
+            {"recipe": "udom"},
+            "parameter 'recipe': found 'udom' (str), expected one of 'udon', 'us_rr', 'us_ds'; did you mean 'udon'?",
+        ),
+        ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, mps, cuda or cuda:N)"),
+        ({"max_grad_norm": -1}, "parameter 'max_grad_norm': found -1 (int), expected a number > 0 or None"),
+        ({"head_hidden_dims": [0]}, "parameter 'head_hidden_dims': found [0] (list), expected a list (each: a whole"),
+        ({"backbone_args": 3}, "parameter 'backbone_args': found 3 (int), expected a mapping"),
+        ({"domains": "emoji,"}, "parameter 'domains': found 'emoji,', expected 'all' or one or more different names"),
+        ({"domains": ["kanji", "kanji"]}, "parameter 'domains': found ['kanji', 'kanji'], expected 'all' or"),
+        ({"domains": 3}, "parameter 'domains': found 3 (int), expected 'all' or a list (each: text)"),
+        ({"run": "../x"}, "parameter 'run': found '../x' (str), expected text (folder name"),
+    ],
+)
+def test_a_wrong_value_is_reported_with_what_was_found_and_what_is_valid(values, message):
+    assert complaint(**values).startswith(message)
+    assert "\n" not in complaint(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"margin": 0.2}, "parameter 'margin': found 0.2, but normface has none: expected 0, or cosface or arcface"),
+        ({"domains_per_batch": 3}, "parameter 'domains_per_batch': found 3, expected a divisor of batch_size = 128"),
+        ({"image_size": 300}, "parameter 'image_size': found 300, expected at most resize_size = 256 for crop_flip"),
+        ({"w_ce_teacher": 0}, "parameter 'sampler_loss': found 'teacher', but w_ce_teacher = 0 trains none"),
+        ({"sampler": "fixed"}, "parameter 'fixed_shares': found {}, expected a share for each domain"),
+        ({"fixed_shares": {"a": 1}}, "parameter 'fixed_shares': found {'a': 1.0}, but sampler 'dynamic' uses no fixed"),
+        ({"sampler": "fixed", "fixed_shares": {"a": 0}}, "parameter 'fixed_shares': found {'a': 0.0}, expected shares"),
+        (
+            {"sampler": "fixed", "domains": "emoji,kanji", "fixed_shares": {"emojy": 1, "kanji": 1}},
+            "parameter 'fixed_shares': found domain 'emojy', which is not trained; did you mean 'emoji'?",
+        ),
+        (
+            {"sampler": "fixed", "domains": "emoji,kanji", "fixed_shares": {"kanji": 1}},
+            "parameter 'fixed_shares': found no share for domain 'emoji'",
+        ),
+        (
+            {"recipe": "us_rr", "sampler": "balanced"},
+            "parameter 'sampler': found 'balanced', but recipe 'us_rr' fixes it to 'round_robin'",
+        ),
+    ],
+)
+def test_values_that_cannot_go_together_are_refused(values, message):
+    assert complaint(**values).startswith(message)
+
+
+def test_several_problems_are_reported_together():
+    lines = complaint(learning_rate="fast", stepz=3, seed=-1).splitlines()
+    assert [line.split("'")[1] for line in lines] == ["seed", "learning_rate", "stepz"]
+    assert len(complaint(domains_per_batch=3, margin=0.2).splitlines()) == 2
+    with pytest.raises(ParameterError) as caught:
+        TrainParams(seed=-1)
+    assert set(caught.value.problems) == {"seed"}
+
+
+@given(st.floats(1e-12, 1e12), st.integers(1, 10**9))
+def test_numbers_written_as_text_are_numbers(rate, count):
+    params = TrainParams(learning_rate=f"{rate!r}", batch_size=str(count * 2), eval_every=f"{count}e0")
+    assert (params.learning_rate, params.batch_size, params.eval_every) == (rate, count * 2, count)
+
+
+def test_text_stays_text_where_text_is_expected():
+    assert TrainParams(data="1e3", run="7").data == "1e3"
+
+
+@pytest.mark.parametrize("value", ["emoji, kanji", "emoji,kanji", ["emoji", "kanji"], ("emoji", "kanji")])
+def test_domains_may_be_a_list_or_text_with_commas(value):
+    assert TrainParams(domains=value).domains == ("emoji", "kanji")
+
+
+def test_all_domains_are_all_in_a_list_too():
+    assert TrainParams(domains=["all"]).domains == TrainParams(domains="all").domains == "all"
+
+
+def test_fixed_shares_are_scaled_to_sum_to_one():
+    params = TrainParams(sampler="fixed", fixed_shares={"emoji": 3, "kanji": 1})
+    assert params.fixed_shares == {"emoji": 0.75, "kanji": 0.25}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_brings_its_values_along(recipe):
+    params = TrainParams(recipe=recipe)
+    assert {name: getattr(params, name) for name in RECIPES[recipe]} == RECIPES[recipe]
+    assert params.has_teachers == (recipe == "udon")
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=5),
+    dims=st.lists(st.integers(1, 4096), max_size=3),
+    domains=st.one_of(st.just("all"), st.just(["flags", "earth"])),
+)
+def test_saved_parameters_read_back_equal(seed, shares, dims, domains):
+    share = {f"d{i}": value for i, value in enumerate(shares)} if domains == "all" else {"flags": 1, "earth": 2}
+    params = TrainParams(seed=seed, head_hidden_dims=dims, domains=domains, sampler="fixed", fixed_shares=share)
+    again = TrainParams(**yaml.safe_load(yaml.safe_dump(params.model_dump(mode="json"))))
+    assert again == params
+    assert again.run_name == params.run_name
+
+
+def test_the_run_name_tells_recipe_data_and_seed():
+    assert TrainParams(recipe="us_rr", data="some/where/my photos.zip", seed=7).run_name.startswith(
+        "us_rr-my_photos-s7-"
+    )
+    assert TrainParams(run="mine").run_name == "mine"
+
+
+def test_the_run_name_is_the_same_on_every_machine_and_in_every_version():
+    # A change of these names would orphan everybody's unfinished runs.
+    assert TrainParams().run_name == "udon-miniuned-s0-44136f"
+    assert TrainParams(steps=50_000, domains="emoji,kanji").run_name == "udon-miniuned-s0-e5ca7d"
+
+
+@pytest.mark.parametrize("name", sorted(set(TrainParams.model_fields) - WITHOUT_EFFECT))
+def test_what_influences_results_changes_the_run_name(name):
+    others = {
+        "data": "x",
+        "images": "x",
+        "domains": "x",
+        "recipe": "us_ds",
+        "on_bad_image": "skip",
+        "precision": "bfloat16",
+        "backbone": "x",
+        "backbone_args": {"a": 1},
+        "head_hidden_dims": [3],
+        "rate_schedule": "cosine",
+        "absent_heads": "decay",
+        "frozen_backbone": "zero_lr",
+        "max_grad_norm": 1,
+        "classification": "arcface",
+        "sampler": "balanced",
+        "sampler_init": "balanced",
+        "sampler_loss": "student",
+        "augmentation": "affine",
+        "augmentation_by_domain": {"a": "none"},
+        "domains_per_batch": 4,
+        "margin": 0.1,
+        "label_smoothing": 0.1,
+        "batch_size": 64,
+        "image_size": 96,
+        "beta2": 0.9,
+        "pretrained": False,
+        "normalise_features": False,
+        "fixed_shares": {"a": 1},
+    }
+    base = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}.get(name, {})
+    default = TrainParams.model_fields[name].default
+    value = others[name] if name in others else default + 1
+    if name == "fixed_shares":
+        before = TrainParams(**base, fixed_shares={"b": 1})
+    else:
+        before = TrainParams(**base)
+    assert TrainParams(**{**base, name: value}).run_name != before.run_name
+
+
+def test_what_does_not_influence_results_leaves_the_run_name_alone():
+    plain = TrainParams()
+    elsewhere = TrainParams(
+        outputs="there", device="cpu", n_workers=2, n_threads=1, cache_images=False, log_every=1, overwrite=True
+    )
+    assert elsewhere.run_name == plain.run_name
+    assert TrainParams(seed=3).run_name == plain.run_name.replace("-s0-", "-s3-")
+
+
+def test_results_go_to_the_projects_outputs_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert TrainParams(run="a").run_dir == PROJECT / "outputs" / "runs" / "a"
+    assert TrainParams(run="a", outputs="here").run_dir == tmp_path / "here" / "runs" / "a"
+
+
+def test_data_parameters_alone_know_nothing_of_training():
+    assert DataParams(data="x", domains="a").domains == ("a",)
+    with pytest.raises(UserError, match="no such parameter"):
+        DataParams(steps=3)
+
+
+def test_the_nearest_name_is_found_whatever_its_case():
+    assert nearest("Emojis", ["kanji", "emoji"]) == "did you mean 'emoji'?"
+    assert nearest("xyz", ["kanji", "emoji"]) == "valid: emoji, kanji"
+    assert nearest("xyz", []) == "valid: none"
+
+
+def test_parameters_load_without_torch_or_numpy():
+    code = "import sys, udonlib.presets; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pandas')))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -1,0 +1,199 @@
+"""The project's own rules: one list of versions, short notebooks, documented presets, short modules."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from udonlib import presets
+from udonlib.params import PROJECT, DataParams, TrainParams
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+PRESETS = sorted((PROJECT / "params").rglob("*.yaml"))
+MODULES = sorted(path for path in (PROJECT / "udonlib").rglob("*.py"))
+BUILD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+
+per_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+per_preset = pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def is_parameters(cell: nbformat.NotebookNode) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+def tracked_files() -> list[Path]:
+    """The files of the clone, or of a copy without git all but what its .gitignore names."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        return [path for name in listed.stdout.split("\0") if name and (path := PROJECT / name).is_file()]
+    built = re.compile(r"(^|/)(\.(?!ci/|git\w)|outputs/|build/|dist/|__pycache__/|[^/]*\.egg-info/)|^\.git/")
+    files = (path for path in PROJECT.rglob("*") if path.is_file())
+    return [path for path in files if not built.search(path.relative_to(PROJECT).as_posix())]
+
+
+def test_there_are_notebooks_presets_and_modules_to_check():
+    assert {"train", "data"} <= {path.stem for path in NOTEBOOKS}
+    assert {"miniuned", "smoke"} <= {path.stem for path in PRESETS}
+    assert len(MODULES) > 10
+
+
+# Versions
+
+
+def test_pip_and_conda_install_the_same_versions():
+    environment = yaml.safe_load((PROJECT / "environment.yml").read_text())
+    [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-e .", *BUILD["project"]["optional-dependencies"]["dev"]]
+
+
+def test_every_version_is_exact_and_every_dependency_has_one():
+    extras = BUILD["project"]["optional-dependencies"]
+    pins = dict(pin.split("==") for pins in extras.values() for pin in pins)
+    needed = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
+    assert needed <= set(pins)
+
+
+def test_everything_imported_is_a_declared_dependency():
+    declared = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
+    named = {"yaml": "pyyaml", "PIL": "pillow", "faiss": "faiss-cpu", "umap": "umap-learn"}
+    named |= {"IPython": "ipykernel", "choreographer": "kaleido"}  # each comes with the other
+    imported = set()
+    for path in MODULES:
+        if "miniuned" not in path.parts:  # its builder needs the group `miniuned`
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                imported |= {name.split(".")[0] for name in names}
+    standard = {*sys.stdlib_module_names, "udonlib"}
+    assert {named.get(name, name) for name in imported - standard} <= declared
+
+
+# Commands and documents
+
+
+def test_the_readmes_first_commands_exist():
+    readme = (PROJECT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"\bmake ([a-z]+)", readme)
+    assert named[:2] == ["train", "test"]
+    assert set(named) <= targets
+    assert {"train", "test", "check", "lab", "bench"} <= targets
+
+
+def test_files_named_in_the_readme_exist():
+    readme = (PROJECT / "README.md").read_text()
+    named = re.findall(r"(?<![\w/.-])(?:notebooks|params|tests|benchmarks)/[\w./-]+\.(?:ipynb|yaml|py|md)\b", readme)
+    named += re.findall(r"\]\((?!https?:|#)([^)#\s]+)", readme)
+    assert not [name for name in named if not (PROJECT / name).exists()]
+
+
+def test_the_readme_lists_every_module_in_its_table_of_layers():
+    readme = (PROJECT / "README.md").read_text()
+    table = {name for line in readme.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)\.py`", line)}
+    modules = {path.stem for path in (PROJECT / "udonlib").glob("*.py")} - {"__init__"}
+    assert modules - table == set()
+    assert table & {path.stem for path in MODULES} >= modules
+
+
+def test_modules_stay_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_no_file_names_somebodys_folders():
+    home = re.compile(rb"(?<![\w.])/(?:home|Users|root|work)/[A-Za-z0-9_.]")
+    found = [path for path in tracked_files() if path.suffix not in {".zip", ".npz"} and home.search(path.read_bytes())]
+    assert found == []
+
+
+# Presets
+
+
+@per_preset
+def test_a_preset_loads_and_says_what_it_is_for(path):
+    params = presets.load(path)
+    assert params.run_name.startswith(params.recipe)
+    header = path.read_text().split("\n\n")[0]
+    assert all(line.startswith("# ") for line in header.splitlines())
+    labels = re.findall(r"^# (\w+):\s+\S", header, flags=re.MULTILINE)
+    assert labels == ["Claim", "Cost", "Expected", "Command"]
+    assert "preset" in yaml.safe_load(path.read_text()), "name the preset that it refines: papermill -f needs it"
+
+
+@per_preset
+def test_a_preset_only_says_what_differs_from_the_one_it_refines(path):
+    values = yaml.safe_load(path.read_text())
+    below = presets.load(values.pop("preset"))
+    repeated = [name for name, value in values.items() if getattr(presets.load(path), name) == getattr(below, name)]
+    assert repeated == []
+
+
+# Notebooks
+
+
+@per_notebook
+def test_a_notebook_begins_with_what_it_answers_and_how_to_run_it(path):
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown"
+    text = first.source.lower()
+    assert not [word for word in ("question", "input", "output", "run time", "papermill") if word not in text]
+    assert f"papermill {path.name}" in first.source or f"papermill notebooks/{path.name}" in first.source
+
+
+@per_notebook
+def test_a_notebook_has_few_short_cells(path):
+    cells = code_cells(path)
+    assert len(cells) <= 12
+    assert [cell.source for cell in cells if len(cell.source.splitlines()) > 12 and not is_parameters(cell)] == []
+
+
+@per_notebook
+def test_a_notebook_holds_no_logic(path):
+    logic = (
+        *(ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.For, ast.AsyncFor, ast.While, ast.Try),
+        *(ast.If, ast.IfExp, ast.Match, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
+    )
+    for cell in code_cells(path):
+        assert not re.search(r"^\s*[%!]", cell.source, flags=re.MULTILINE), cell.source  # pip, shell, magics
+        tree = ast.parse(cell.source)
+        assert [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, logic)] == []
+        assert "os.environ" not in cell.source
+        assert "sys.modules" not in cell.source
+
+
+@per_notebook
+def test_a_notebook_is_committed_clean(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert [cell.source for cell in code_cells(path) if cell.outputs or cell.execution_count] == []
+    assert "widgets" not in notebook.metadata
+
+
+@per_notebook
+def test_a_notebooks_parameters_are_plain_typed_values(path):
+    cells = code_cells(path)
+    takes_parameters = "-p " in nbformat.read(path, 4).cells[0].source
+    assert sum(map(is_parameters, cells)) == takes_parameters
+    if takes_parameters:
+        assert is_parameters(cells[0])
+        known = {*TrainParams.model_fields, *DataParams.model_fields, "preset"}
+        for line in ast.parse(cells[0].source).body:
+            # papermill --help-notebook sees `name: type = value` with a plain name as the type, nothing else.
+            assert isinstance(line, ast.AnnAssign), ast.unparse(line)
+            assert isinstance(line.annotation, ast.Name), ast.unparse(line)
+            assert isinstance(line.target, ast.Name), ast.unparse(line)
+            assert line.target.id in known
+            ast.literal_eval(line.value)
+        assert "from_notebook(In" in cells[1].source

@@ -1,0 +1,223 @@
+"""Runs in their folders: killed, resumed, repeated, refused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.catalogs import write_uned_tree
+from tests.test_training import SMALL
+from udonlib.params import TrainParams, UserError
+from udonlib.runfolder import replacing
+from udonlib.runs import load_run, open_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_uned_tree(tmp_path_factory.mktemp("data"), index_of="flags")
+
+
+def params(root, outputs, **changes):
+    return TrainParams(**SMALL | {"data": str(root), "outputs": str(outputs), "n_threads": 1} | changes)
+
+
+def finish(run):
+    for _ in run.train():
+        pass
+    return run
+
+
+def checkpoint(run):
+    return torch.load(run.last, weights_only=True)
+
+
+def flat(state, prefix=""):
+    """Every tensor and number of a checkpoint by its path."""
+    if isinstance(state, dict | list):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {key: value for k, v in items for key, value in flat(v, f"{prefix}/{k}").items()}
+    return {prefix: state}
+
+
+def assert_same_state(first, second):
+    first, second = flat(first), flat(second)
+    assert set(first) == set(second)
+    for key, value in first.items():
+        if key.endswith("/seconds"):
+            continue
+        same = torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        assert same, key
+
+
+def test_a_run_leaves_everything_that_its_readers_need(data, tmp_path):
+    run = finish(open_run(params(data, tmp_path)))
+    assert run.status == "finished"
+    assert set(run.evaluation()["embedder"]) == {"student", "teacher", "features", "pixels"}
+    assert {"r_at_1_low", "r_at_1_high"} <= set(run.evaluation())
+    assert run.losses()["step"].max() == 11
+    assert run.allocation().groupby("step")["weight"].sum().round(9).eq(1).all()
+    assert run.validation()["step"].unique().tolist() == [5, 10, 11]
+    assert run.summary()["images"] == 88
+    assert list((run.path / "tensorboard").glob("events*"))
+    assert run.provenance()[0]["data_fingerprint"] == run.catalog.fingerprint
+    assert {n.embedder for n in run.neighbours()} == {"student", "teacher"}
+    loaded = load_run(run.path.name, str(tmp_path))
+    assert loaded.params.steps == 11
+    assert loaded.evaluation().equals(run.evaluation())
+    json.loads((run.path / "evaluation.json").read_text())
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(data, tmp_path):
+    run = finish(open_run(params(data, tmp_path)))
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    assert [record["kind"] for record in open_run(params(data, tmp_path)).train()] == ["end"]
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_other_parameters_is_not_overwritten_unless_asked(data, tmp_path):
+    finish(open_run(params(data, tmp_path, run="mine")))
+    with pytest.raises(UserError, match=r"run 'mine' exists and differs in scale: 16.0 there, 20.0 here"):
+        open_run(params(data, tmp_path, run="mine", scale=20.0))
+    run = finish(open_run(params(data, tmp_path, run="mine", scale=20.0, overwrite=True)))
+    assert run.params.scale == 20.0
+    assert len(run.provenance()) == 1
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path):
+    whole = finish(open_run(params(data, tmp_path / "whole")))
+    cut = open_run(params(data, tmp_path / "cut"))
+    records = cut.train()
+    for record in records:
+        if record["kind"] == "checkpoint":
+            break
+    records.close()
+    assert cut.status == "unfinished"
+    finish(open_run(params(data, tmp_path / "cut")))
+    assert_same_state(checkpoint(whole), checkpoint(cut))
+    assert whole.evaluation().equals(cut.evaluation())
+    assert whole.losses().equals(cut.losses())
+    assert [entry["from_step"] for entry in cut.provenance()] == [0, 3]
+
+
+def train(values, connection):
+    """Train in a process of its own, and tell of each record."""
+    torch.set_num_threads(1)
+    try:
+        for record in open_run(TrainParams(**values)).train():
+            connection.send(record["kind"])
+    except UserError as error:
+        connection.send(str(error))
+
+
+def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bits(data, tmp_path):
+    changes = {"steps": 60, "checkpoint_every": 1, "eval_every": 30, "run": "killed"}
+    whole = finish(open_run(params(data, tmp_path / "whole", **changes)))
+    victim = open_run(params(data, tmp_path / "victim", **changes))
+    values = victim.params.model_dump(mode="json")
+    # Processes of a server that has imported everything: a fork of this one would inherit PyTorch's used engine.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    generator = random.Random(0)
+
+    def start():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=train, args=(values, theirs))
+        process.start()
+        theirs.close()
+        assert ours.recv() == "start"
+        return process, ours
+
+    for _ in range(10):
+        process, messages = start()
+        # Checkpoints take a good part of this run's time, so some of the moments lie within their writing.
+        for _ in range(generator.randrange(1, 7)):
+            messages.recv()
+        time.sleep(generator.random() * 0.03)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        messages.close()
+        process.close()
+    assert victim.status == "unfinished"
+    process, messages = start()
+    process.join()
+    assert process.exitcode == 0
+    messages.close()
+    process.close()
+    assert_same_state(checkpoint(whole), checkpoint(victim))
+    assert_same_state(whole.load_model_state(), victim.load_model_state())
+    assert whole.losses().equals(victim.losses())
+    assert whole.evaluation().equals(victim.evaluation())
+    assert len(victim.provenance()) == 11
+    assert not list(victim.path.rglob("*.tmp"))
+
+
+def test_a_file_keeps_its_old_content_if_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_train_one_run(data, tmp_path):
+    first = open_run(params(data, tmp_path)).train()
+    next(first)
+    with pytest.raises(UserError, match="is being trained by another process"):
+        next(open_run(params(data, tmp_path)).train())
+    first.close()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    data = write_uned_tree(tmp_path / "data")
+    records = open_run(params(data, tmp_path)).train()
+    for record in records:
+        if record["kind"] == "checkpoint":
+            break
+    records.close()
+    file = data / "info_files" / "flags" / "train.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[:-1]))
+    with pytest.raises(UserError, match=r"the data at .* has changed since it began"):
+        next(open_run(params(data, tmp_path)).train())
+
+
+def test_nothing_is_written_before_everything_is_checked(data, tmp_path):
+    outputs = tmp_path / "outputs"
+    for wrong in ({"backbone": "test_resnot"}, {"domains": "emoji,flagz"}, {"device": "cuda"}, {"data": "nowhere"}):
+        with pytest.raises(UserError):
+            finish(open_run(params(data, outputs, **wrong)))
+    assert not outputs.exists()
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path):
+    run = open_run(params(data, tmp_path, learning_rate=1e30, backbone_learning_rate=1e30, checkpoint_every=1))
+    with pytest.raises(UserError, match=r"step \d+: .*the last checkpoint is kept"):
+        finish(run)
+    if run.last.exists():
+        state = checkpoint(run)["model"]
+        assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+    assert run.status == "unfinished"
+
+
+def test_bad_images_are_counted_in_the_summary(tmp_path):
+    data = write_uned_tree(tmp_path / "data")
+    bad = next((data / "images" / "flags").iterdir())
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match=bad.name):
+        finish(open_run(params(data, tmp_path)))
+    run = finish(open_run(params(data, tmp_path, on_bad_image="skip")))
+    assert f"flags/{bad.name}" in run.summary()["skipped_images"]
+
+
+def test_an_unknown_run_is_answered_with_the_nearest(data, tmp_path):
+    finish(open_run(params(data, tmp_path, run="first", steps=1)))
+    with pytest.raises(UserError, match=r"no run 'frist'.*did you mean 'first'"):
+        load_run("frist", str(tmp_path))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udonlib.sampler import ImageOrder, Sampler, draw_schedule, initial_weights, steps_per_domain, updated_weights
+
+weight_lists = st.lists(st.floats(0.01, 100), min_size=1, max_size=9)
+
+
+def make(strategy="dynamic", n_slots=40, update_every=8, seed=0, names=("a", "b", "c"), **options):
+    return Sampler(
+        names, [10, 20, 70][: len(names)], strategy=strategy, n_slots=n_slots, update_every=update_every, seed=seed,
+        **options,
+    )  # fmt: skip
+
+
+def run(sampler, losses):
+    """All windows of a sampler whose domains have constant losses; returns the schedule that was followed."""
+    followed = []
+    while len(window := sampler.window()):
+        followed += window.tolist()
+        for d in window:
+            sampler.record(sampler.names[d], 4 * losses[d], 4)
+        sampler.advance()
+    return followed
+
+
+@given(weight_lists, st.integers(1, 5000))
+def test_steps_of_all_domains_sum_to_the_schedule(weights, n_steps):
+    weights = np.array(weights) / np.sum(weights)
+    counts = steps_per_domain(weights, n_steps)
+    assert counts.sum() == n_steps
+    assert np.all(counts[:-1] == np.floor(n_steps * weights[:-1]))
+
+
+@given(weight_lists, st.integers(1, 500), st.integers(0, 2**32))
+def test_a_schedule_has_exactly_these_steps(weights, n_steps, seed):
+    weights = np.array(weights) / np.sum(weights)
+    schedule = draw_schedule(weights, n_steps, np.random.default_rng(seed))
+    assert np.array_equal(np.bincount(schedule, minlength=len(weights)), steps_per_domain(weights, n_steps))
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 9)), min_size=2, max_size=8))
+def test_updated_weights_sum_to_one_and_are_never_negative(window):
+    losses, counts = np.array([loss * n for loss, n in window]), np.array([n for _, n in window])
+    new = updated_weights(np.full(len(window), 1 / len(window)), losses, counts)
+    assert new.sum() == pytest.approx(1)
+    assert np.all(new >= 0)
+
+
+def test_domains_with_larger_losses_get_more():
+    new = updated_weights(np.array([0.5, 0.5]), np.array([1.0, 9.0]), np.array([1, 3]))
+    assert new.tolist() == [0.25, 0.75]
+
+
+def test_an_unseen_domain_keeps_its_weight_before_all_are_divided_by_their_sum():
+    new = updated_weights(np.array([0.2, 0.3, 0.5]), np.array([2.0, 2.0, 0.0]), np.array([1, 1, 0]))
+    np.testing.assert_allclose(new, np.array([0.5, 0.5, 0.5]) / 1.5)
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -1.0])
+def test_losses_that_cannot_be_shared_out_are_refused(loss):
+    with pytest.raises(ValueError, match="mean losses must be finite and not negative"):
+        updated_weights(np.array([0.5, 0.5]), np.array([loss, 1.0]), np.array([1, 1]))
+
+
+def test_initial_weights_by_strategy():
+    assert initial_weights("dataset_size", [1, 3]).tolist() == [0.25, 0.75]
+    assert initial_weights("fixed", [2, 2]).tolist() == [0.5, 0.5]
+    assert initial_weights("balanced", [1, 3]).tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="unknown allocation 'size'"):
+        initial_weights("size", [1, 3])
+    with pytest.raises(ValueError, match="sizes must be finite, none negative and not all 0"):
+        initial_weights("dataset_size", [0, 0])
+
+
+def test_round_robin_takes_the_domains_in_turn():
+    assert run(make("round_robin", n_slots=7, update_every=3), [1, 1, 1]) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_static_allocation_never_changes():
+    sampler = make("dataset_size", n_slots=1000, update_every=100)
+    counts = np.bincount(run(sampler, [5, 1, 1]))
+    assert sampler.weights.tolist() == [0.1, 0.2, 0.7]
+    np.testing.assert_allclose(counts / 1000, [0.1, 0.2, 0.7], atol=0.06)
+
+
+def test_the_dynamic_sampler_starts_in_turn_and_moves_to_the_slow_learners():
+    sampler = make(n_slots=4000, update_every=400)
+    followed = run(sampler, [8, 1, 1])
+    assert followed[:6] == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_allclose(sampler.weights, [0.8, 0.1, 0.1])
+    assert np.mean(np.array(followed[400:]) == 0) == pytest.approx(0.8, abs=0.03)
+
+
+def test_windows_are_exact_and_the_last_one_is_cut():
+    sampler = make(n_slots=20, update_every=8)
+    sizes = []
+    while len(window := sampler.window()):
+        sizes.append(len(window))
+        sampler.advance()
+    assert sizes == [8, 8, 4]
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "round_robin", "dataset_size"])
+@pytest.mark.parametrize("n_windows", [0, 1, 3])
+def test_a_restored_sampler_goes_on_as_the_original_would_have(strategy, n_windows):
+    original = make(strategy, seed=5)
+    for _ in range(n_windows):
+        original.record("a", 30.0, 2)
+        original.record("c", 1.0, 2)
+        original.advance()
+    original.record("b", 7.0, 3)
+    state = json.loads(json.dumps(original.state_dict()))
+    restored = make(strategy, seed=99)
+    restored.load_state_dict(state)
+    assert run(restored, [3, 2, 1]) == run(original, [3, 2, 1])
+    assert restored.weights.tolist() == original.weights.tolist()
+
+
+def test_the_state_of_other_domains_is_refused():
+    with pytest.raises(ValueError, match=r"state of domains \['a', 'b', 'c'\] does not fit"):
+        make(names=("a", "b")).load_state_dict(make().state_dict())
+
+
+def test_fixed_shares_are_followed():
+    sampler = make("fixed", shares={"a": 1, "b": 0, "c": 3}, n_slots=400, update_every=400)
+    assert np.bincount(sampler.window(), minlength=3).tolist() == [100, 0, 300]
+
+
+def test_a_domain_without_a_fixed_share_is_named():
+    with pytest.raises(ValueError, match="no share for c"):
+        make("fixed", shares={"a": 1, "b": 1})
+
+
+def test_every_pass_over_a_domain_takes_each_image_once_in_another_order():
+    order = ImageOrder(["a", "b"], [7, 3], seed=1)
+    passes = [order.take("a", 7).tolist() for _ in range(3)]
+    assert all(sorted(images) == list(range(7)) for images in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(0, 11))
+def test_the_order_of_images_does_not_depend_on_how_they_are_taken_or_restored(takes, cut):
+    whole = ImageOrder(["a", "b"], [7, 3], seed=1).take("b", sum(takes)).tolist()
+    parts = ImageOrder(["a", "b"], [7, 3], seed=1)
+    taken = []
+    for i, n in enumerate(takes):
+        if i == cut:
+            state = json.loads(json.dumps(parts.state_dict()))
+            parts = ImageOrder(["a", "b"], [7, 3], seed=1)
+            parts.load_state_dict(state)
+        taken += parts.take("b", n).tolist()
+    assert taken == whole
+    assert parts.n_seen() == {"a": 0, "b": sum(takes)}

@@ -1,0 +1,164 @@
+"""The loop on a small catalog; killed processes are tested in test_runs.py."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.catalogs import write_uned_tree
+from udonlib.domains import load_catalog
+from udonlib.images import ImageReader, WindowLoader
+from udonlib.params import TrainParams
+from udonlib.runs import create_model
+from udonlib.training import Trainer, TrainingError
+
+SMALL = {
+    "backbone": "test_resnet",
+    "pretrained": False,
+    "image_size": 32,
+    "resize_size": 32,
+    "student_dim": 8,
+    "teacher_dim": 12,
+    "augmentation": "affine",
+    "steps": 11,
+    "frozen_steps": 0,
+    "batch_size": 8,
+    "update_every": 4,
+    "eval_every": 5,
+    "log_every": 2,
+    "checkpoint_every": 3,
+    "learning_rate": 0.01,
+    "backbone_learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    return load_catalog(str(write_uned_tree(tmp_path_factory.mktemp("data"))))
+
+
+def make(catalog, **changes):
+    params = TrainParams(**SMALL | changes)
+    reader = ImageReader(catalog, params.resize_size, "train", params.on_bad_image)
+    scores = iter(range(1, 99))
+
+    def validate():
+        row = {"embedder": "student", "index": "merged", "domain": "mean", "r_at_1": float(next(scores))}
+        return pd.DataFrame([row])
+
+    return Trainer(create_model(params, catalog), catalog, params, WindowLoader(reader), validate)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_records_come_when_they_are_due(catalog):
+    records = [(record["kind"], record["step"]) for record in make(catalog).train()]
+    assert [step for kind, step in records if kind == "allocation"] == [0, 4, 8]
+    assert [step for kind, step in records if kind == "validation"] == [5, 10, 11]
+    assert {3, 6, 9, 11} <= {step for kind, step in records if kind == "checkpoint"}
+    assert {2, 4, 6, 8, 10, 11} <= {step for kind, step in records if kind == "train"}
+
+
+def test_the_window_s_mean_teacher_losses_become_the_next_weights(catalog):
+    trainer = make(catalog, log_every=1, steps=8)
+    records = list(trainer.train())
+    sums = dict.fromkeys(catalog.names, 0.0)
+    counts = dict.fromkeys(catalog.names, 0)
+    for record in records:
+        if record["kind"] == "train" and record["step"] <= 4:
+            for domain, losses in record["losses"].items():
+                sums[domain] += losses["ce_teacher"]
+                counts[domain] += 1
+    means = np.array([sums[name] / counts[name] for name in catalog.names])
+    second = [record for record in records if record["kind"] == "allocation"][1]
+    np.testing.assert_allclose(list(second["weights"].values()), means / means.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 7])
+def test_how_often_losses_are_logged_changes_nothing(catalog, log_every):
+    reference, other = make(catalog), make(catalog, log_every=log_every)
+    list(reference.train())
+    list(other.train())
+    assert same(weights(reference), weights(other))
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 6, 8, 9, 10])
+@pytest.mark.parametrize("changes", [{}, {"domains_per_batch": 2, "batch_size": 8}, {"sampler": "dataset_size"}])
+def test_a_restored_trainer_ends_in_the_same_bits(catalog, at, changes, tmp_path):
+    changes = changes | {"checkpoint_every": 1}
+    whole = make(catalog, **changes)
+    list(whole.train())
+    first = make(catalog, **changes)
+    for record in first.train():
+        if record["kind"] == "checkpoint" and record["step"] == at:
+            torch.save(dict(first.state_dict()), tmp_path / "state.pt")
+            break
+    torch.manual_seed(12345)  # another process has drawn other numbers
+    second = make(catalog, **changes)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    list(second.train())
+    assert same(weights(whole), weights(second))
+    for a, b in zip(whole.learner.optimizer.state.values(), second.learner.optimizer.state.values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert whole.sampler.weights.tolist() == second.sampler.weights.tolist()
+
+
+def test_another_seed_gives_another_training(catalog):
+    first, second = make(catalog), make(catalog, seed=1)
+    list(first.train())
+    list(second.train())
+    assert not same(weights(first), weights(second))
+
+
+def test_every_domain_s_images_are_counted(catalog):
+    records = list(make(catalog, sampler="round_robin").train())
+    last = [record for record in records if record["kind"] == "allocation"][-1]
+    assert sum(last["images_seen"].values()) == 8 * 8
+
+
+def test_slots_of_a_mixed_batch_add_up_to_the_batch(catalog):
+    trainer = make(catalog, domains_per_batch=4)
+    plan = trainer.plan_window()
+    assert len(plan) == 4
+    assert all(sum(len(indices) for _, indices in step) == 8 for step in plan)
+    assert all(len({name for name, _ in step}) == len(step) for step in plan)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_whose_loss_is_not_finite_stops_before_the_next_checkpoint(catalog, where):
+    trainer = make(catalog)
+    step = trainer.learner.step
+
+    def broken(number, images, parts):
+        terms, norm = step(number, images, parts)
+        if number == 6 and where == "loss":
+            name = parts[0][0]
+            terms = copy.deepcopy(terms)
+            terms[name]["kl"] = terms[name]["kl"] * float("nan")
+        return terms, norm * (float("inf") if number == 6 and where == "gradient" else 1)
+
+    trainer.learner.step = broken
+    saved = []
+    with pytest.raises(TrainingError, match=r"step 7: (kl of domain '\w+' is nan|the gradient is not finite)"):
+        saved += [record["step"] for record in trainer.train() if record["kind"] == "checkpoint"]
+    assert trainer.step <= 9
+
+
+def test_only_better_validations_are_best(catalog):
+    trainer = make(catalog)
+    scores = iter([3.0, 2.0, 5.0])
+    trainer._validate = lambda: pd.DataFrame(
+        [{"embedder": "student", "index": "merged", "domain": "mean", "r_at_1": next(scores)}]
+    )
+    assert [record["best"] for record in trainer.train() if record["kind"] == "validation"] == [True, False, True]
+    assert trainer.best == 5.0

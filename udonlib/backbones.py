@@ -1,0 +1,122 @@
+"""Encoders: any timm model by name, and a small one for the images of the embedded benchmark."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from udonlib.params import UserError
+
+
+def _import_timm() -> ModuleType:
+    """Import timm, also where torchvision's compiled operators cannot load.
+
+    PyPI's Linux build of torchvision is linked against CUDA. Beside a CPU build of torch its operators are missing, and
+    its import then stops at the shape functions of two of them. timm needs neither: declaring both lets it import.
+    """
+    try:
+        return importlib.import_module("timm")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
+        del sys.modules[name]
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("timm")
+
+
+timm = _import_timm()
+
+IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Backbone(nn.Module):
+    """An encoder of images with the facts that its users need: `feature_dim`, and the `mean` and `std` it expects.
+
+    Calling it maps normalised images [batch, 3, size, size] to features [batch, feature_dim]: the class token, or the
+    pooled map, whatever the model's own classifier would see.
+    """
+
+    def __init__(
+        self, name: str, encoder: nn.Module, feature_dim: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.encoder = encoder
+        self.feature_dim = feature_dim
+        self.mean = mean
+        self.std = std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encoder(images)
+
+
+def create_backbone(
+    name: str, *, pretrained: bool, image_size: int, arguments: Mapping[str, Any] | None = None
+) -> Backbone:
+    """Build timm's model `name` without its classifier.
+
+    Args:
+        name: as in `timm.list_models()`, weights' tag included ("vit_base_patch16_224.augreg_in21k").
+        pretrained: load the published weights (from the hub or its local cache).
+        image_size: side of the images in pixels; position embeddings are made for it.
+        arguments: more arguments of timm's constructor, for example `channels` of a ResNet.
+
+    Raises:
+        UserError: "parameter 'backbone': unknown ..." with the nearest names; "'backbone_args'" that the model does not
+            take; weights that cannot be loaded; an image size that the model cannot take.
+    """
+    architecture = name.split(".")[0]
+    known = timm.list_models()
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists the valid names"
+        raise UserError(f"parameter 'backbone': unknown timm model {name!r}; {hint}")
+    sized = {"img_size": image_size} if _takes_image_size(architecture) else {}
+    try:
+        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized, **dict(arguments or {}))
+    except (TypeError, AssertionError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"parameters 'backbone', 'backbone_args', 'image_size': timm cannot build {name!r} with "
+            f"{dict(arguments or {})} for images of {image_size} pixels: {error}"
+        ) from error
+    except (RuntimeError, OSError) as error:  # hub and network errors, weights that do not fit
+        raise UserError(
+            f"parameter 'pretrained': the weights of {name!r} could not be loaded ({type(error).__name__}: {error}); "
+            "connect once so that they are cached, or set pretrained=false"
+        ) from error
+    config = encoder.pretrained_cfg
+    probe = _probe(name, encoder, image_size)
+    return Backbone(name, encoder, probe, tuple(config.get("mean", (0.5,) * 3)), tuple(config.get("std", (0.5,) * 3)))
+
+
+def _takes_image_size(architecture: str) -> bool:
+    """Whether the model's constructor has fixed positions, hence an `img_size`: timm says so by `fixed_input_size`."""
+    return bool(timm.get_pretrained_cfg(architecture, allow_unregistered=True).fixed_input_size)
+
+
+def _probe(name: str, encoder: nn.Module, image_size: int) -> int:
+    """Feature size, seen on one black image, so that a model that returns a map or a tuple is refused at once."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            out = encoder(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"parameter 'image_size': {name!r} cannot take images of {image_size} pixels: {error}"
+        ) from error
+    finally:
+        encoder.train(training)
+    if not isinstance(out, torch.Tensor) or out.ndim != 2:
+        found = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise UserError(f"parameter 'backbone': {name!r} gives {found} instead of one feature vector per image")
+    return out.shape[1]

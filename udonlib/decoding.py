@@ -1,0 +1,132 @@
+"""One image: from the bytes of a file to RGB, and to the square of pixels that a network sees.
+
+bytes -> decode -> RGB -> prepare_train | prepare_eval -> uint8 [3, size, size]
+"""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from udonlib.params import UserError
+
+# Formats that hold photographs and drawings. Pillow opens others, some by starting other programs.
+Image.init()
+FORMATS = tuple(name for name in "JPEG PNG WEBP GIF BMP TIFF PPM JPEG2000 AVIF".split() if name in Image.OPEN)
+MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB, Pillow's own limit; larger ones are refused before decoding
+MAX_ASPECT = 100  # long side / short side; the middle of a longer strip shows nothing of it
+
+
+class ImageError(UserError):
+    """An image that cannot be used; the message begins with its path."""
+
+
+def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
+    """Decode an image file to RGB.
+
+    The EXIF orientation is applied. Transparency is laid on white. 16-bit grey is scaled to 8 bits, CMYK converted
+    (inverted as Adobe's marker says), of an animation or several pages the first is taken. Colour profiles are ignored.
+
+    Args:
+        data: the file's bytes; the format is recognised by content, not by the name.
+        path: its name, for messages.
+        at_least: allow a large JPEG to be decoded at a fraction of its size whose short side is still twice as many
+            pixels. That is faster by far and smoother than the whole image would be.
+
+    Raises: ImageError, beginning with the path: empty, not an image, cut short, damaged, pixels of no fixed range, more
+        than MAX_PIXELS declared, or one side more than MAX_ASPECT times the other.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on odd metadata: the pixels decide
+            return _to_rgb(_open(data, path, at_least), path)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: too large: more than {MAX_PIXELS} pixels are declared ({error})") from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        raise ImageError(f"{path}: cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _open(data: bytes, path: str, at_least: int | None) -> Image.Image:
+    if not data:
+        raise ImageError(f"{path}: the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not an image of a known format ({', '.join(FORMATS)}), or damaged") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: too large: {width} x {height} are declared, more than {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{path}: too thin: {width} x {height}, one side more than {MAX_ASPECT} times the other")
+    if at_least is not None:
+        image.draft(None, (2 * at_least, 2 * at_least))
+    image.load()
+    return image
+
+
+def _to_rgb(image: Image.Image, path: str) -> Image.Image:
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, whose values are inverted
+    with contextlib.suppress(Exception):  # unreadable EXIF data says nothing: the pixels are good
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{path}: 32-bit pixels of {values.min()} to {values.max()}; store it with 8 or 16 bits")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError(f"{path}: floating-point pixels have no fixed range; store it with 8 or 16 bits")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    return image.convert("RGB")
+
+
+def resize_train(
+    pixels: UInt8[np.ndarray, "height width 3"], resize_size: int
+) -> Float[Tensor, "3 resize_size resize_size"]:
+    """Squash an image to a square, values in 0..255: bilinear, half-pixel centres, no antialiasing.
+
+    Source: UDON's input pipeline; pinned by golden/preprocess.npz.
+    """
+    return _bilinear(pixels, resize_size, resize_size)
+
+
+def resize_eval(
+    pixels: UInt8[np.ndarray, "height width 3"], image_size: int
+) -> Float[Tensor, "3 image_size image_size"]:
+    """Bring the short side to `image_size` and cut the middle, values in 0..255.
+
+        longer = trunc(long / short * size),   offset = (longer - size) // 2
+
+    Bilinear as in `resize_train`. Source: UDON's input pipeline; pinned by golden/preprocess.npz.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    new_height, new_width = int(height / short * image_size), int(width / short * image_size)
+    top, left = (new_height - image_size) // 2, (new_width - image_size) // 2
+    resized = _bilinear(pixels, new_height, new_width)
+    return resized[:, top : top + image_size, left : left + image_size]
+
+
+def prepare_train(image: Image.Image, resize_size: int) -> UInt8[Tensor, "3 resize_size resize_size"]:
+    """`resize_train`, rounded to whole values (by at most 0.5 of 255) so that batches are small to store and send."""
+    return resize_train(np.array(image), resize_size).round().to(torch.uint8)
+
+
+def prepare_eval(image: Image.Image, image_size: int) -> UInt8[Tensor, "3 image_size image_size"]:
+    """`resize_eval`, rounded to whole values (by at most 0.5 of 255) so that batches are small to store and send."""
+    return resize_eval(np.array(image), image_size).round().to(torch.uint8)
+
+
+def _bilinear(pixels: np.ndarray, height: int, width: int) -> Tensor:
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=False)[0]

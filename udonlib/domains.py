@@ -1,0 +1,303 @@
+"""What images, classes and splits exist: the catalog of domains, read from UnED's info files or from image folders.
+
+Three forms come to the same `Catalog`: the official UnED form in a folder or in one archive,
+
+    info_files/<domain>/<split>.json    a list of {"path": "cars/car_ims/000001.jpg", "class_id": 7 or [7, 12]}
+    images/<path>                       (or an image root given apart)
+
+a folder of images domain/class/image, and MiniUnED, which ships with the package in the official form.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from udonlib.infofiles import read_info_file
+from udonlib.params import nearest
+from udonlib.storage import DataError, Store, path_problem
+
+__all__ = ["Catalog", "DataError", "Domain", "Split", "check_images", "load_catalog"]
+
+SPLITS = ("train", "val", "test", "index", "small_index")
+REQUIRED_SPLITS = SPLITS[:3]
+IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+MINIUNED = Path(__file__).parent / "miniuned" / "miniuned.zip"
+# The usual orders: UnED's recipe, then MiniUnED. Domains of other names follow by alphabet.
+KNOWN_DOMAINS = (
+    *("food2k", "cars", "sop", "inshop", "inat", "met", "gldv2", "rp2k"),
+    *("emoji", "flags", "logos", "icons", "fonts", "kanji", "fashion", "earth"),
+)
+SHARES = (0.6, 0.1)  # of an image folder's classes for train and val; the rest is for test
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one domain that are used together.
+
+    paths: relative to the catalog's images. labels: class ids of each image, padded with -1; ids count within the
+    domain, over all its splits. class_names: class id -> name, for the classes that have one.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: Int64[np.ndarray, "n max_labels"]
+    class_names: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """A visual domain: its splits by name ("train", "val", "test"; "index" and "small_index" where it has them)."""
+
+    name: str
+    splits: dict[str, Split]
+
+    def queries(self, subset: Literal["val", "test"]) -> Split:
+        """Return the images that are searched for."""
+        return self.splits[subset]
+
+    def index(self, subset: Literal["val", "test"]) -> Split:
+        """Return the images that are searched in: `index` for test, `small_index` for val, else the queries."""
+        return self.splits.get({"val": "small_index", "test": "index"}[subset], self.splits[subset])
+
+    @cached_property
+    def train_classes(self) -> Int64[np.ndarray, "classes"]:
+        """The class ids of the train split, rising: what `train_labels` count."""
+        return np.unique(self.splits["train"].labels[:, 0])
+
+    @cached_property
+    def train_labels(self) -> Int64[np.ndarray, "n"]:
+        """The class of each train image, 0 .. n_classes - 1."""
+        return np.searchsorted(self.train_classes, self.splits["train"].labels[:, 0]).astype(np.int64)
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes of the train split."""
+        return len(self.train_classes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images of each split."""
+        return {name: len(split) for name, split in self.splits.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """The domains of one benchmark and where their images are read from.
+
+    root: the folder or archive as given. store: reads an image's bytes by its path in a split.
+    """
+
+    name: str
+    root: Path
+    domains: tuple[Domain, ...]
+    store: Store
+
+    def __getitem__(self, name: str) -> Domain:
+        for domain in self.domains:
+            if domain.name == name:
+                return domain
+        raise DataError(f"{self.root}: no domain '{name}'; {nearest(name, self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The domains' names, in the order that numbers them."""
+        return tuple(domain.name for domain in self.domains)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every domain's splits, paths and labels: the same wherever and however the data is stored."""
+        digest = hashlib.sha256()
+        for domain in sorted(self.domains, key=lambda domain: domain.name):
+            for name in sorted(domain.splits):
+                split = domain.splits[name]
+                digest.update(f"{domain.name}\0{name}\0{split.labels.shape}\0".encode())
+                digest.update("\0".join(split.paths).encode())
+                digest.update(split.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def load_catalog(data: str = "miniuned", domains: str | Sequence[str] = "all", images: str | None = None) -> Catalog:
+    """Read and check the catalog of a benchmark.
+
+    Args:
+        data: "miniuned"; or a folder or zip archive that holds info_files/; or a folder domain/class/image, whose
+            classes are then dealt to train, val and test (60, 10 and 30%) by a hash of their names.
+        domains: "all", or names in the order wanted, as a list or separated by commas.
+        images: folder or archive of the images where they are not in `data`; its images/ is used if it has one.
+
+    Raises: DataError with the file, the entry, what was found, what is valid and the nearest valid name.
+    """
+    store = Store(MINIUNED) if data == "miniuned" else Store(_existing(data, "data"))
+    official = store.has_folder("info_files")
+    image_store = store if images is None else Store(_existing(images, "images"))
+    if official and image_store.has_folder("images"):
+        image_store = image_store.below("images")
+    if not official and not store.root.is_dir():
+        raise DataError(f"{store.root}: the archive holds no info_files/<domain>/<split>.json")
+    if not official and images is not None:
+        raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
+
+    info_files = _info_files(store) if official else {}
+    loaded = []
+    for name in _chosen(domains, sorted(info_files) if official else _folder_domains(store.root), store.root):
+        splits = _read_splits(store, name, info_files[name]) if official else _deal_classes(store.root / name)
+        _check_agreement(splits, f"{store.root}/info_files/{name}")
+        loaded.append(Domain(name, splits))
+    return Catalog("miniuned" if data == "miniuned" else store.root.stem, store.root, tuple(loaded), image_store)
+
+
+def check_images(catalog: Catalog) -> int:
+    """Check that every image of the catalog exists; return how many there are. Nothing is decoded.
+
+    Raises: DataError with the number of missing images of each domain and the first of them.
+    """
+    n_images, problems = 0, []
+    for domain in catalog.domains:
+        paths = list(dict.fromkeys(path for split in domain.splits.values() for path in split.paths))
+        missing = catalog.store.missing(paths)
+        n_images += len(paths)
+        if missing:
+            problems.append(f"{domain.name}: {len(missing)} of {len(paths)} images missing, first '{missing[0]}'")
+    if problems:
+        raise DataError("\n".join([f"{catalog.store.root}: images that the info files name do not exist", *problems]))
+    return n_images
+
+
+def _existing(path: str, parameter: str) -> Path:
+    where = Path(path).expanduser()
+    if not where.exists():
+        parent = where.parent if where.parent.is_dir() else Path()
+        beside = [entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".zip"]
+        hint = nearest(where.name, ["miniuned", *beside][:20])
+        raise DataError(f"parameter '{parameter}': no folder or archive '{path}'; {hint}")
+    return where
+
+
+def _chosen(domains: str | Sequence[str], present: Sequence[str], root: Path) -> list[str]:
+    if domains == "all":
+        return sorted(present, key=lambda name: (name not in KNOWN_DOMAINS, (*KNOWN_DOMAINS, name).index(name), name))
+    names = [name.strip() for name in domains.split(",")] if isinstance(domains, str) else list(domains)
+    for name in names:
+        if name not in present:
+            raise DataError(f"parameter 'domains': {root} has no domain '{name}'; {nearest(name, present)}")
+    if len(set(names)) < len(names) or not names:
+        raise DataError(f"parameter 'domains': every domain once, and one at least; found {', '.join(names) or 'none'}")
+    return names
+
+
+# --- the official form -----------------------------------------------------------------------------------------------
+
+
+def _info_files(store: Store) -> dict[str, set[str]]:
+    """Return domain -> its files in info_files/."""
+    files: dict[str, set[str]] = {}
+    for path in store.files("info_files"):
+        domain, slash, name = path.partition("/")
+        if slash and name.endswith(".json"):
+            files.setdefault(domain, set()).add(name)
+    if not files:
+        raise DataError(f"{store.root}: info_files/ holds no <domain>/<split>.json")
+    return files
+
+
+def _read_splits(store: Store, domain: str, present: set[str]) -> dict[str, Split]:
+    splits = {}
+    for name in SPLITS:
+        path = f"info_files/{domain}/{name}.json"
+        if f"{name}.json" in present:
+            splits[name] = _parse_split(store.read(path), name, f"{store.root}/{path}")
+        elif name in REQUIRED_SPLITS:
+            raise DataError(f"{store.root}/{path}: no such file; {nearest(f'{name}.json', present)}")
+    return splits
+
+
+def _parse_split(content: bytes, name: str, file: str) -> Split:
+    paths, ids, class_names = read_info_file(content, file)
+    several = next((i for i, label in enumerate(ids) if isinstance(label, list) and len(label) > 1), None)
+    if name == "train" and several is not None:
+        raise DataError(f"{file}, entry {several} (from 0): a train image has one class_id, found {ids[several]}")
+    rows = [label if isinstance(label, list) else [label] for label in ids] if list in set(map(type, ids)) else None
+    if rows is None:
+        return Split(name, tuple(paths), np.array(ids, dtype=np.int64)[:, None], class_names)
+    width = max(map(len, rows))
+    labels = np.array([row + [-1] * (width - len(row)) for row in rows], dtype=np.int64)
+    return Split(name, tuple(paths), labels, class_names)
+
+
+def _check_agreement(named: dict[str, Split], where: str) -> None:
+    """Refuse an image that has different labels in two splits."""
+    splits = list(named.values())
+    for i, one in enumerate(splits[:-1]):
+        position = {path: k for k, path in enumerate(one.paths)}
+        for other in splits[i + 1 :]:
+            rows = np.array([position.get(path, -1) for path in other.paths])
+            shared = np.flatnonzero(rows >= 0)
+            width = max(one.labels.shape[1], other.labels.shape[1])
+            there, here = _sorted_labels(one, rows[shared], width), _sorted_labels(other, shared, width)
+            for k in np.flatnonzero((here != there).any(axis=1))[:1].tolist():
+                number, first = int(shared[k]), int(rows[shared[k]])
+                raise DataError(
+                    f"{where}/{other.name}.json, entry {number} (from 0): '{other.paths[number]}' has class_id "
+                    f"{_ids(here[k])} here and {_ids(there[k])} in {one.name}.json, entry {first}"
+                )
+
+
+def _sorted_labels(split: Split, rows: np.ndarray, width: int) -> np.ndarray:
+    labels = np.full((len(rows), width), -1, dtype=np.int64)
+    labels[:, : split.labels.shape[1]] = split.labels[rows]
+    return np.sort(labels, axis=1)
+
+
+def _ids(labels: np.ndarray) -> list[int]:
+    return [label for label in labels.tolist() if label >= 0]
+
+
+# --- image folders ---------------------------------------------------------------------------------------------------
+
+
+def _folder_domains(root: Path) -> list[str]:
+    present = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not present:
+        raise DataError(f"{root}: holds neither info_files/ nor folders domain/class/image")
+    return present
+
+
+def _deal_classes(folder: Path) -> dict[str, Split]:
+    """Make the splits of one domain from folders of classes; no class is in two splits.
+
+    Classes are put in the order of the SHA-256 of "domain/class" and cut at 60% and 70%: the same on every machine,
+    and no split stays empty.
+    """
+    classes: dict[str, list[str]] = {}
+    for path in sorted(Store(folder).files()):
+        hidden = any(part.startswith(".") for part in path.split("/"))
+        if hidden or Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if "/" not in path:
+            raise DataError(f"{folder / path}: an image outside of a class folder; expected domain/class/image")
+        if problem := path_problem(path):
+            raise DataError(f"{folder}: {problem}")
+        classes.setdefault(path.split("/")[0], []).append(f"{folder.name}/{path}")
+    if len(classes) < 3:
+        raise DataError(f"{folder}: train, val and test need a class folder each, found {len(classes)} with images")
+    ids = {name: i for i, name in enumerate(classes)}
+    dealt = sorted(classes, key=lambda name: hashlib.sha256(f"{folder.name}/{name}".encode()).digest())
+    n_val = max(1, round(SHARES[1] * len(dealt)))
+    n_train = min(max(1, round(SHARES[0] * len(dealt))), len(dealt) - n_val - 1)
+    cuts = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(dealt))}
+    splits = {}
+    for split, (begin, end) in cuts.items():
+        members = sorted(dealt[begin:end])
+        paths = tuple(path for name in members for path in classes[name])
+        labels = np.array([[ids[name]] for name in members for _ in classes[name]], dtype=np.int64)
+        splits[split] = Split(split, paths, labels, {ids[name]: name for name in members})
+    return splits

@@ -1,0 +1,61 @@
+"""Projection heads on a backbone's feature, and the class prototypes they are trained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from udonlib.losses import unit
+
+
+class Head(nn.Module):
+    """Map features to unit embeddings: one linear layer, or an MLP.
+
+        e = unit(L_n g(N(L_{n-1} ... g(N(L_1 x)))))     N layer norm (eps 1e-6), g tanh-GELU; nothing after the last L
+
+    Weights start as a truncated normal of variance 1 / fan_in, biases at 0. Source: UDON's reference; heads.npz.
+
+    Args:
+        in_dim: size of a feature.
+        out_dim: size of an embedding.
+        hidden_dims: sizes of the hidden layers; () is the paper's single linear layer.
+        generator: source of the initial weights; the global one if None.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dims: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_dim = out_dim
+        layers: list[nn.Module] = []
+        for width in hidden_dims:
+            layers += [nn.Linear(in_dim, width), nn.LayerNorm(width, eps=1e-6), nn.GELU(approximate="tanh")]
+            in_dim = width
+        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                _truncated_normal_(layer.weight, generator)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
+        return unit(self.layers(features))
+
+
+def _truncated_normal_(weight: Tensor, generator: torch.Generator | None) -> None:
+    """Fill with a normal of variance 1 / fan_in, cut at two deviations; .8796 restores the variance after the cut."""
+    std = 1 / math.sqrt(weight.shape[1]) / 0.87962566
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def prototypes(n_classes: int, dim: int, generator: torch.Generator | None = None) -> nn.Parameter:
+    """Class vectors [n_classes, dim], uniform in +-sqrt(3 / dim), that is of expected squared norm 1."""
+    bound = math.sqrt(3 / dim)
+    return nn.Parameter(torch.empty(n_classes, dim).uniform_(-bound, bound, generator=generator))

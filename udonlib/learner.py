@@ -1,0 +1,122 @@
+"""One training step: forward, named losses, backward, optimizer, with the rates of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from udonlib.losses import udon_terms, weighted_total
+from udonlib.models import EmbeddingModel
+from udonlib.params import TrainParams
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def learning_rate_factor(step: int, params: TrainParams) -> float:
+    """Factor of both learning rates at `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
+    warm = min(1.0, (step + 1) / (params.warmup_steps + 1))
+    if params.rate_schedule == "constant":
+        return warm
+    progress = max(0, step - params.warmup_steps) / max(1, params.steps - params.warmup_steps)
+    return warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Learner:
+    """A model, its optimizer and the loss of a batch.
+
+    AdamW with two rates, one for the backbone and one for heads and prototypes; weight decay is decoupled and acts on
+    every parameter. The reference's semantics of absent heads and of the frozen backbone are options, because they
+    cost time: `absent_heads="decay"` keeps moving heads whose domain is not in the batch (their moments decay),
+    `frozen_backbone="zero_lr"` computes the backbone's gradients although it does not move. Pinned by the golden
+    trajectories.
+    """
+
+    def __init__(self, model: EmbeddingModel, params: TrainParams) -> None:
+        self.model = model
+        self.params = params
+        backbone = list(model.backbone.parameters())
+        inside = {id(p) for p in backbone}
+        heads = [p for p in model.parameters() if id(p) not in inside]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": heads, "lr": params.learning_rate}, {"params": backbone, "lr": params.backbone_learning_rate}],
+            betas=(0.9, params.beta2),
+            weight_decay=params.weight_decay,
+            fused=True,
+        )
+        self._weights = {
+            "ce_student": params.w_ce_student,
+            "ce_teacher": params.w_ce_teacher,
+            "kl": params.w_kl,
+            "rel": params.w_rel,
+        }
+
+    def terms(self, features: Tensor, domain: str, labels: Tensor) -> dict[str, Tensor]:
+        """Named loss terms of images of one domain, and their weighted mean as `total`."""
+        p = self.params
+        out = self.model.outputs(features, domain)
+        terms = udon_terms(
+            out.student,
+            out.student_cosines,
+            labels,
+            out.teacher,
+            out.teacher_cosines,
+            classification=p.classification,
+            scale=p.scale,
+            margin=p.margin,
+            label_smoothing=p.label_smoothing,
+            student_temperature=p.student_temperature,
+            teacher_temperature=p.teacher_temperature,
+            relational_scale=p.relational_scale,
+        )
+        return terms | {"total": weighted_total(terms, self._weights)}
+
+    def step(
+        self, number: int, images: Tensor, parts: Sequence[tuple[str, Tensor]]
+    ) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+        """Train on one batch: images of one or several domains, each through its own heads.
+
+        A batch of several domains has the loss sum_d (n_d / n) L_d: the same as accumulating single-domain batches,
+        except that batch normalisation sees all of them.
+
+        Args:
+            number: of the step, from 0; sets the rates.
+            images: values in 0..255, augmented, in the order of `parts`.
+            parts: domain and training labels of consecutive images; each domain once.
+
+        Returns:
+            The loss terms by domain, detached, and the norm of the gradient before clipping.
+        """
+        p, model = self.params, self.model
+        frozen = number < p.frozen_steps
+        without_graph = frozen and p.frozen_backbone == "no_grad"
+        model.train()
+        if without_graph:
+            model.backbone.eval()
+        factor = learning_rate_factor(number, p)
+        heads, backbone = self.optimizer.param_groups
+        heads["lr"] = factor * p.learning_rate
+        backbone["lr"] = 0.0 if frozen else factor * p.backbone_learning_rate
+
+        features = model.features(images, PRECISIONS[p.precision], frozen=without_graph)
+        by_domain: dict[str, dict[str, Tensor]] = {}
+        start = 0
+        loss = features.new_zeros(())
+        for domain, labels in parts:
+            part = features[start : start + len(labels)]
+            start += len(labels)
+            by_domain[domain] = self.terms(part, domain, labels)
+            loss = loss + len(labels) / len(images) * by_domain[domain]["total"]
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if p.absent_heads == "decay":
+            for parameter in model.parameters():
+                if parameter.grad is None and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+        limit = math.inf if p.max_grad_norm is None else p.max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        self.optimizer.step()
+        return {d: {k: v.detach() for k, v in terms.items()} for d, terms in by_domain.items()}, grad_norm.detach()

@@ -1,0 +1,288 @@
+"""What a person sees while a run trains: one cell that redraws itself, or plain lines where nobody looks at a cell.
+
+show(run.train(), params)
+"""
+
+import html
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import HTML, display
+
+from udonlib.params import TrainParams, UserError
+from udonlib.style import EMBEDDERS, GRID, domain_colours
+
+Record = dict[str, Any]
+Curve = list[tuple[int, float]]
+
+REDRAW_SECONDS = 0.5
+LINE_SECONDS = 5.0  # between two lines at first; later a fiftieth of the time that the run has taken
+CURVE_POINTS = 200
+MIN_STEPS = 10  # steps before the remaining time is estimated
+
+
+def show(
+    records: Iterable[Record],
+    params: TrainParams,
+    live: bool | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Record:
+    """Run through the records of a training and show how it goes. Interrupts pass, with the last state drawn.
+
+    Args:
+        records: of `Run.train()`; taking them is what trains.
+        params: of the run.
+        live: redraw one cell (True) or print lines (False); None: as `has_front_end` says.
+        clock: seconds; for tests.
+
+    Returns:
+        The last record; {} where there was nothing left to train.
+    """
+    progress = Progress(params, clock)
+    view: _View = _Cell(clock) if (has_front_end() if live is None else live) else _Lines(clock)
+    last: Record = {}
+    try:
+        for last in records:
+            progress.update(last)
+            view.draw(progress, now=last["kind"] in ("start", "validation"))
+        progress.state = "finished"
+    except BaseException:
+        progress.state = "stopped"
+        raise
+    finally:
+        view.draw(progress, now=True)
+    return last
+
+
+def has_front_end() -> bool:
+    """Whether a person looks at this kernel's cells: JupyterLab started it for a notebook.
+
+    The environment variable UDON_LIVE (0 or 1) decides otherwise, as for a papermill that was itself started from a
+    notebook and inherits that notebook's environment. Raises UserError on any other value of it.
+    """
+    chosen = os.environ.get("UDON_LIVE", "")
+    if chosen not in ("", "0", "1"):
+        raise UserError(f"environment variable UDON_LIVE: found {chosen!r}, expected 0 or 1")
+    in_kernel = hasattr(get_ipython(), "kernel")
+    return chosen == "1" if chosen else in_kernel and bool(os.environ.get("JPY_SESSION_NAME"))
+
+
+@dataclass
+class Progress:
+    """All that is shown, kept up to date from the records."""
+
+    params: TrainParams
+    clock: Callable[[], float]
+    state: str = "running"
+    step: int = 0
+    images_per_s: float = math.nan
+    loss: float = math.nan
+    losses: dict[str, Curve] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    images_seen: dict[str, int] = field(default_factory=dict)
+    r_at_1: dict[str, Curve] = field(default_factory=dict)
+    best: tuple[int, float] = (0, math.nan)
+    last_is_best: bool = False
+    summary: Record = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.began = self._since = self.clock()
+        self._first_step: int | None = None
+        self._paces: deque[tuple[int, float]] = deque(maxlen=30)  # steps, seconds
+        self._pauses: deque[float] = deque(maxlen=3)  # seconds of a validation
+
+    def update(self, record: Record) -> None:
+        """Take in one record."""
+        now, step = self.clock(), int(record.get("step", self.step))
+        if self._first_step is None:
+            self._first_step = self.step = step  # a resumed run begins late
+        if "images_seen" in record:
+            self.images_seen = dict(record["images_seen"])
+        match record["kind"]:
+            case "train":
+                self._paces.append((step - self.step, now - self._since))
+                self.images_per_s = record["images_per_s"]
+                totals = {name: terms["total"] for name, terms in record["losses"].items()}
+                self.loss = sum(totals.values()) / len(totals)
+                for name, total in totals.items():
+                    _extend(self.losses.setdefault(name, []), step, total)
+            case "allocation":
+                self.shares = dict(record["weights"])
+            case "validation":
+                self._pauses.append(now - self._since)
+                self._take_validation(step, pd.DataFrame(record["table"]), bool(record["best"]))
+            case "end":
+                self.summary = record
+        self.step, self._since = step, now
+
+    def _take_validation(self, step: int, table: pd.DataFrame, best: bool) -> None:
+        rows = table[(table["embedder"] == "student") & (table["index"] == "merged")]
+        for name, value in zip(rows["domain"], rows["r_at_1"], strict=True):
+            _extend(self.r_at_1.setdefault(name, []), step, float(value))
+        self.last_is_best = best
+        if best and self.r_at_1.get("mean"):
+            self.best = self.r_at_1["mean"][-1]
+
+    @property
+    def domains(self) -> list[str]:
+        """Names in the order of the allocation, which is the catalog's."""
+        return list(self.shares) or list(self.losses)
+
+    def seconds_left(self) -> float | None:
+        """Remaining steps at the recent pace, plus remaining validations at their recent cost; None: too early."""
+        steps, seconds = (sum(values) for values in zip(*self._paces, strict=True)) if self._paces else (0, 0.0)
+        if self.step - (self._first_step or 0) < MIN_STEPS or not steps:
+            return None
+        every, total = self.params.eval_every, self.params.steps
+        validations = total // every - self.step // every + (1 if total % every and self.step < total else 0)
+        pause = sum(self._pauses) / len(self._pauses) if self._pauses else 0.0
+        return (total - self.step) * seconds / steps + validations * pause
+
+    def line(self) -> str:
+        """The state in one line: step 400/1600 (25%)  1150 images/s  loss 3.21  R@1 41.2 (best)  2:05 left."""
+        total = self.params.steps
+        parts = [f"step {self.step}/{total} ({self.step / total:.0%})"]
+        if not math.isnan(self.images_per_s):
+            parts += [f"{self.images_per_s:.0f} images/s", f"loss {self.loss:.2f}"]
+        if self.r_at_1.get("mean"):
+            at, value = self.r_at_1["mean"][-1]
+            best = " (best)" if self.last_is_best else f" (best {self.best[1]:.1f} at step {self.best[0]})"
+            parts.append(f"R@1 {value:.1f}" + best + ("" if at == self.step else f" at step {at}"))
+        return "  ".join([*parts, self.time_text()])
+
+    def time_text(self) -> str:
+        """What is left, or what was needed."""
+        taken = duration(self.clock() - self.began)
+        if self.state == "finished":
+            found = f"test R@1 {self.summary['test_r_at_1']:.1f}, " if "test_r_at_1" in self.summary else ""
+            return found + f"finished in {duration(self.summary.get('seconds', self.clock() - self.began))}"
+        if self.state == "stopped":
+            return f"stopped after {taken}; run the same again to go on"
+        left = self.seconds_left()
+        if self.step >= self.params.steps:
+            return "testing"
+        if left is None:
+            return "estimating the time"
+        at_least = "at least " if self.step < self.params.frozen_steps else ""  # frozen steps are the fast ones
+        return f"{at_least}{duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 2:05 or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _View(Protocol):
+    def draw(self, progress: Progress, now: bool) -> None: ...
+
+
+class _Lines:
+    """Plain lines: few enough for a log, and for the output of an executed notebook."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = clock() + LINE_SECONDS
+        self._last = ""
+
+    def draw(self, progress: Progress, now: bool) -> None:
+        text = progress.line()
+        if (now or self._clock() >= self._next) and text != self._last:
+            print(text, flush=True)
+            self._last = text
+            self._next = self._clock() + max(LINE_SECONDS, (self._clock() - progress.began) / 50)
+
+
+class _Cell:
+    """One output that is redrawn at most twice a second. It is HTML alone, so a saved notebook shows the last state."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._handle = display(HTML(""), display_id=True)
+
+    def draw(self, progress: Progress, now: bool) -> None:
+        if now or self._clock() >= self._next:
+            self._handle.update(HTML(page(progress)))
+            self._next = self._clock() + REDRAW_SECONDS
+
+
+def page(progress: Progress) -> str:
+    """The state as HTML: a bar of the steps, and a row for each domain with curves of its loss and R@1.
+
+    Text takes the page's colour, so that it reads on light and dark pages.
+    """
+    p, total = progress, progress.params.steps
+    share = min(1.0, p.step / total)
+    facts = [f"step {p.step:,} / {total:,} ({share:.0%})", p.time_text()]
+    if not math.isnan(p.images_per_s):
+        facts.insert(1, f"{p.images_per_s:,.0f} images/s")
+    if not math.isnan(p.best[1]):
+        facts.append(f"best validation R@1 {p.best[1]:.1f} % at step {p.best[0]:,}")
+    title = f"<b>{html.escape(p.params.run_name)}</b> &nbsp; {' &nbsp;·&nbsp; '.join(facts)}"
+    bar = f'<div style="width:{share:.2%};height:8px;border-radius:4px;background:{EMBEDDERS["student"][0]}"></div>'
+    return (
+        '<div class="udon-live" style="font-size:13px;line-height:1.4;font-variant-numeric:tabular-nums">'
+        f'<div style="margin:4px 0">{title}</div>'
+        f'<div style="background:{GRID};border-radius:4px;margin:6px 0 8px">{bar}</div>'
+        f"{_table(p) if p.domains else ''}</div>"
+    )
+
+
+def _table(progress: Progress) -> str:
+    p, colours = progress, domain_colours(progress.domains)
+    rows = [_row(["domain", "", "loss", "share of", "steps", "images seen", "validation", "R@1, %"], "th")]
+    largest = max(p.shares.values(), default=0.0) or 1.0
+    for name, colour in colours.items():
+        curve, share = p.losses.get(name, []), p.shares.get(name, 0.0)
+        bar = f'<rect width="{100 * share / largest:.1f}" height="10" y="4" rx="2" fill="{colour}"/>'
+        label = f'<span style="color:{colour}">■</span> {html.escape(name)}'
+        loss = [_svg(160, _polyline(curve, p, 160, colour)), f"{curve[-1][1]:.2f}" if curve else "–"]
+        steps = [_svg(100, bar), f"{share:.1%}", f"{p.images_seen.get(name, 0):,}"]
+        rows.append(_row([label, *loss, *steps, *_scores(p, name, colour)]))
+    if "mean" in p.r_at_1:
+        seen = f"{sum(p.images_seen.values()):,}"
+        rows.append(_row(["mean, sum", "", f"{p.loss:.2f}", "", "", seen, *_scores(p, "mean", "currentColor")]))
+    return f'<table style="border-collapse:collapse;color:inherit;font:inherit">{"".join(rows)}</table>'
+
+
+def _row(cells: list[str], tag: str = "td") -> str:
+    first, *others = cells
+    style = 'style="text-align:{};padding:1px 7px;white-space:nowrap"'
+    rest = "".join(f"<{tag} {style.format('right')}>{cell}</{tag}>" for cell in others)
+    return f"<tr><th {style.format('left')}>{first}</th>{rest}</tr>"
+
+
+def _scores(progress: Progress, name: str, colour: str) -> list[str]:
+    curve = progress.r_at_1.get(name, [])
+    return [_svg(100, _polyline(curve, progress, 100, colour)), f"{curve[-1][1]:.1f}" if curve else "–"]
+
+
+def _svg(width: int, content: str) -> str:
+    return f'<svg width="{width}" height="18" style="vertical-align:middle">{content}</svg>'
+
+
+def _polyline(curve: Curve, progress: Progress, width: int, colour: str) -> str:
+    """A curve over all steps of the run, from its own smallest to its own largest value."""
+    if len(curve) < 2:
+        return ""
+    values = [value for _, value in curve]
+    low, high = min(values), max(values)
+    unit = width / progress.params.steps
+    points = " ".join(f"{unit * x:.1f},{16 - 14 * (y - low) / ((high - low) or 1):.1f}" for x, y in curve)
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+
+
+def _extend(curve: Curve, step: int, value: float) -> None:
+    """Append a point; a curve that grows long loses every second one."""
+    curve.append((step, value))
+    if len(curve) > CURVE_POINTS:
+        del curve[1:-1:2]

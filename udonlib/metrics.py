@@ -1,0 +1,161 @@
+"""Retrieval metrics of single queries from ranked relevance: pure functions, no embeddings, no search."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def r_at_1(relevant: Bool[Tensor, "query rank"]) -> Float[Tensor, "query"]:
+    """Recall at 1 of each query: 1 where the nearest neighbour is relevant, else 0.
+
+    A query without any relevant index item has no relevant neighbour either, so it counts as 0.
+    Source: UnED (ICCV 2023) sec. 3; pinned by golden/knn.npz.
+
+    Args:
+        relevant: whether the neighbour at each rank, nearest first, is relevant; absent neighbours are False.
+
+    Raises:
+        ValueError: "relevant has 0 ranks; R@1 needs at least 1".
+    """
+    if relevant.shape[1] < 1:
+        raise ValueError("relevant has 0 ranks; R@1 needs at least 1")
+    return relevant[:, 0].float()
+
+
+def mmp_at_k(
+    relevant: Bool[Tensor, "query rank"], n_positives: Int[Tensor, "query"], k: int = 5
+) -> Float[Tensor, "query"]:
+    """Modified mean precision at k of each query, in [0, 1].
+
+        mMP@k = (relevant among the first min(k, n)) / min(k, n),   0 where n = 0
+
+    n is the number of relevant index items, the query itself excluded, so that a class with fewer than k other
+    images can still score 1. Source: UnED (ICCV 2023) sec. 3; pinned by golden/knn.npz.
+
+    Args:
+        relevant: whether the neighbour at each rank, nearest first, is relevant; absent neighbours are False.
+        n_positives: number n of relevant index items of each query, >= 0.
+        k: number of neighbours that count, 1 .. number of ranks.
+
+    Raises:
+        ValueError: "k is 7, but relevant has 5 ranks; valid: 1 to 5".
+    """
+    n_ranks = relevant.shape[1]
+    if not 1 <= k <= n_ranks:
+        raise ValueError(f"k is {k}, but relevant has {n_ranks} ranks; valid: 1 to {n_ranks}")
+    n_counted = n_positives.clamp(max=k)
+    counted = torch.arange(k, device=relevant.device) < n_counted[:, None]
+    n_hits = (relevant[:, :k] & counted).sum(dim=1)
+    return n_hits.float() / n_counted.clamp(min=1)
+
+
+def relevance(
+    positions: Int[Tensor, "query rank"],
+    query_labels: Int[Tensor, "query query_label"],
+    query_domains: Int[Tensor, "query"],
+    index_labels: Int[Tensor, "item item_label"],
+    index_domains: Int[Tensor, "item"],
+) -> Bool[Tensor, "query rank"]:
+    """Say which neighbours are relevant: same domain, and at least one label shared.
+
+    Pinned by golden/knn.npz (labels that several domains use; queries with several labels).
+
+    Args:
+        positions: neighbours as positions in the index; -1 for an absent one, which is never relevant.
+        query_labels, index_labels: labels >= 0 within the domain, padded with -1.
+        query_domains, index_domains: a number per domain.
+    """
+    shared = torch.zeros_like(positions, dtype=torch.bool)
+    for column in range(query_labels.shape[1]):  # one label of each query at a time keeps this small
+        label = query_labels[:, column, None, None]
+        shared |= ((index_labels[positions] == label) & (label >= 0)).any(dim=-1)
+    return shared & (index_domains[positions] == query_domains[:, None]) & (positions >= 0)
+
+
+def count_positives(
+    query_labels: Int[Tensor, "query query_label"],
+    query_domains: Int[Tensor, "query"],
+    index_labels: Int[Tensor, "item item_label"],
+    index_domains: Int[Tensor, "item"],
+    exclude: Int[Tensor, "query"] | None = None,
+) -> Int[Tensor, "query"]:
+    """Count the relevant index items of each query, itself excluded; an item that shares several labels counts once.
+
+    Items are grouped by (domain, label), so that time and memory grow with the items, not with queries x items.
+    Pinned by golden/knn.npz.
+
+    Args:
+        query_labels, index_labels, query_domains, index_domains: as for `relevance`.
+        exclude: position of each query in the index, -1 where it is not there.
+    """
+    # A label named twice by one item counts once; labels become numbers without gaps, so that (domain, label) is one.
+    index_labels = index_labels.sort(dim=1).values
+    twice = torch.zeros_like(index_labels, dtype=torch.bool)
+    twice[:, 1:] = index_labels[:, 1:] == index_labels[:, :-1]
+    held = (index_labels >= 0) & ~twice
+    known, index_numbers = index_labels[held].unique(return_inverse=True)
+    items = held.nonzero()[:, 0]
+    keys, order = (index_domains[items] * len(known) + index_numbers).sort(stable=True)
+    items = items[order]
+
+    query_numbers = torch.searchsorted(known, query_labels).clamp(max=max(0, len(known) - 1))
+    exists = (known[query_numbers] == query_labels) if len(known) else torch.zeros_like(query_labels, dtype=torch.bool)
+    query_keys = (query_domains[:, None] * len(known) + query_numbers).masked_fill(~exists, -1)
+    first, last = torch.searchsorted(keys, query_keys), torch.searchsorted(keys, query_keys, right=True)
+    counts = (last - first).sum(dim=1)
+
+    # A query with several labels may meet an item in more than one of them, or name one twice: count its items.
+    for query in (exists.sum(dim=1) > 1).nonzero()[:, 0].tolist():
+        spans = zip(first[query].tolist(), last[query].tolist(), strict=True)
+        counts[query] = torch.cat([items[begin:end] for begin, end in spans]).unique().numel()
+    if exclude is not None:
+        itself = relevance(exclude[:, None], query_labels, query_domains, index_labels, index_domains)[:, 0]
+        counts = counts - itself.long()
+    return counts
+
+
+def bootstrap_interval(
+    values: Mapping[str, Float[np.ndarray, "_"]],
+    generator: np.random.Generator,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Return percentile bootstrap intervals over queries, for each domain and for the mean over domains.
+
+    A resample draws as many queries of each domain as there are, with replacement. Metrics take few distinct values,
+    and how often each of them is drawn is multinomial: drawing that is the same and takes no pass over the queries.
+
+    Args:
+        values: outcome of each query, by domain.
+        generator: where the draws come from.
+        n_resamples: number of resamples, >= 1.
+        level: share of the resamples inside the interval, between 0 and 1.
+
+    Returns:
+        Columns domain, mean, low, high; a row for each domain, then "mean".
+
+    Raises:
+        ValueError: "domain 'cars' has no queries"; a level or number of resamples out of range.
+    """
+    if not 0 < level < 1 or n_resamples < 1:
+        raise ValueError(f"level is {level}, n_resamples is {n_resamples}; valid: 0 < level < 1, n_resamples >= 1")
+    means, resampled = {}, {}
+    for domain, outcomes in values.items():
+        if not len(outcomes):
+            raise ValueError(f"domain '{domain}' has no queries")
+        distinct, counts = np.unique(outcomes.astype(np.float64), return_counts=True)
+        n_at_once = max(1, 2**22 // len(distinct))  # bounds memory where every value differs
+        sizes = [min(n_at_once, n_resamples - start) for start in range(0, n_resamples, n_at_once)]
+        share = counts / counts.sum()
+        drawn = [generator.multinomial(len(outcomes), share, size) @ distinct for size in sizes]
+        means[domain] = distinct @ share
+        resampled[domain] = np.concatenate(drawn) / len(outcomes)
+    means["mean"] = np.mean(list(means.values()))
+    resampled["mean"] = np.mean(list(resampled.values()), axis=0)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    rows = [(name, means[name], *np.quantile(resampled[name], tails)) for name in means]
+    return pd.DataFrame(rows, columns=["domain", "mean", "low", "high"])

@@ -1,0 +1,325 @@
+"""Every parameter of a training run, checked before anything is computed or written.
+
+The models are flat and frozen; a field's description and bounds are its documentation. A mistake of the user's making
+is one `UserError`: it names the parameter or file, what was found, what is valid, and the nearest valid name.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PROJECT = Path(__file__).resolve().parent.parent
+Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
+Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
+
+# What a recipe fixes; everything else stays free. UnED's plain universal models have no teachers to learn from.
+NO_TEACHERS = {"w_ce_teacher": 0.0, "w_kl": 0.0, "w_rel": 0.0}
+RECIPES: dict[str, dict[str, Any]] = {
+    "udon": {},
+    "us_rr": {"sampler": "round_robin", **NO_TEACHERS},
+    "us_ds": {"sampler": "dataset_size", **NO_TEACHERS},
+}
+# Where a run happens and how it reports, not what it computes: outside the run's automatic name, like the seed, which
+# stands in the name by itself, so that the seeds of one setting share the name's last part.
+WITHOUT_EFFECT = {
+    *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
+    *("eval_batch_size", "log_every", "checkpoint_every", "overwrite"),
+}
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one message, and no traceback in a notebook."""
+
+
+class ParameterError(UserError):
+    """Problems with parameters, all of them at once. problems: name of the parameter -> what is wrong with it."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__("\n".join(f"parameter '{name}': {text}" for name, text in self.problems.items()))
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """Say which valid name is closest to `name`, or list the valid names: the end of an error message."""
+    names = sorted(valid)
+    folded = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    return f"did you mean '{folded[close[0]]}'?" if close else "valid: " + (", ".join(names) or "none")
+
+
+class DataParams(BaseModel):
+    """Which images: what every notebook that reads a catalog takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = Field(
+        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or domain/class/image"
+    )
+    images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
+    domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
+
+    def __init__(self, /, **values: Any) -> None:
+        """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
+        recipe = values.get("recipe")
+        fixed = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
+        try:
+            super().__init__(**{**fixed, **self._read_numbers(values)})
+        except ValidationError as error:
+            raise ParameterError(_problems(type(self), error, values)) from None
+
+    @classmethod
+    def _read_numbers(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Read '1e-3' as a number, since YAML does not (it wants 1.0e-3), and do not let True pass for 1."""
+        read = dict(values)
+        for name, field in cls.model_fields.items():
+            value = values.get(name)
+            if field.annotation in (int, float, float | None) and isinstance(value, str | bool):
+                whole = re.fullmatch(r"\s*[-+]?\d+\s*", str(value))
+                number = re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", str(value))
+                read[name] = int(value) if whole else float(value) if number else str(value)
+        return read
+
+    @field_validator("domains", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            if tuple(names) == ("all",):
+                return "all"
+            if not names or "" in names or len(set(names)) < len(names):
+                raise ValueError(f"found {value!r}, expected 'all' or one or more different names")
+            return tuple(names)
+        return value
+
+
+class TrainParams(DataParams):
+    """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
+
+    recipe: Literal["udon", "us_rr", "us_ds"] = Field(
+        "udon",
+        description="udon; or UnED's separate classifiers without teachers, domains in turn (us_rr) or by size (us_ds)",
+    )
+    run: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
+        description="folder name under outputs/runs; 'auto': from the parameters that influence results",
+    )
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+    overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every generator")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the backbone's and heads' forward pass"
+    )
+    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: the training process itself")
+    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="stop at an image that cannot be read, or skip and count it"
+    )
+    cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
+
+    backbone: str = Field(
+        "vit_base_patch16_224.augreg_in21k",
+        min_length=1,
+        description="name of a timm model with a pooled or class-token feature",
+    )
+    backbone_args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    pretrained: bool = Field(True, description="start from timm's released weights; False: from scratch")
+    image_size: int = Field(224, ge=8, description="side of the image that the backbone sees, pixels")
+    resize_size: int = Field(
+        256, ge=8, description="side of the square that a training image is squashed to before augmentation, pixels"
+    )
+
+    student_dim: int = Field(64, ge=1, description="dimensions of the universal embedding")
+    teacher_dim: int = Field(256, ge=1, description="dimensions of each domain's teacher embedding")
+    head_hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="widths of every head's hidden layers; []: one linear layer"
+    )
+    normalise_features: bool = Field(True, description="scale features to unit norm before the heads")
+
+    steps: int = Field(221_180, ge=1, description="optimizer steps; 221,180 is 10 epochs of UnED")
+    frozen_steps: int = Field(44_236, ge=0, description="first steps, in which the backbone is frozen")
+    batch_size: int = Field(128, ge=2, description="images per step")
+    domains_per_batch: int = Field(1, ge=1, description="equal parts of a batch, each of one domain")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate for heads and prototypes")
+    backbone_learning_rate: float = Field(1e-5, ge=0, description="Adam's rate for the backbone once it is not frozen")
+    weight_decay: float = Field(1e-6, ge=0, description="decoupled decay per step, times the rate")
+    beta2: float = Field(0.999, gt=0, lt=1, description="Adam's decay of squared gradients")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rates rise linearly from 0")
+    rate_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="rates after the warm-up: constant, or a half cosine to 0"
+    )
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="gradients are clipped to this global norm; None: not clipped"
+    )
+    absent_heads: Literal["skip", "decay"] = Field(
+        "skip", description="heads of domains absent from a batch: left alone, or stepped with zero gradients"
+    )
+    frozen_backbone: Literal["no_grad", "zero_lr"] = Field(
+        "no_grad", description="freeze by computing no gradients, or by a rate of 0 (moments still move)"
+    )
+
+    classification: Literal["normface", "cosface", "arcface"] = Field(
+        "normface", description="margin softmax of student and teachers"
+    )
+    margin: float = Field(0.0, ge=0, lt=2, description="cosface: of the cosine; arcface: of the angle, radians")
+    scale: float = Field(16.0, gt=0, description="factor of cosines in the classification losses")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    w_ce_student: float = Field(1.0, ge=0, description="weight of the student's classification loss")
+    w_ce_teacher: float = Field(1.0, ge=0, description="weight of the teachers' classification loss")
+    w_kl: float = Field(1.0, ge=0, description="weight of logit distillation")
+    w_rel: float = Field(1.0, ge=0, description="weight of relational distillation")
+    teacher_temperature: float = Field(0.1, gt=0, description="of the teacher's logits in logit distillation")
+    student_temperature: float = Field(0.1, gt=0, description="of the student's logits in logit distillation")
+    relational_scale: float = Field(32.0, gt=0, description="factor of the mean square over the B x B similarities")
+
+    sampler: Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"] = Field(
+        "dynamic", description="how steps are allocated to domains; dynamic: by loss"
+    )
+    sampler_init: Strategy = Field("round_robin", description="allocation of the dynamic sampler's first window")
+    fixed_shares: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="domain -> share of steps for 'fixed', each >= 0; scaled to sum 1"
+    )
+    update_every: int = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
+    sampler_loss: Literal["teacher", "student"] = Field(
+        "teacher", description="whose classification loss drives the dynamic sampler"
+    )
+
+    augmentation: Augmentation = Field(
+        "crop_flip",
+        description="of training images; the paper's: crop_flip; affine turns and scales; affine_colour recolours too",
+    )
+    augmentation_by_domain: dict[str, Augmentation] = Field({}, description="domain -> augmentation, where it differs")
+
+    eval_every: int = Field(22_118, ge=1, description="steps between validations, which select the best checkpoint")
+    eval_batch_size: int = Field(256, ge=1, description="images per step of embedding")
+    k: int = Field(5, ge=1, description="neighbours counted by mMP@k")
+    log_every: int = Field(50, ge=1, description="steps between two records of the losses")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints to resume from")
+
+    @field_validator("fixed_shares")
+    @classmethod
+    def _scale_shares(cls, shares: dict[str, float]) -> dict[str, float]:
+        total = sum(shares.values())
+        if shares and not total > 0:
+            raise ValueError(f"found {shares!r}, expected shares that sum to more than 0")
+        if abs(total - 1) < 1e-9:  # scaled already: reading saved parameters must not change the last bit
+            return shares
+        return {name: share / total for name, share in shares.items()}
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainParams":
+        """Refuse values that are possible one by one and impossible together."""
+        wrong: dict[str, str] = {}
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) != value:
+                wrong[name] = f"found {getattr(self, name)!r}, but recipe '{self.recipe}' fixes it to {value!r}"
+        if self.margin > 0 and self.classification == "normface":
+            wrong["margin"] = f"found {self.margin}, but normface has none: expected 0, or cosface or arcface"
+        if self.batch_size % self.domains_per_batch:
+            wrong["domains_per_batch"] = (
+                f"found {self.domains_per_batch}, expected a divisor of batch_size = {self.batch_size}"
+            )
+        if "crop_flip" in {self.augmentation, *self.augmentation_by_domain.values()}:
+            if self.image_size > self.resize_size:
+                wrong["image_size"] = (
+                    f"found {self.image_size}, expected at most resize_size = {self.resize_size} for crop_flip"
+                )
+        if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.has_teachers:
+            wrong["sampler_loss"] = "found 'teacher', but w_ce_teacher = 0 trains none: expected 'student'"
+        fixed = self.sampler == "fixed" or (self.sampler == "dynamic" and self.sampler_init == "fixed")
+        if fixed and not self.fixed_shares:
+            wrong["fixed_shares"] = "found {}, expected a share for each domain, since the allocation is 'fixed'"
+        if self.fixed_shares and not fixed:
+            wrong["fixed_shares"] = f"found {self.fixed_shares}, but sampler '{self.sampler}' uses no fixed shares"
+        elif self.fixed_shares and self.domains != "all":
+            strangers = [domain for domain in self.fixed_shares if domain not in self.domains]
+            without = [domain for domain in self.domains if domain not in self.fixed_shares]
+            if strangers:
+                hint = nearest(strangers[0], without or self.domains)
+                wrong["fixed_shares"] = f"found domain '{strangers[0]}', which is not trained; {hint}"
+            elif without:
+                wrong["fixed_shares"] = f"found no share for domain '{without[0]}'"
+        if wrong:
+            raise ParameterError(wrong)
+        return self
+
+    @property
+    def has_teachers(self) -> bool:
+        """Whether teacher heads are trained."""
+        return self.w_ce_teacher > 0
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder: `run`, or <recipe>-<data stem>-s<seed>-<6 hex digits>.
+
+        The digits are of a hash of the values that influence results and differ from the defaults, without the seed:
+        so seeds of one setting share them, and a parameter added later leaves old names as they are.
+        """
+        if self.run != "auto":
+            return self.run
+        values = self.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True)
+        digits = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(self.data).stem) or "data"
+        return f"{self.recipe}-{stem}-s{self.seed}-{digits}"
+
+    @property
+    def outputs_dir(self) -> Path:
+        """Folder of all results."""
+        return PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return self.outputs_dir / "runs" / self.run_name
+
+
+def _problems(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> dict[str, str]:
+    """Put pydantic's findings into words, one line for each parameter."""
+    schemas = model.model_json_schema()["properties"]
+    problems: dict[str, str] = {}
+    for finding in error.errors():
+        name = str(finding["loc"][0]) if finding["loc"] else ""
+        cause = finding.get("ctx", {}).get("error")
+        if isinstance(cause, ParameterError):
+            problems.update(cause.problems)
+        elif finding["type"] == "value_error":
+            problems[name] = str(cause)
+        elif finding["type"] == "extra_forbidden":
+            problems[name] = f"no such parameter; {nearest(name, [*schemas, 'preset'])}"
+        else:
+            found, choices = values[name], schemas[name].get("enum", ())
+            hint = f"; {nearest(found, choices)}" if choices and "did" in nearest(found, choices) else ""
+            kind = "" if found is None else f" ({type(found).__name__})"
+            problems[name] = f"found {_short(found)}{kind}, expected {_expected(schemas[name])}{hint}"
+    return problems
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    """Put a JSON schema of one value into words: 'a number > 0', 'one of 'a', 'b'', 'a list (each: text)'."""
+    if "anyOf" in schema:
+        return " or ".join(_expected(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
+    if "const" in schema:
+        return repr(schema["const"])
+    if "pattern" in schema:
+        return f"text ({schema['description']})"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    words = {"integer": "a whole number", "number": "a number", "boolean": "True or False", "string": "text"}
+    words |= {"null": "None", "array": "a list", "object": "a mapping"}
+    inner = schema.get("items") or schema.get("additionalProperties")
+    each = f" (each: {_expected(inner)})" if isinstance(inner, dict) else ""
+    return words[schema["type"]] + each + (" " + " and ".join(bounds) if bounds else "")

@@ -1,0 +1,186 @@
+"""Presets, and how a notebook's cells become checked parameters.
+
+A preset is a file under params/: values that refine another preset, named by its key `preset:`, down to 'paper', the
+models' defaults. A notebook adds the values of its parameters cell and those that papermill injects behind it.
+"""
+
+import ast
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import yaml
+
+from udonlib.params import PROJECT, RECIPES, DataParams, ParameterError, TrainParams, UserError, nearest
+
+Model = TypeVar("Model", bound=DataParams)
+Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
+
+
+def load(preset: str | Path = "paper", /, **values: Any) -> TrainParams:
+    """Read a preset, by name or by path of its file, and put `values` on top.
+
+    Raises UserError naming the file and line, or the parameter and the file that set it.
+    """
+    return _build(TrainParams, [*_preset_layers(preset), ("", values)])
+
+
+@overload
+def from_notebook(cells: Sequence[str]) -> TrainParams: ...
+@overload
+def from_notebook(cells: Sequence[str], model: type[Model]) -> Model: ...
+def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -> DataParams:
+    """Read the parameters of a notebook out of the cells that it has run (`In`).
+
+    The preset that the notebook names, then the values of its parameters cell that are not None, then the values that
+    papermill injected. papermill accepts any name; this does not. Shows every later UserError as its message alone.
+
+    Args:
+        cells: sources of the cells in the order in which they ran; the last parameters cell counts.
+        model: what to build.
+
+    Raises:
+        UserError: no parameters cell has run, or a name or value is not valid.
+    """
+    friendly_errors()
+    known = {*model.model_fields, "preset"}
+    own: dict[str, Any] | None = None
+    injected: dict[str, Any] = {}
+    for cell in cells:
+        kind, assigned = _assignments(cell, known)
+        if kind == "parameters":
+            own, injected = assigned, {}
+        elif kind == "injected":
+            injected = injected | assigned
+    if own is None:
+        raise UserError("no parameters cell has run: run the cell with the parameters first")
+    chosen = {name: value for name, value in own.items() if value is not None}
+    preset = {**chosen, **injected}.get("preset", "paper")
+    layers = [("", {name: value for name, value in layer.items() if name != "preset"}) for layer in (chosen, injected)]
+    # A misspelt name is reported even where its value is None, and so even where nobody has set it.
+    layers.insert(0, ("", {name: None for name in own if name not in known}))
+    return _build(model, [*_preset_layers(preset), *layers])
+
+
+def friendly_errors() -> None:
+    """Show a UserError in IPython as its message alone. The cell still fails, and so does papermill."""
+    from IPython.core.getipython import get_ipython  # only notebooks need IPython
+
+    def show(shell: Any, kind: type, error: Exception, traceback: Any, tb_offset: int | None = None) -> list[str]:
+        lines = [f"{kind.__name__}: {error}"]
+        shell._showtraceback(kind, error, lines)
+        return lines
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((UserError,), show)
+
+
+def _assignments(cell: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """Tell whether a cell is the parameters cell or papermill's, and read what it assigns.
+
+    The parameters cell holds assignments only, and annotates at least one known name; papermill's begins with its
+    comment. Their right sides are evaluated anew, since a name like `run` may have become something else by now.
+    """
+    injected = cell.lstrip().startswith("# Parameters\n")
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return "other", {}
+    if not body or not all(isinstance(line, ast.AnnAssign | ast.Assign) for line in body):
+        return "other", {}
+    annotated = {
+        line.target.id for line in body if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+    if not injected and not annotated & set(known):
+        return "other", {}
+    values: dict[str, Any] = {}
+    exec(compile(ast.Module(body, []), "<parameters>", "exec"), {"__builtins__": __builtins__}, values)
+    values.pop("__annotations__", None)
+    return "injected" if injected else "parameters", values
+
+
+def _build(model: type[Model], layers: Sequence[Layer]) -> Model:
+    """Build a model of values by layers, the later ones winning.
+
+    A recipe takes back what layers below its own set and it fixes: `recipe: us_rr` on a preset of UDON is enough.
+    """
+    top = max((place for place, (_, values) in enumerate(layers) if "recipe" in values), default=0)
+    recipe = layers[top][1].get("recipe") if layers else None
+    fixed = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for place, (where, values) in enumerate(layers):
+        for name, value in values.items():
+            if place >= top or name not in fixed:
+                merged[name], origin[name] = value, where
+    try:
+        return model(**merged)
+    except ParameterError as error:
+        where_set = {name: f" (set in {origin[name]})" if origin.get(name) else "" for name in error.problems}
+        raise ParameterError({name: text + where_set[name] for name, text in error.problems.items()}) from None
+
+
+def _preset_layers(preset: object) -> list[Layer]:
+    """Follow a preset to 'paper'. Returns the values of its files, the most refined last."""
+    layers: list[Layer] = []
+    chain: list[Path] = []
+    while preset != "paper":
+        path = _find(preset, chain)
+        if path in chain:
+            raise UserError(
+                f"{chain[-1]}: preset '{preset}' refines itself: " + " -> ".join(p.stem for p in [*chain, path])
+            )
+        values = _read(path)
+        chain.append(path)
+        preset = values.pop("preset", "paper")
+        layers.insert(0, (str(path), values))
+    return layers
+
+
+def _find(preset: object, chain: Sequence[Path]) -> Path:
+    """Find the file of a preset: a name under params/, or a path, also relative to the file that refers to it."""
+    place = f"{chain[-1]}: " if chain else ""
+    if not isinstance(preset, str | Path) or not str(preset):
+        raise UserError(f"{place}parameter 'preset': found {preset!r}, expected the name or the path of a preset")
+    if str(preset).endswith((".yaml", ".yml")):
+        given = Path(preset).expanduser()
+        candidates = [*(path.parent / given for path in chain[-1:]), given, PROJECT / given]
+    else:
+        candidates = [PROJECT / "params" / f"{preset}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    folder = PROJECT / "params"
+    names = ["paper", *(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))]
+    raise UserError(f"{place}no preset '{preset}'; {nearest(preset, names)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read one preset file. Raises UserError naming file and line."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text: byte 0x{content[error.start]:02x}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}, line {node.start_mark.line + 1}: expected lines of the form 'name: value'")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UserError(f"{path}, line {line}: '{key.value}' is set twice, first in line {lines[key.value]}")
+        lines[str(key.value)] = line
+    return {str(name): value for name, value in values.items()}

@@ -1,0 +1,274 @@
+"""Train a run into its folder, or go on with it; evaluate its best model.
+
+    run = open_run(params)
+    for record in run.train(): ...        # every record is in the run's files already
+    run.evaluation()
+
+See `udonlib.runfolder` for what the folder holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from udonlib.backbones import create_backbone
+from udonlib.domains import Catalog, load_catalog
+from udonlib.embedding import Embed, Load, loading, pixels
+from udonlib.evaluation import Evaluation, Head, MergedIndex, Neighbours, evaluate, save_table
+from udonlib.images import ImageReader, WindowLoader
+from udonlib.learner import PRECISIONS
+from udonlib.models import EmbeddingModel
+from udonlib.params import WITHOUT_EFFECT, TrainParams, UserError
+from udonlib.runfolder import RunFolder, RunWriter, provenance, replacing, run_folder, write_json
+from udonlib.training import Record, Trainer, merged_r_at_1
+
+# What a run may be resumed with although it is another value than it began with.
+CHANGEABLE = WITHOUT_EFFECT - {"seed"}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: "parameter 'device': ..." for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = name.partition(":")[0]
+    if not available[kind]:
+        valid = ", ".join(kind for kind, there in available.items() if there)
+        raise UserError(f"parameter 'device': found {name!r}, which this machine does not have; valid: auto, {valid}")
+    return torch.device(name)
+
+
+def create_model(params: TrainParams, catalog: Catalog) -> EmbeddingModel:
+    """The model of a run before its first step: the same for the same parameters, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        backbone = create_backbone(
+            params.backbone,
+            pretrained=params.pretrained,
+            image_size=params.image_size,
+            arguments=params.backbone_args,
+        )
+    return EmbeddingModel(
+        backbone,
+        {domain.name: domain.n_classes for domain in catalog.domains},
+        student_dim=params.student_dim,
+        teacher_dim=params.teacher_dim if params.has_teachers else 0,
+        hidden_dims=params.head_hidden_dims,
+        normalise_features=params.normalise_features,
+        seed=params.seed,
+    )
+
+
+class Run(RunFolder):
+    """A run with its parameters, ready to train. Opening it writes nothing.
+
+    Raises:
+        UserError: a folder that holds a run of other parameters ("... differs in steps: 400 there, 800 here; ...").
+    """
+
+    def __init__(self, params: TrainParams) -> None:
+        super().__init__(params.run_dir)
+        if self.status != "new" and not params.overwrite:
+            there = self.params.model_dump(exclude=CHANGEABLE)
+            here = params.model_dump(exclude=CHANGEABLE)
+            differing = [
+                f"{name}: {there[name]!r} there, {here[name]!r} here" for name in here if there[name] != here[name]
+            ]
+            if differing:
+                raise UserError(
+                    f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
+                    "Give this one another name (run=...), or replace that one (overwrite=true)"
+                )
+        self.__dict__["params"] = params
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What the run trains on and is tested on."""
+        p = self.params
+        return load_catalog(p.data, p.domains, p.images)
+
+    def train(self) -> Iterator[Record]:
+        """Train to the end, then evaluate the best model; yields `start`, the trainer's records, `test` and `end`.
+
+        Goes on from the last checkpoint of an unfinished run. A finished run is left as it is: only `end` comes.
+
+        Raises:
+            UserError: whatever is wrong with parameters or data, before anything is written; a loss that is not finite,
+                with the last checkpoint kept; data that changed since the run began.
+        """
+        p = self.params
+        if self.status == "finished" and not p.overwrite:
+            yield {"kind": "end", "step": p.steps} | self.summary()
+            return
+        torch.set_num_threads(p.n_threads or len(os.sched_getaffinity(0)))
+        device = pick_device(p.device)
+        model = create_model(p, self.catalog).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        untrained = copy.deepcopy(model).requires_grad_(False)
+        reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
+        test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
+        load = loading(test_reader, p.n_workers)
+        trainer = Trainer(
+            model, self.catalog, p, WindowLoader(reader, p.n_workers), lambda: self._evaluate(model, "val", load).table
+        )
+        writer = RunWriter(self)
+        try:
+            began = time.perf_counter()
+            if p.overwrite:
+                self._clear()
+            seconds_before = self._resume(trainer, writer, device)
+            yield {
+                "kind": "start",
+                "step": trainer.step,
+                "n_steps": p.steps,
+                "batch_size": p.batch_size,
+                "device": str(device),
+            }
+            for record in trainer.train():
+                if record["kind"] == "checkpoint":
+                    seconds = seconds_before + time.perf_counter() - began
+                    state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds}
+                    writer.save(self.last, state)
+                else:
+                    if record["kind"] == "validation" and record["best"]:
+                        best = {"model": model.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
+                        writer.save(self.best, best)
+                    writer.record(record)
+                yield record
+            train_seconds = seconds_before + time.perf_counter() - began
+            best = self.load_model_state()
+            model.load_state_dict(best["model"])
+            evaluation = self._evaluate(model, "test", load, untrained)
+            table = self._save_evaluation(evaluation)
+            yield {"kind": "test", "step": p.steps, "table": table}
+            summary = {
+                "steps": p.steps,
+                "images": p.steps * p.batch_size,
+                "train_seconds": round(train_seconds, 1),
+                "seconds": round(seconds_before + time.perf_counter() - began, 1),
+                "best_step": best["step"],
+                "best_validation_r_at_1": best["r_at_1"],
+                "test_r_at_1": merged_r_at_1(table),
+                "skipped_images": {**reader.skipped, **test_reader.skipped},
+            }
+            write_json(self.path / "summary.json", summary)
+            yield {"kind": "end", "step": p.steps} | summary
+        finally:
+            writer.close()
+
+    def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
+        """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
+        note = provenance(self.params, self.catalog, device)
+        before = self.provenance()
+        if before and before[0]["data_fingerprint"] != note["data_fingerprint"]:
+            raise UserError(
+                f"run {self.path.name!r} cannot go on: the data at {self.params.data!r} has changed since it began. "
+                "Restore the data, or begin anew (overwrite=true)"
+            )
+        n_records, seconds = 0, 0.0
+        if self.last.exists():
+            state = torch.load(self.last, map_location=device, weights_only=True)
+            trainer.load_state_dict(state)
+            n_records, seconds = state["n_records"], state["seconds"]
+        writer.start(self.params, note | {"from_step": trainer.step}, n_records)
+        return seconds
+
+    def _clear(self) -> None:
+        """Remove what a former run of this name left, but not the lock that we hold."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+    def _evaluate(
+        self,
+        model: EmbeddingModel,
+        subset: Literal["val", "test"],
+        load: Load,
+        untrained: EmbeddingModel | None = None,
+    ) -> Evaluation:
+        """Evaluate the student, and with an untrained model beside it also teachers and both baselines."""
+        p = self.params
+        model.eval()
+        device = next(model.parameters()).device
+
+        def features(network: EmbeddingModel, images: Tensor) -> Tensor:
+            return network.features(images.to(device), PRECISIONS[p.precision])
+
+        heads: dict[str, Head | Mapping[str, Head]] = {"student": model.student}
+        baselines: dict[str, Embed] = {}
+        if untrained is not None:
+            untrained.eval()
+            if len(model.teachers):
+                heads["teacher"] = dict(model.teachers.items())
+            baselines = {
+                "features": lambda images: torch.nn.functional.normalize(features(untrained, images), dim=1),
+                "pixels": pixels,
+            }
+        return evaluate(
+            self.catalog, subset, load, partial(features, model), heads, baselines, k=p.k, batch_size=p.eval_batch_size
+        )
+
+    def _save_evaluation(self, evaluation: Evaluation) -> pd.DataFrame:
+        """Write the table with its intervals, the outcome of every query, and the neighbours in the merged index."""
+        table = evaluation.with_intervals(self.params.seed)
+        save_table(table, self.path)
+        with replacing(self.path / "outcomes.csv.gz") as file:
+            evaluation.outcomes.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
+        arrays: dict[str, np.ndarray] = {}
+        for (embedder, domain, index), found in evaluation.neighbours.items():
+            if index == "merged" and embedder in ("student", "teacher"):
+                key = f"{embedder}/{domain}"
+                arrays |= {
+                    f"{key}/query_paths": np.array(found.query_paths),
+                    f"{key}/position": found.position.astype(np.int32),
+                    f"{key}/similarity": found.similarity.astype(np.float32),
+                    f"{key}/hit": found.hit,
+                }
+        with replacing(self.path / "neighbours.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        return table
+
+    def neighbours(self) -> list[Neighbours]:
+        """Neighbours of all test queries in the merged index, for the student and each teacher."""
+        searched = MergedIndex(self.catalog.names, tuple(d.index("test").paths for d in self.catalog.domains))
+        with np.load(self.path / "neighbours.npz") as file:
+            arrays: dict[str, np.ndarray] = dict(file)
+        found = []
+        for key in sorted({key.rpartition("/")[0] for key in arrays}):
+            embedder, domain = key.split("/")
+            paths = tuple(arrays[f"{key}/query_paths"].tolist())
+            position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
+            found.append(
+                Neighbours(embedder, domain, "merged", paths, position.astype(np.int64), similarity, hit, searched)
+            )
+        return found
+
+
+def open_run(params: TrainParams) -> Run:
+    """The run of these parameters, whether it is new, unfinished or finished; data and domains are read and checked."""
+    run = Run(params)
+    _ = run.catalog
+    return run
+
+
+def load_run(name: str, outputs: str = "auto") -> Run:
+    """An existing run by its name or path. Raises: UserError with the nearest name."""
+    folder = run_folder(name, outputs)
+    params = folder.params.model_copy(update={"run": folder.path.name, "outputs": str(folder.path.parent.parent)})
+    return Run(params.model_copy(update={"overwrite": False}))

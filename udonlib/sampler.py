@@ -1,0 +1,237 @@
+"""Which domain each step trains on: static allocations, and UDON's dynamic one.
+
+An *allocation* is the share of the schedule that each domain gets. A *schedule* is the order in which the domains
+come. A *window* is the stretch between two updates of the allocation; after each window the dynamic sampler sets the
+weight of a domain to its share of the mean losses, so that domains that learn slowly get more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+
+def initial_weights(strategy: str, sizes: Sequence[float]) -> Float[np.ndarray, "domains"]:
+    """Weights that sum to 1: `dataset_size` and `fixed` in proportion to `sizes`, `balanced` and `round_robin` equal.
+
+    Args:
+        sizes: training images per domain, or for `fixed` the shares wished for (any positive scale).
+
+    Raises:
+        ValueError: "unknown allocation ..." for another strategy; "sizes must be positive" otherwise.
+    """
+    values = np.asarray(sizes, dtype=np.float64)
+    if values.size == 0 or not np.all(np.isfinite(values)) or np.any(values < 0) or values.sum() <= 0:
+        raise ValueError(f"sizes must be finite, none negative and not all 0; found {list(sizes)}")
+    if strategy in ("dataset_size", "fixed"):
+        return values / values.sum()
+    if strategy in ("balanced", "round_robin"):
+        return np.full(len(values), 1 / len(values))
+    raise ValueError(f"unknown allocation {strategy!r}; valid are dataset_size, balanced, round_robin, fixed")
+
+
+def steps_per_domain(weights: Float[np.ndarray, "domains"], n_steps: int) -> Int[np.ndarray, "domains"]:
+    """Steps of each domain in a schedule: floor(n_steps w_d), and for the last domain all that is left over."""
+    counts = np.floor(n_steps * np.asarray(weights, dtype=np.float64)).astype(np.int64)
+    counts[-1] = n_steps - counts[:-1].sum()
+    return counts
+
+
+def draw_schedule(
+    weights: Float[np.ndarray, "domains"], n_steps: int, generator: np.random.Generator
+) -> Int[np.ndarray, "steps"]:
+    """A random order of the domains with exactly `steps_per_domain` of each."""
+    return generator.permutation(np.repeat(np.arange(len(weights)), steps_per_domain(weights, n_steps)))
+
+
+def round_robin_schedule(n_domains: int, n_steps: int) -> Int[np.ndarray, "steps"]:
+    """0, 1, .., n_domains - 1, again and again."""
+    return np.arange(n_steps) % n_domains
+
+
+def updated_weights(
+    weights: Float[np.ndarray, "domains"],
+    loss_sums: Shaped[np.ndarray, "domains"],
+    n_images: Shaped[np.ndarray, "domains"],
+) -> Float[np.ndarray, "domains"]:
+    """UDON's update from the losses of a window: slow learners get more.
+
+        m_d = loss_sum_d / n_d       w_d = m_d / sum_seen m     for the domains seen (n_d > 0)
+
+    A domain that was not seen keeps its weight; then all weights are divided by their sum. Source: UDON sec. 3.3;
+    pinned by sampler.npz.
+
+    Raises:
+        ValueError: "mean losses must be finite and not negative" for a loss that cannot be shared out.
+    """
+    seen = np.asarray(n_images) > 0
+    new = np.array(weights, dtype=np.float64)
+    if not seen.any():
+        return new / new.sum()
+    means = np.asarray(loss_sums, dtype=np.float64)[seen] / np.asarray(n_images, dtype=np.float64)[seen]
+    if not np.all(np.isfinite(means)) or np.any(means < 0):
+        raise ValueError(f"mean losses must be finite and not negative, found {means.tolist()}")
+    if means.sum() == 0:  # every domain is learned perfectly: nothing to tell them apart by
+        return new / new.sum()
+    new[seen] = means / means.sum()
+    return new if seen.all() else new / new.sum()
+
+
+class Sampler:
+    """The schedule of a whole training, window by window.
+
+    `window()` draws the domains of the next window; `record()` takes the losses of each trained step; `advance()` ends
+    the window, updates the weights (dynamic strategy) and moves on. As in the reference each window redraws a schedule
+    of the full length and takes its own stretch of it; unlike there, a window's losses are exactly those of its own
+    steps, whatever is logged when. Everything that decides what comes next is in `state_dict()`.
+
+    Args:
+        names: domains in their order.
+        sizes: training images of each domain, the shares of `dataset_size`.
+        strategy: `dynamic`, or one of the static `round_robin`, `balanced`, `dataset_size`, `fixed`.
+        n_slots: length of the whole schedule. A step that mixes several domains takes several slots.
+        update_every: slots per window.
+        initial: allocation before the first update (`dynamic`).
+        shares: wished shares by domain (`fixed`).
+        seed: of the generator that draws the schedules.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        *,
+        strategy: str = "dynamic",
+        n_slots: int,
+        update_every: int,
+        initial: str = "round_robin",
+        shares: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.names = tuple(names)
+        self.strategy = strategy
+        self.n_slots = n_slots
+        self.update_every = update_every
+        self._ordered = strategy == "round_robin" or (strategy == "dynamic" and initial == "round_robin")
+        allocation = initial if strategy == "dynamic" else strategy
+        if allocation == "fixed":
+            table = dict(shares or {})
+            missing = [name for name in names if name not in table]
+            if missing:
+                raise ValueError(f"the fixed allocation has no share for {', '.join(missing)}; it has {table}")
+            sizes_or_shares: Sequence[float] = [table[name] for name in names]
+        else:
+            sizes_or_shares = list(sizes)
+        self.weights = initial_weights(allocation, sizes_or_shares)
+        self.start = 0  # first slot of the current window
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._schedule = self._draw()
+        self._clear()
+
+    def _draw(self) -> np.ndarray:
+        self._drawn_from = self._generator.bit_generator.state
+        if self._ordered:
+            return round_robin_schedule(len(self.names), self.n_slots)
+        return draw_schedule(self.weights, self.n_slots, self._generator)
+
+    def _clear(self) -> None:
+        self.loss_sums = np.zeros(len(self.names))
+        self.n_images = np.zeros(len(self.names), dtype=np.int64)
+
+    def window(self) -> Int[np.ndarray, "slots"]:
+        """Domain of each slot of the current window; shorter than `update_every` at the end of training."""
+        return self._schedule[self.start : self.start + self.update_every]
+
+    def record(self, name: str, loss_sum: float, n_images: int) -> None:
+        """Add the loss, summed over the images of a step, that steers the allocation."""
+        d = self.names.index(name)
+        self.loss_sums[d] += loss_sum
+        self.n_images[d] += n_images
+
+    def advance(self) -> None:
+        """End the window: update the weights from its losses, draw the next schedule."""
+        self.start += self.update_every
+        if self.strategy == "dynamic":
+            self.weights = updated_weights(self.weights, self.loss_sums, self.n_images)
+            self._ordered = False
+        if not self._ordered:
+            self._schedule = self._draw()
+        self._clear()
+
+    def state_dict(self) -> dict:
+        """Everything the rest of the schedule depends on, as plain numbers and lists."""
+        return {
+            "names": list(self.names),
+            "start": self.start,
+            "ordered": self._ordered,
+            "weights": self.weights.tolist(),
+            "loss_sums": self.loss_sums.tolist(),
+            "n_images": self.n_images.tolist(),
+            "drawn_from": self._drawn_from,  # the generator before the current schedule, which is drawn again
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Continue from `state_dict()`.
+
+        Raises:
+            ValueError: "state of domains ..." when it belongs to other domains.
+        """
+        if list(state["names"]) != list(self.names):
+            raise ValueError(f"state of domains {state['names']} does not fit a sampler of {list(self.names)}")
+        self.start = state["start"]
+        self._ordered = state["ordered"]
+        self.weights = np.asarray(state["weights"], dtype=np.float64)
+        self._generator.bit_generator.state = state["drawn_from"]
+        self.loss_sums = np.asarray(state["loss_sums"], dtype=np.float64)
+        self.n_images = np.asarray(state["n_images"], dtype=np.int64)
+        self._schedule = self._draw()
+
+
+class ImageOrder:
+    """The order in which each domain's training images come: a fresh permutation per pass over the domain.
+
+    The permutation of a pass depends only on the seed, the domain's number and the number of the pass, so that the
+    state is two integers per domain.
+    """
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], seed: int = 0) -> None:
+        self.names = tuple(names)
+        self._sizes = dict(zip(names, sizes, strict=True))
+        self._seed = seed
+        self._passes = dict.fromkeys(names, 0)
+        self._positions = dict.fromkeys(names, 0)
+        self._permutations: dict[str, tuple[int, np.ndarray]] = {}
+
+    def _permutation(self, name: str) -> np.ndarray:
+        number = self._passes[name]
+        cached = self._permutations.get(name)
+        if cached is None or cached[0] != number:
+            generator = np.random.default_rng([self._seed, self.names.index(name), number])
+            cached = self._permutations[name] = (number, generator.permutation(self._sizes[name]))
+        return cached[1]
+
+    def take(self, name: str, n_images: int) -> Int[np.ndarray, "images"]:
+        """The next images of a domain, as positions in its training split."""
+        taken = []
+        while n_images > 0:
+            position = self._positions[name]
+            part = self._permutation(name)[position : position + n_images]
+            taken.append(part)
+            n_images -= len(part)
+            self._positions[name] = position + len(part)
+            if self._positions[name] == self._sizes[name]:
+                self._passes[name] += 1
+                self._positions[name] = 0
+        return np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
+
+    def n_seen(self) -> dict[str, int]:
+        """Images taken so far, by domain."""
+        return {name: self._passes[name] * self._sizes[name] + self._positions[name] for name in self.names}
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {"passes": dict(self._passes), "positions": dict(self._positions)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        self._passes, self._positions = dict(state["passes"]), dict(state["positions"])

@@ -1,0 +1,201 @@
+"""The one training loop: it yields records of what happened and holds all the state that the next step needs.
+
+`Trainer` decides what each step sees (sampler, image order, augmentation), when to log, validate and save, and yields a
+record each time; `udonlib.learner` does the step, `udonlib.runs` writes the files. Training is a pure function of
+parameters and data: every draw comes from a generator whose state is either in `state_dict()` or derived from the seed
+and the number of the step, so a resumed run repeats the bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from udonlib.domains import Catalog
+from udonlib.images import WindowLoader, augment
+from udonlib.learner import Learner
+from udonlib.models import EmbeddingModel
+from udonlib.params import TrainParams, UserError
+from udonlib.sampler import ImageOrder, Sampler
+
+Record = dict[str, Any]
+
+
+class TrainingError(UserError):
+    """The run cannot go on; its last checkpoint is intact."""
+
+
+class Trainer:
+    """Train a model on a catalog; iterate over `train()` and keep the records.
+
+    Args:
+        model: on its device.
+        catalog: what to train on.
+        params: of the run.
+        loader: reads planned batches of the train splits.
+        validate: evaluates the model as it is and returns the table of `udonlib.evaluation`.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        catalog: Catalog,
+        params: TrainParams,
+        loader: WindowLoader,
+        validate: Callable[[], pd.DataFrame],
+    ) -> None:
+        self.params = params
+        self.model = model
+        self.learner = Learner(model, params)
+        self.step = 0  # steps done
+        self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
+        self._loader = loader
+        self._validate = validate
+        self._device = next(model.parameters()).device
+        names = [domain.name for domain in catalog.domains]
+        sizes = [len(domain.train_labels) for domain in catalog.domains]
+        self._labels = {d.name: torch.from_numpy(d.train_labels).to(self._device) for d in catalog.domains}
+        self._kinds = {name: params.augmentation_by_domain.get(name, params.augmentation) for name in names}
+        self.sampler = Sampler(
+            names,
+            sizes,
+            strategy=params.sampler,
+            n_slots=params.steps * params.domains_per_batch,
+            update_every=params.update_every * params.domains_per_batch,
+            initial=params.sampler_init,
+            shares=params.fixed_shares or None,
+            seed=params.seed,
+        )
+        self._order = ImageOrder(names, sizes, params.seed)
+        self._window_order = self._order.state_dict()  # as it was when the current window began
+        self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
+
+    def plan_window(self) -> list[list[tuple[str, np.ndarray]]]:
+        """The images of each step of the current window: per step, domains and positions in their train splits."""
+        self._window_order = self._order.state_dict()
+        n_per_slot = self.params.batch_size // self.params.domains_per_batch
+        plan = []
+        for slots in self.sampler.window().reshape(-1, self.params.domains_per_batch):
+            domains, counts = np.unique(slots, return_counts=True)
+            names = [self.sampler.names[d] for d in domains]
+            shares = (n_per_slot * counts).tolist()
+            plan.append([(name, self._order.take(name, n)) for name, n in zip(names, shares, strict=True)])
+        return plan
+
+    def train(self) -> Iterator[Record]:
+        """Run to the end, yielding records: `allocation`, `train`, `validation`, `checkpoint` (state worth saving).
+
+        Raises:
+            TrainingError: "step 120: the loss is nan ..." when a loss or a gradient is not finite.
+        """
+        p = self.params
+        while self.step < p.steps:
+            images_seen = self._order.n_seen()
+            plan = self.plan_window()
+            done = self.step - self.sampler.start // p.domains_per_batch
+            if done == 0:
+                yield {
+                    "kind": "allocation",
+                    "step": self.step,
+                    "weights": dict(zip(self.sampler.names, self.sampler.weights.tolist(), strict=True)),
+                    "images_seen": images_seen,
+                }
+            clock, since = time.perf_counter(), self.step
+            for images, slots in self._loader(plan[done:]):
+                self._train_step(images, slots)
+                logs, validates, saves = (
+                    self.step % every == 0 or self.step == p.steps
+                    for every in (p.log_every, p.eval_every, p.checkpoint_every)
+                )
+                ends = self.step - self.sampler.start // p.domains_per_batch == len(plan)
+                if logs or validates or saves or ends:
+                    n_images = (self.step - since) * p.batch_size
+                    record = self._flush()
+                    record["images_per_s"] = n_images / (time.perf_counter() - clock)
+                    yield record
+                if validates:
+                    yield self._validation_record()
+                if saves or validates:
+                    yield {"kind": "checkpoint", "step": self.step}
+                if logs or validates or saves or ends:
+                    clock, since = time.perf_counter(), self.step
+            self.sampler.advance()
+
+    def _train_step(self, images: Tensor, slots: Sequence[tuple[str, np.ndarray]]) -> None:
+        # Dropout and the like draw from the global generator: seeding it by step makes it part of the state for free.
+        torch.manual_seed(self.params.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self._device).manual_seed(self.params.seed * 1_000_003 + self.step)
+        kinds = [self._kinds[name] for name, indices in slots for _ in range(len(indices))]
+        views = augment(images.to(self._device, non_blocking=True), kinds, self.params.image_size, generator)
+        parts = [(name, self._labels[name][torch.from_numpy(indices).to(self._device)]) for name, indices in slots]
+        terms, grad_norm = self.learner.step(self.step, views, parts)
+        self._pending.append(([(name, len(indices)) for name, indices in slots], terms, grad_norm))
+        self.step += 1
+
+    def _flush(self) -> Record:
+        """Fetch the losses of the steps since the last flush: into the sampler's window, and as means for the log."""
+        sums: dict[str, dict[str, float]] = {}
+        counts: dict[str, int] = {}
+        first = self.step - len(self._pending) + 1
+        for offset, (sizes, terms, grad_norm) in enumerate(self._pending):
+            for name, n in sizes:
+                values = {term: value.item() for term, value in terms[name].items()}
+                bad = [term for term, value in values.items() if not math.isfinite(value)]
+                if bad or not math.isfinite(grad_norm.item()):
+                    what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
+                    raise TrainingError(
+                        f"step {first + offset}: {what}; the last checkpoint is kept. Lower 'learning_rate' or "
+                        "'backbone_learning_rate', add 'warmup_steps', or set 'max_grad_norm'"
+                    )
+                loss = values.get("ce_teacher" if self.params.sampler_loss == "teacher" else "ce_student")
+                self.sampler.record(name, n * (values["ce_student"] if loss is None else loss), n)
+                domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
+                for term, value in values.items():
+                    domain[term] += n * value
+                counts[name] = counts.get(name, 0) + n
+        self._pending.clear()
+        return {
+            "kind": "train",
+            "step": self.step,
+            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
+        }
+
+    def _validation_record(self) -> Record:
+        table = self._validate()
+        value = merged_r_at_1(table)
+        best = value > self.best
+        self.best = max(self.best, value)
+        return {"kind": "validation", "step": self.step, "r_at_1": value, "best": best, "table": table}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on. To be taken when `train()` has yielded `checkpoint`."""
+        return {
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "order": self._window_order,
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Continue from `state_dict()`: the next step is the one that would have come next."""
+        self.model.load_state_dict(state["model"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+        self._order.load_state_dict(state["order"])
+        self.step, self.best = state["step"], state["best"]
+
+
+def merged_r_at_1(table: pd.DataFrame) -> float:
+    """The figure that selects checkpoints: the student's R@1 in the merged index, mean over domains, in percent."""
+    row = table[(table["embedder"] == "student") & (table["index"] == "merged") & (table["domain"] == "mean")]
+    return float(row["r_at_1"].iloc[0])
