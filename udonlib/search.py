@@ -33,9 +33,10 @@ def nearest(
 
         e <= (2 r + (dim + 2) 2^-24) |q| max|x|,   r = rounding of the factors, 2^-24 in true float32
 
-    and a query whose next group lies within 2 e of its k-th best one is searched again with more groups. So the result
-    depends neither on block sizes nor on ties between exact duplicates. An index most of which is equal up to rounding
-    (a collapsed model) makes this slow, never wrong.
+    and a query whose next group lies within 2 e of its k-th best one is searched again with a float64 product, whose
+    bound is 2^29 times smaller, and then with more groups. So the result depends neither on block sizes nor on ties
+    between exact duplicates. A collapsed model, whose embeddings all but agree, costs the second pass; an index most of
+    which is exactly equal is slow, never wrong.
 
     Memory above the embeddings: about 40 MB on a CPU, some bytes per row for norms, and the result.
 
@@ -58,41 +59,50 @@ def nearest(
     query_norms, index_norm = _norms(queries, "queries"), _norms(index, "index").max()
     dim = index.shape[1]
     backend = torch.backends.cuda if index.is_cuda else torch.backends.mkldnn
-    rounding = 2 * ROUNDING[backend.matmul.fp32_precision] + (dim + 2) * 2.0**-24
-    error = rounding * query_norms * index_norm + dim * 2.0**-126 * (1 + query_norms + index_norm)  # underflow
+    rounding = {
+        torch.float32: 2 * ROUNDING[backend.matmul.fp32_precision] + (dim + 2) * 2.0**-24,
+        torch.float64: (dim + 8) * 2.0**-53,
+    }
+    underflow = dim * 2.0**-126 * (1 + query_norms + index_norm)
 
     similarities = queries.new_empty((len(queries), k), dtype=torch.float64)
     positions = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
-    todo, n_groups = torch.arange(len(queries), device=queries.device), k + 1 + SPARE_GROUPS
+    todo, n_groups, precision = torch.arange(len(queries), device=queries.device), k + 1 + SPARE_GROUPS, torch.float32
     while len(todo):
+        error = rounding[precision] * query_norms.double() * index_norm.double() + underflow
         n_at_once = min(TILES[index.device.type][0], max(1, MAXIMA[index.device.type] // n_groups))
         unsettled = []
         for rows in todo.split(n_at_once):
-            maxima, groups = _best_groups(queries[rows], index, n_groups)
+            maxima, groups = _best_groups(queries[rows], index, n_groups, precision)
             similarities[rows], positions[rows] = _rerank(queries[rows], index, groups, k, exclude[rows])
             if groups.shape[1] * GROUP < len(index):  # else every row was compared
                 # Every row outside is at most the last maximum + e; k rows beside the query reach maximum k + 1 - e.
                 unsettled.append(rows[maxima[:, -1] + 2 * error[rows] >= maxima[:, k]])
-        todo, n_groups = torch.cat(unsettled) if unsettled else todo[:0], n_groups * 16
+        todo = torch.cat(unsettled) if unsettled else todo[:0]
+        n_groups = n_groups if precision == torch.float32 else n_groups * 16
+        precision = torch.float64
     return similarities, positions
 
 
 def _best_groups(
-    queries: Float[Tensor, "query dim"], index: Float[Tensor, "item dim"], n_groups: int
+    queries: Float[Tensor, "query dim"], index: Float[Tensor, "item dim"], n_groups: int, precision: torch.dtype
 ) -> tuple[Float[Tensor, "query group"], Int[Tensor, "query group"]]:
-    """Return the highest maxima over GROUP consecutive rows, highest first, and the groups they belong to."""
+    """Return the highest maxima over GROUP consecutive rows, highest first, and the groups they belong to.
+
+    precision: float type of the product.
+    """
     n_queries, n_items = len(queries), len(index)
     _, n_rows = TILES[index.device.type]
     n_maxima = max(n_rows // GROUP, MAXIMA[index.device.type] // n_queries)  # per query, held at once
     n_maxima = min(n_maxima, -(-n_items // GROUP))
-    transposed = queries.float().T
+    transposed = queries.to(precision).T
     tile = transposed.new_empty((min(n_rows, n_maxima * GROUP), n_queries))
     buffer = transposed.new_empty((n_maxima, n_queries))
     maxima, groups = buffer[:0], torch.empty((0, n_queries), dtype=torch.int64, device=index.device)
     for first in range(0, n_items, n_maxima * GROUP):
         last = min(first + n_maxima * GROUP, n_items)
         for start in range(first, last, len(tile)):
-            rows = index[start : min(start + len(tile), last)].float()
+            rows = index[start : min(start + len(tile), last)].to(precision)
             n_padded = -(-len(rows) // GROUP) * GROUP
             with torch.autocast(index.device.type, enabled=False):
                 torch.mm(rows, transposed, out=tile[: len(rows)])
