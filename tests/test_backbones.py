@@ -67,3 +67,22 @@ def test_pretrained_weights_are_loaded_by_timm_from_a_file(tmp_path):
     loaded = create_backbone("test_vit", pretrained=True, image_size=160, arguments=overlay)
     for name, value in source.encoder.state_dict().items():
         assert torch.equal(value, loaded.encoder.state_dict()[name])
+
+
+def test_the_small_resnet_halves_once_before_its_first_block_and_takes_width_and_blocks():
+    backbone = create_backbone(
+        "small_resnet", pretrained=False, image_size=48, arguments={"width": 4, "blocks": [1, 2, 1]}
+    )
+    assert backbone.feature_dim == 16
+    stem = backbone.encoder.layers[:3](torch.zeros(1, 3, 48, 48))
+    assert stem.shape == (1, 4, 24, 24)
+    assert sum(type(layer).__name__ == "_Block" for layer in backbone.encoder.layers) == 4
+
+
+def test_the_small_resnet_says_what_it_cannot_do():
+    with pytest.raises(UserError, match="'small_resnet' has no published weights"):
+        create_backbone("small_resnet", pretrained=True, image_size=48)
+    with pytest.raises(UserError, match=r"'backbone_args': 'small_resnet' cannot be built: .*'widht'"):
+        create_backbone("small_resnet", pretrained=False, image_size=48, arguments={"widht": 4})
+    with pytest.raises(UserError, match="did you mean 'small_resnet'"):
+        create_backbone("smal_resnet", pretrained=False, image_size=48)

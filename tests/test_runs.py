@@ -183,10 +183,13 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
         if record["kind"] == "checkpoint":
             break
     records.close()
+    finish(open_run(params(data, tmp_path, run="finished")))
     file = data / "info_files" / "flags" / "train.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:-1]))
     with pytest.raises(UserError, match=r"the data at .* has changed since it began"):
         next(open_run(params(data, tmp_path)).train())
+    with pytest.raises(UserError, match=r"the data at .* has changed since it began"):
+        load_run("finished", str(tmp_path)).neighbours()
 
 
 def test_nothing_is_written_before_everything_is_checked(data, tmp_path):

@@ -124,6 +124,8 @@ def test_every_domain_s_images_are_counted(catalog):
     records = list(make(catalog, sampler="round_robin").train())
     last = [record for record in records if record["kind"] == "allocation"][-1]
     assert sum(last["images_seen"].values()) == 8 * 8
+    last = [record for record in records if record["kind"] == "train"][-1]
+    assert sum(last["images_seen"].values()) == 11 * 8
 
 
 def test_slots_of_a_mixed_batch_add_up_to_the_batch(catalog):

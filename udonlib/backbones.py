@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -59,13 +59,60 @@ class Backbone(nn.Module):
         return self.encoder(images)
 
 
+class SmallResNet(nn.Module):
+    """A ResNet of basic blocks for images of 32 to 64 pixels.
+
+    It halves the image before its first block; timm's ResNets quarter it, which leaves too little of a small one.
+
+    Args:
+        width: channels of the first stage; every later stage has twice as many, the last its features.
+        blocks: blocks per stage.
+    """
+
+    def __init__(self, width: int = 32, blocks: Sequence[int] = (1, 1, 1, 1)) -> None:
+        super().__init__()
+        channels = [width * 2**stage for stage in range(len(blocks))]
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        for before, after, n_blocks in zip([width, *channels], channels, blocks, strict=False):
+            layers += [_Block(before, after)] + [_Block(after, after) for _ in range(n_blocks - 1)]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut; halves the map where it adds channels."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if before != after:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.convolutions(maps) + self.shortcut(maps))
+
+
+OWN = {"small_resnet": SmallResNet}
+
+
 def create_backbone(
     name: str, *, pretrained: bool, image_size: int, arguments: Mapping[str, Any] | None = None
 ) -> Backbone:
-    """Build timm's model `name` without its classifier.
+    """Build an encoder: timm's model `name` without its classifier, or our own of that name.
 
     Args:
-        name: as in `timm.list_models()`, weights' tag included ("vit_base_patch16_224.augreg_in21k").
+        name: "small_resnet" (ours, for small images, not pretrained), or as in `timm.list_models()`, weights' tag
+            included ("vit_base_patch16_224.augreg_in21k").
         pretrained: load the published weights (from the hub or its local cache).
         image_size: side of the images in pixels; position embeddings are made for it.
         arguments: more arguments of timm's constructor, for example `channels` of a ResNet.
@@ -74,10 +121,18 @@ def create_backbone(
         UserError: "parameter 'backbone': unknown ..." with the nearest names; "'backbone_args'" that the model does not
             take; weights that cannot be loaded; an image size that the model cannot take.
     """
+    if name in OWN:
+        if pretrained:
+            raise UserError(f"parameter 'pretrained': {name!r} has no published weights; set pretrained=false")
+        try:
+            own = OWN[name](**dict(arguments or {}))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"parameter 'backbone_args': {name!r} cannot be built: {error}") from error
+        return Backbone(name, own, _probe(name, own, image_size), *IMAGENET_MEAN_STD)
     architecture = name.split(".")[0]
     known = timm.list_models()
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, known, n=3)
+        near = difflib.get_close_matches(architecture, [*known, *OWN], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists the valid names"
         raise UserError(f"parameter 'backbone': unknown timm model {name!r}; {hint}")
     sized = {"img_size": image_size} if _takes_image_size(architecture) else {}

@@ -173,12 +173,7 @@ class Run(RunFolder):
     def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
         """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
         note = provenance(self.params, self.catalog, device)
-        before = self.provenance()
-        if before and before[0]["data_fingerprint"] != note["data_fingerprint"]:
-            raise UserError(
-                f"run {self.path.name!r} cannot go on: the data at {self.params.data!r} has changed since it began. "
-                "Restore the data, or begin anew (overwrite=true)"
-            )
+        self._check_data()
         n_records, seconds = 0, 0.0
         if self.last.exists():
             state = torch.load(self.last, map_location=device, weights_only=True)
@@ -186,6 +181,15 @@ class Run(RunFolder):
             n_records, seconds = state["n_records"], state["seconds"]
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
         return seconds
+
+    def _check_data(self) -> None:
+        """Refuse to mix a run with other data than it began with."""
+        before = self.provenance()
+        if before and before[0]["data_fingerprint"] != self.catalog.fingerprint:
+            raise UserError(
+                f"run {self.path.name!r} does not fit: the data at {self.params.data!r} has changed since it began. "
+                "Restore the data, or begin anew (overwrite=true)"
+            )
 
     def _clear(self) -> None:
         """Remove what a former run of this name left, but not the lock that we hold."""
@@ -245,7 +249,12 @@ class Run(RunFolder):
         return table
 
     def neighbours(self) -> list[Neighbours]:
-        """Neighbours of all test queries in the merged index, for the student and each teacher."""
+        """Neighbours of all test queries in the merged index, for the student and each teacher.
+
+        Raises:
+            UserError: the data has changed, so that positions would name other images.
+        """
+        self._check_data()
         searched = MergedIndex(self.catalog.names, tuple(d.index("test").paths for d in self.catalog.domains))
         with np.load(self.path / "neighbours.npz") as file:
             arrays: dict[str, np.ndarray] = dict(file)

@@ -75,6 +75,7 @@ class Trainer:
         )
         self._order = ImageOrder(names, sizes, params.seed)
         self._window_order = self._order.state_dict()  # as it was when the current window began
+        self._seen_before = self._order.n_seen()
         self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
 
     def plan_window(self) -> list[list[tuple[str, np.ndarray]]]:
@@ -97,7 +98,7 @@ class Trainer:
         """
         p = self.params
         while self.step < p.steps:
-            images_seen = self._order.n_seen()
+            self._seen_before = self._order.n_seen()
             plan = self.plan_window()
             done = self.step - self.sampler.start // p.domains_per_batch
             if done == 0:
@@ -105,7 +106,7 @@ class Trainer:
                     "kind": "allocation",
                     "step": self.step,
                     "weights": dict(zip(self.sampler.names, self.sampler.weights.tolist(), strict=True)),
-                    "images_seen": images_seen,
+                    "images_seen": self._seen_before,
                 }
             clock, since = time.perf_counter(), self.step
             for images, slots in self._loader(plan[done:]):
@@ -165,6 +166,10 @@ class Trainer:
             "kind": "train",
             "step": self.step,
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "images_seen": {
+                name: self._seen_before[name] + int(n)
+                for name, n in zip(self.sampler.names, self.sampler.n_images, strict=True)
+            },
             "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
         }
 
