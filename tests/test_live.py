@@ -151,6 +151,27 @@ def test_a_run_that_was_finished_before_says_when_it_was_and_not_that_it_took_no
     assert capsys.readouterr().out == "step 1000/1000 (100%)  test R@1 41.2, finished in 12:34\n"
 
 
+def test_an_interrupt_while_drawing_ends_the_training_too(monkeypatch):
+    ended = []
+
+    def records():
+        try:
+            for step in range(1, 100):
+                yield train(step)
+        finally:
+            ended.append(True)
+
+    def interrupted(self, progress, now):
+        if progress.step >= 3 and progress.state == "running":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(live._Lines, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:  # as IPython keeps the traceback, and with it our generator
+        live.show(records(), PARAMS, live=False)
+    assert ended == [True]
+    assert kept
+
+
 def test_an_interrupt_passes_with_the_last_state_shown(capsys):
     clock = Clock()
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ def show(
         progress.state = "stopped"
         raise
     finally:
+        if isinstance(records, Generator):
+            records.close()  # an interrupt may come while we draw: let go of the run all the same
         view.draw(progress, now=True)
     return last
 
