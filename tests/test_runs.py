@@ -14,7 +14,6 @@ import torch
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
 from udonlib.params import TrainParams, UserError
-from udonlib.runfolder import replacing
 from udonlib.runs import load_run, open_run
 
 
@@ -156,16 +155,6 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bits(data, tmp_path
     assert whole.evaluation().equals(victim.evaluation())
     assert len(victim.provenance()) == 11
     assert not list(victim.path.rglob("*.tmp"))
-
-
-def test_a_file_keeps_its_old_content_if_writing_fails(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_two_processes_do_not_train_one_run(data, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.catalogs import picture, uned_files, write_uned_tree, write_uned_zip, write_zip
 from udonlib.domains import DataError, check_images, load_catalog
+from udonlib.storage import replacing
 
 
 class TestArchives:
@@ -100,3 +101,13 @@ class TestStores:
         with pytest.raises(DataError, match=r"flags: 2 of 24 images missing, first 'flags/0001_001\.png'") as error:
             check_images(load_catalog(str(root)))
         assert "emoji:" not in str(error.value)
+
+
+def test_a_file_keeps_its_old_content_if_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

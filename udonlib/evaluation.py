@@ -5,7 +5,6 @@ by in chunks, each embedded by every head, searched, and forgotten. So memory gr
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,7 @@ from udonlib.domains import Catalog
 from udonlib.embedding import Embed, Images, Load, Reading, loading, pixels
 from udonlib.metrics import bootstrap_interval, count_positives, mmp_at_k, r_at_1, relevance
 from udonlib.search import nearest
+from udonlib.storage import replacing
 
 __all__ = ["Evaluation", "MergedIndex", "Neighbours", "evaluate", "loading", "pixels", "save_table"]
 
@@ -291,6 +291,5 @@ def save_table(table: pd.DataFrame, folder: Path) -> None:
         "evaluation.csv": table.to_csv(index=False, lineterminator="\n"),
     }
     for name, content in contents.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        with replacing(folder / name) as file:
+            file.write(content.encode())

@@ -30,7 +30,8 @@ from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel
 from udonlib.params import WITHOUT_EFFECT, TrainParams, UserError
-from udonlib.runfolder import RunFolder, RunWriter, provenance, replacing, run_folder, write_json
+from udonlib.runfolder import RunFolder, RunWriter, provenance, run_folder, write_json
+from udonlib.storage import replacing
 from udonlib.training import Record, Trainer, merged_r_at_1
 
 # What a run may be resumed with although it is another value than it began with.

@@ -1,7 +1,8 @@
 """Read the files of a folder or of one packed archive by their relative path: the same calls, the same errors.
 
 A `Store` can be pickled and may be used by many processes at once, forked or spawned: an archive is read with
-positioned reads, which share no file offset, and every process opens the file for itself where it has to.
+positioned reads, which share no file offset, and every process opens the file for itself where it has to. Whatever is
+written, is written whole: `replacing`.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -256,3 +259,18 @@ def _zip64(extra: bytes, packed: int, full: int, offset: int) -> tuple[int, int]
             return wide[1], wide[2]
         at += 4 + size
     return packed, offset
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its place only when it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
