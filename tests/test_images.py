@@ -240,7 +240,8 @@ class TestWindowLoader:
         [child] = multiprocessing.active_children()
         assert child.pid is not None
         multiprocessing.active_children()[0].kill()
-        with pytest.raises(RuntimeError, match="DataLoader worker.*exited unexpectedly|killed by signal"):
+        # Whichever is first: the loader's watch over its workers, or the pipe that the worker leaves half-read.
+        with pytest.raises((RuntimeError, ConnectionError), match="exited unexpectedly|killed by signal|reset|refused"):
             list(batches)
         assert signal.getsignal(signal.SIGCHLD) is not None
 
