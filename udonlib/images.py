@@ -123,7 +123,7 @@ class ImageReader:
         pixels, problems = decoded
         for path, problem in zip(paths, problems, strict=True):
             if problem is not None and self.on_bad_image == "error":
-                raise ImageError(problem)
+                raise ImageError(f"{problem}; on_bad_image='skip' leaves such images out")
             if problem is not None:
                 self.skipped.setdefault(path, problem)
         positions = list(paths.values())
@@ -230,7 +230,7 @@ class WindowLoader:
         Slots are those of the plan but where a bad image was replaced: take labels from the slots yielded.
 
         Raises: ImageError at the step of a bad image, unless the reader skips them; RuntimeError where this iteration
-            goes on after a newer one has begun.
+            goes on after a newer one has begun; UserError where a worker has died.
         """
         self._iteration += 1
         mine = self._iteration
@@ -245,7 +245,17 @@ class WindowLoader:
         for step in plan:
             if mine != self._iteration:
                 raise RuntimeError("a newer iteration of this WindowLoader has begun")
-            pixels, problems = next(results)
+            try:
+                pixels, problems = next(results)
+            except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:  # as its death is noticed
+                if self._workers is None:
+                    raise
+                self._workers = None
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(
+                    f"parameter 'n_workers': a process that decodes images has ended ({reason}). It may have been "
+                    f"killed for memory: found {self.n_workers}, fewer may do"
+                ) from error
             images, slots, row = [], [], 0
             for (domain, indices), paths in zip(step, self._tasks.drawn.popleft(), strict=True):
                 part = slice(row, row := row + len(paths))

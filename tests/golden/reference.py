@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from udonlib.backbones import Backbone, timm
+from udonlib.heads import Head
 from udonlib.models import EmbeddingModel
 
 
@@ -43,19 +44,22 @@ def build_model(params: dict[str, np.ndarray], n_classes: list[int], n_heads: in
         act_layer=QuickGELU if clip else partial(nn.GELU, approximate="tanh"),
     )
     backbone = Backbone("reference", encoder, dim, (0.5,) * 3, (0.5,) * 3)
-    student, student_hidden = _head_dims(params, "universal_student_projection_domain_0")
-    teacher, hidden_dims = _head_dims(params, "teacher_projection_domain_0")
-    assert hidden_dims == student_hidden
+    student, teacher = (
+        _head_widths(params, head) for head in ("universal_student_projection_domain_0", "teacher_projection_domain_0")
+    )
     names = {str(d): n for d, n in enumerate(n_classes)}
-    model = EmbeddingModel(backbone, names, student_dim=student, teacher_dim=teacher, hidden_dims=hidden_dims)
+    model = EmbeddingModel(backbone, names, student_dim=student[-1], teacher_dim=teacher[-1])
+    model.student = Head(dim, student[-1], student[:-1])
+    for d in names:
+        model.teachers[d] = Head(dim, teacher[-1], teacher[:-1])
     model.load_state_dict(state_from_reference(params))
     return model
 
 
-def _head_dims(params: dict[str, np.ndarray], head: str) -> tuple[int, list[int]]:
-    kernels = sorted(name for name in params if re.fullmatch(rf"{head}/Dense_\d+/kernel", name))
-    widths = [params[name].shape[1] for name in kernels]
-    return widths[-1], widths[:-1]
+def _head_widths(params: dict[str, np.ndarray], head: str) -> list[int]:
+    """Output sizes of a head's layers, in their order."""
+    layers = {int(m[1]): v.shape[1] for k, v in params.items() if (m := re.fullmatch(rf"{head}/Dense_(\d+)/kernel", k))}
+    return [layers[i] for i in sorted(layers)]
 
 
 def head_state(params: dict[str, np.ndarray], head: str) -> dict[str, torch.Tensor]:

