@@ -14,7 +14,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 endif
 VENV ?= .venv
 ARGS ?= -p domains all
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(or $(shell git ls-files 'notebooks/*.ipynb' 2>/dev/null),$(wildcard notebooks/*.ipynb))
 
 ifeq ($(strip $(VENV)),)
 READY :=

@@ -1,6 +1,7 @@
 """The project's own rules: one list of versions, short notebooks, documented presets, short modules."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,12 @@ import yaml
 from udonlib import presets
 from udonlib.params import PROJECT, DataParams, TrainParams
 
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+# Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
+NOTEBOOKS = sorted(
+    path
+    for path in (PROJECT / "notebooks").glob("*.ipynb")
+    if "papermill" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+)
 PRESETS = sorted((PROJECT / "params").rglob("*.yaml"))
 MODULES = sorted(path for path in (PROJECT / "udonlib").rglob("*.py"))
 BUILD = tomllib.loads((PROJECT / "pyproject.toml").read_text())
