@@ -11,7 +11,7 @@ import torch
 
 from tests.catalogs import write_uned_tree
 from udonlib.domains import load_catalog
-from udonlib.images import ImageReader, WindowLoader
+from udonlib.images import ImageReader, WindowLoader, augment
 from udonlib.params import TrainParams
 from udonlib.runs import create_model
 from udonlib.training import Trainer, TrainingError
@@ -164,3 +164,46 @@ def test_only_better_validations_are_best(catalog):
     )
     assert [record["best"] for record in trainer.train() if record["kind"] == "validation"] == [True, False, True]
     assert trainer.best == 5.0
+
+
+def test_every_image_goes_into_the_step_with_its_own_label_and_domain(catalog):
+    trainer = make(catalog, augmentation="none", domains_per_batch=4)
+    reader = ImageReader(catalog, 32, "train")
+    label_of = {}  # by pixels: what the step sees says which image it is
+    for domain in catalog.domains:
+        images = reader.read(domain.name, "train", np.arange(len(domain.train_labels)))
+        label_of |= {
+            image.float().numpy().tobytes(): (domain.name, label)
+            for image, label in zip(images, domain.train_labels.tolist(), strict=True)
+        }
+    step, seen = trainer.learner.step, []
+
+    def watched(number, images, parts):
+        seen.extend(
+            zip(
+                [label_of[image.numpy().tobytes()] for image in images],
+                [(name, label) for name, labels in parts for label in labels.tolist()],
+                strict=True,
+            )
+        )
+        return step(number, images, parts)
+
+    trainer.learner.step = watched
+    list(trainer.train())
+    assert len(seen) == 11 * 8
+    assert all(shown == told for shown, told in seen)
+    assert len({label for _, (_, label) in seen}) > 2
+
+
+def test_each_domain_is_augmented_in_its_own_way(catalog, monkeypatch):
+    import udonlib.training
+
+    kinds_seen = set()
+
+    def watched(images, kinds, *rest):
+        kinds_seen.update(kinds)
+        return augment(images, kinds, *rest)
+
+    monkeypatch.setattr(udonlib.training, "augment", watched)
+    list(make(catalog, domains="flags,emoji", augmentation_by_domain={"emoji": "affine_colour"}).train())
+    assert kinds_seen == {"affine", "affine_colour"}
