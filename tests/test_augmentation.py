@@ -10,7 +10,8 @@ from torch import Tensor
 
 from udonlib import augmentation
 from udonlib.augmentation import KINDS, augment, normalise
-from udonlib.params import TrainParams, UserError
+from udonlib.errors import UserError
+from udonlib.params import TrainParams
 
 
 def noise(n: int, size: int = 20, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from udonlib.backbones import create_backbone
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from udonlib.decoding import (
     resize_eval,
     resize_train,
 )
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.catalogs import picture, uned_files, with_entries, write_image_folder, write_tree, write_uned_tree, write_zip
 from udonlib.domains import DataError, check_images, load_catalog
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 
 class TestOfficialForm:

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.catalogs import write_tree, write_uned_tree, write_uned_zip
 from udonlib import decoding
 from udonlib.domains import Catalog, load_catalog
+from udonlib.errors import UserError
 from udonlib.images import ImageError, ImageReader, WindowLoader, decode, prepare_eval, prepare_train
-from udonlib.params import UserError
 from udonlib.storage import Store
 
 SIZE = 16

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from udonlib import live
-from udonlib.params import TrainParams, UserError
+from udonlib.errors import UserError
+from udonlib.params import TrainParams
 
 PARAMS = TrainParams(steps=1000, frozen_steps=0, eval_every=300, log_every=10)
 DOMAINS = ["emoji", "<b>flags"]

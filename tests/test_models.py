@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from udonlib.backbones import create_backbone
+from udonlib.errors import UserError
 from udonlib.models import EmbeddingModel
-from udonlib.params import UserError
 
 
 def make(teacher_dim=24, seed=0, **options):

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.catalogs import write_image_folder, write_tree, write_uned_tree, write_uned_zip
 from udonlib.decoding import decode
 from udonlib.domains import Catalog, DataError, check_images, load_catalog
+from udonlib.errors import UserError
 from udonlib.packing import pack
-from udonlib.params import UserError
 
 
 def same_content(one: Catalog, other: Catalog) -> bool:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from udonlib.params import PROJECT, RECIPES, WITHOUT_EFFECT, DataParams, ParameterError, TrainParams, UserError, nearest
+from udonlib.errors import ParameterError, UserError, nearest
+from udonlib.params import PROJECT, RECIPES, WITHOUT_EFFECT, DataParams, TrainParams
 
 
 def complaint(**values: object) -> str:

@@ -10,7 +10,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import PythonTranslator
 
 from udonlib import presets
-from udonlib.params import PROJECT, DataParams, TrainParams, UserError
+from udonlib.errors import UserError
+from udonlib.params import PROJECT, DataParams, TrainParams
 
 CELL = 'preset: str = "paper"\ndomains: str = "all"\nsteps: int = None\nlearning_rate: float = None  # the preset\'s'
 

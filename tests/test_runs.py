@@ -13,7 +13,8 @@ import torch
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
-from udonlib.params import TrainParams, UserError
+from udonlib.errors import UserError
+from udonlib.params import TrainParams
 from udonlib.runs import load_run, open_run
 
 

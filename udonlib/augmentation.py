@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from udonlib.params import UserError, nearest
+from udonlib.errors import UserError, nearest
 
 GREY = 127.5  # the middle of 0..255: contrast and inversion turn around it
 

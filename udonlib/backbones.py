@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 
 def _import_timm() -> ModuleType:

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 # Formats that hold photographs and drawings. Pillow opens others, some by starting other programs.
 Image.init()

@@ -18,8 +18,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
+from udonlib.errors import nearest
 from udonlib.infofiles import read_info_file
-from udonlib.params import nearest
 from udonlib.storage import DataError, Store, path_problem
 
 __all__ = ["Catalog", "DataError", "Domain", "Split", "check_images", "load_catalog"]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from udonlib.augmentation import augment, normalise
 from udonlib.decoding import ImageError, decode, prepare_eval, prepare_train
 from udonlib.domains import Catalog
-from udonlib.params import UserError, nearest
+from udonlib.errors import UserError, nearest
 from udonlib.storage import Store
 
 # Whoever works with images imports this module alone.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from udonlib.params import nearest
+from udonlib.errors import nearest
 from udonlib.storage import UNSAFE_PATH, DataError, path_problem
 
 BLOCK = 1 << 14  # entries

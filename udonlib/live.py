@@ -16,7 +16,8 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
-from udonlib.params import TrainParams, UserError
+from udonlib.errors import UserError
+from udonlib.params import TrainParams
 from udonlib.style import EMBEDDERS, GRID, domain_colours
 
 Record = dict[str, Any]

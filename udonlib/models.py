@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from udonlib.augmentation import normalise
 from udonlib.backbones import Backbone
+from udonlib.errors import UserError
 from udonlib.heads import Head, prototypes
 from udonlib.losses import cosine_logits, unit
-from udonlib.params import UserError
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
 

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from udonlib.decoding import decode
 from udonlib.domains import Catalog, Split
+from udonlib.errors import UserError, nearest
 from udonlib.images import start_workers
-from udonlib.params import UserError, nearest
 from udonlib.storage import DataError, Store
 
 CHUNK = 64  # images of one task

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, overload
 
 import yaml
 
-from udonlib.params import PROJECT, RECIPES, DataParams, ParameterError, TrainParams, UserError, nearest
+from udonlib.errors import ParameterError, UserError, nearest
+from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams
 
 Model = TypeVar("Model", bound=DataParams)
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values

@@ -32,7 +32,8 @@ import torch
 import yaml
 
 from udonlib.domains import Catalog
-from udonlib.params import PROJECT, TrainParams, UserError, nearest
+from udonlib.errors import UserError, nearest
+from udonlib.params import PROJECT, TrainParams
 from udonlib.storage import replacing
 from udonlib.training import Record
 

@@ -25,11 +25,12 @@ from torch import Tensor
 from udonlib.backbones import create_backbone
 from udonlib.domains import Catalog, load_catalog
 from udonlib.embedding import Embed, Load, loading, pixels
+from udonlib.errors import UserError
 from udonlib.evaluation import Evaluation, Head, MergedIndex, Neighbours, evaluate, save_table
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel
-from udonlib.params import WITHOUT_EFFECT, TrainParams, UserError
+from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runfolder import RunFolder, RunWriter, provenance, run_folder, write_json
 from udonlib.storage import replacing
 from udonlib.training import Record, Trainer, merged_r_at_1

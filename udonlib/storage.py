@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from udonlib.params import UserError
+from udonlib.errors import UserError
 
 # Anything but plain names between single forward slashes: empty, "." and ".." parts, absolute paths, drive letters,
 # backslashes and control characters. Works on many paths at once when they are joined by line feeds.

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from udonlib.domains import Catalog
+from udonlib.errors import UserError
 from udonlib.images import WindowLoader, augment
 from udonlib.learner import Learner
 from udonlib.models import EmbeddingModel
-from udonlib.params import TrainParams, UserError
+from udonlib.params import TrainParams
 from udonlib.sampler import ImageOrder, Sampler
 
 Record = dict[str, Any]

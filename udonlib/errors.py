@@ -1,0 +1,72 @@
+"""What a user did wrong, in words: the error classes, the nearest valid name, pydantic's findings."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one message, and no traceback in a notebook."""
+
+
+class ParameterError(UserError):
+    """Problems with parameters, all of them at once. problems: name of the parameter -> what is wrong with it."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__("\n".join(f"parameter '{name}': {text}" for name, text in self.problems.items()))
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """Say which valid name is closest to `name`, or list the valid names: the end of an error message."""
+    names = sorted(valid)
+    folded = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
+    return f"did you mean '{folded[close[0]]}'?" if close else "valid: " + (", ".join(names) or "none")
+
+
+def problems(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> dict[str, str]:
+    """Put pydantic's findings into words, one line for each parameter: its name -> what is wrong with it."""
+    schemas = model.model_json_schema()["properties"]
+    problems: dict[str, str] = {}
+    for finding in error.errors():
+        name = str(finding["loc"][0]) if finding["loc"] else ""
+        cause = finding.get("ctx", {}).get("error")
+        if isinstance(cause, ParameterError):
+            problems.update(cause.problems)
+        elif finding["type"] == "value_error":
+            problems[name] = str(cause)
+        elif finding["type"] == "extra_forbidden":
+            problems[name] = f"no such parameter; {nearest(name, [*schemas, 'preset'])}"
+        else:
+            found, choices = values[name], schemas[name].get("enum", ())
+            hint = f"; {nearest(found, choices)}" if choices and "did" in nearest(found, choices) else ""
+            kind = "" if found is None else f" ({type(found).__name__})"
+            problems[name] = f"found {_short(found)}{kind}, expected {_expected(schemas[name])}{hint}"
+    return problems
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    """Put a JSON schema of one value into words: 'a number > 0', 'one of 'a', 'b'', 'a list (each: text)'."""
+    if "anyOf" in schema:
+        return " or ".join(_expected(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
+    if "const" in schema:
+        return repr(schema["const"])
+    if "pattern" in schema:
+        return f"text ({schema['description']})"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    words = {"integer": "a whole number", "number": "a number", "boolean": "True or False", "string": "text"}
+    words |= {"null": "None", "array": "a list", "object": "a mapping"}
+    inner = schema.get("items") or schema.get("additionalProperties")
+    each = f" (each: {_expected(inner)})" if isinstance(inner, dict) else ""
+    return words[schema["type"]] + each + (" " + " and ".join(bounds) if bounds else "")
