@@ -1,5 +1,6 @@
 # make train   build the environment, then train and evaluate on the embedded benchmark
 # make test    build the environment, then run all tests
+# make ablations   run the grid of README's table, or what of it is not finished, and compare: hours
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab
 # make bench   measure
@@ -7,6 +8,7 @@
 # Another Python:                            make train PYTHON=python3.12
 # An environment that is active already:     make train VENV= PYTHON=python
 # Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
+# Another grid, two runs at a time:          make ablations ARGS='-p rows no_kl,no_rel -p jobs 2'
 
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -27,12 +29,17 @@ endif
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train test check lab bench
+.PHONY: train ablations test check lab bench
 
 train: $(READY)
 	@mkdir -p outputs
 	$(PY) -m papermill notebooks/train.ipynb outputs/train.ipynb $(ARGS) --log-output --no-progress-bar
 	@echo "The executed notebook is outputs/train.ipynb; the run's files are in outputs/runs/."
+
+ablations: $(READY)
+	@mkdir -p outputs
+	$(PY) -m papermill notebooks/ablations.ipynb outputs/ablations.ipynb $(ARGS) --log-output --no-progress-bar
+	@echo "The executed notebook is outputs/ablations.ipynb; tables and logs are in outputs/ablations/."
 
 test: $(READY)
 	$(PY) -m pytest $(TESTS)

@@ -24,8 +24,8 @@ from udonlib import presets
 from udonlib.domains import load_catalog
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import Learner
+from udonlib.models import create_model
 from udonlib.params import TrainParams
-from udonlib.runs import create_model
 from udonlib.training import Trainer
 
 
@@ -43,7 +43,13 @@ def pipeline(n_rounds: int, n_steps: int) -> None:
         reader = ImageReader(catalog, params.resize_size, "train")
         for domain in catalog.domains:  # a run decodes every image once, in its first pass
             reader.read(domain.name, "train", torch.arange(len(domain.train_labels)).numpy())
-        return Trainer(create_model(params, catalog), catalog, params, WindowLoader(reader), lambda: None)
+        return Trainer(
+            create_model(params, catalog.n_classes),
+            catalog,
+            params,
+            WindowLoader(reader),
+            lambda model: None,
+        )
 
     real, cached = trainer(), trainer()
     loader = WindowLoader(real._loader.reader)
@@ -78,7 +84,7 @@ def heads(n_rounds: int, batch_size: int) -> None:
     for recipe in ("udon", "us_rr"):
         extra = {"sampler_loss": "student"} if recipe == "us_rr" else {}
         params = TrainParams(recipe=recipe, pretrained=False, frozen_steps=0, batch_size=batch_size, **extra)
-        learners[recipe] = Learner(create_model(params, catalog), params)
+        learners[recipe] = Learner(create_model(params, catalog.n_classes), params)
     times: dict[str, list[float]] = {recipe: [] for recipe in learners}
     for number in range(n_rounds + 1):
         for recipe, learner in learners.items():

@@ -204,6 +204,18 @@ def test_the_same_path_in_two_domains_is_two_images(catalog):
     assert not of_plain.hit[0, 0]
 
 
+def test_an_embedder_may_leave_a_domain_out_and_has_no_mean_then(catalog):
+    made_up = MadeUp(catalog)
+    heads = {"teacher": {"plain": linear(1), "met": linear(2), "gld": linear(3)}}
+    whole = evaluate(catalog, "test", made_up.load, made_up.embed, heads)
+    heads["teacher"]["met"] = None
+    part = evaluate(catalog, "test", made_up.load, made_up.embed, heads)
+    rows = whole.table[whole.table["domain"].isin(["plain", "gld"])].reset_index(drop=True)
+    assert part.table.equals(rows)
+    assert part.with_intervals()["r_at_1_low"].notna().all()
+    assert {domain for _, domain, _ in part.neighbours} == {"plain", "gld"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -80,6 +80,14 @@ class TestWrongInfoFiles:
         with pytest.raises(DataError, match="is not a plain relative path"):
             load_catalog(str(tmp_path / "good")).store.read(path)
 
+    def test_half_a_character_is_no_name_of_a_file(self, tmp_path: Path) -> None:
+        entries = [GOOD, {"path": "a\ud83d.jpg", "class_id": 1}]
+        with pytest.raises(DataError, match=r"entry 1 \(from 0\): path 'a.ud83d\.jpg' is not a plain relative path"):
+            load_catalog(str(with_entries(tmp_path, entries)))
+        whole = [GOOD, {"path": "a\U0001f600.jpg", "class_id": 1}]  # json writes it as two halves
+        train = load_catalog(str(with_entries(tmp_path / "whole", whole)))["emoji"].splits["train"]
+        assert train.paths == ("a.png", "a\U0001f600.jpg")
+
     @pytest.mark.parametrize(
         "path", ["a", "...", "..a/b..", ".hidden", "a b/c'd\"e", "ü/康.png", "ab:c", "#U5eb7/x", "a/.../b"]
     )

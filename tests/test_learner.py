@@ -100,6 +100,49 @@ def test_a_recipe_without_teachers_has_the_student_s_loss_alone():
     assert terms["a"]["total"] == terms["a"]["ce_student"]
 
 
+def test_a_joint_classifier_competes_with_the_classes_of_all_domains():
+    separate, joint = make(recipe="us_rr"), make(recipe="uj_rr")
+    before = snapshot(joint)
+    terms, _ = joint.step(0, IMAGES, [("a", LABELS)])
+    student = separate.model.student(separate.model.features(IMAGES))
+    classes = torch.cat([separate.model.student_prototypes[d] for d in "ab"])
+    cosines = student @ torch.nn.functional.normalize(classes, dim=1).T
+    expected = torch.nn.functional.cross_entropy(16 * cosines, LABELS)
+    assert terms["a"]["ce_student"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert "student_prototypes.b" in moved(joint, before)
+
+
+def test_a_joint_classifier_of_one_domain_is_a_separate_one():
+    model = EmbeddingModel(create_backbone("test_vit", pretrained=False, image_size=32), {"a": 3}, teacher_dim=0)
+    values = {"steps": 10, "batch_size": 6}
+    losses = [
+        Learner(model, TrainParams(recipe=recipe, **values)).terms(model.features(IMAGES), "a", LABELS)["total"]
+        for recipe in ("us_rr", "uj_rr")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_distillation_ramps_up_from_nothing_to_its_weights():
+    learner = make(distillation_ramp=9, w_kl=2.0)
+    assert learner.loss_weights(0)["kl"] == pytest.approx(0.2)
+    assert learner.loss_weights(0)["ce_student"] == 1
+    assert learner.loss_weights(9) == learner.loss_weights(500) == {"ce_student": 1, "ce_teacher": 1, "kl": 2, "rel": 1}
+
+
+def test_nested_embeddings_each_classify_by_themselves():
+    learner = make(recipe="us_rr", student_dim=8, nested_dims=(2, 4))
+    features = learner.model.features(IMAGES)
+    found = learner.terms(features, "a", LABELS)["ce_student"]
+    losses = []
+    for dim in (2, 4, 8):
+        student = learner.model.student.layers(features)[:, :dim]
+        parts = [
+            torch.nn.functional.normalize(x, dim=1) for x in (student, learner.model.student_prototypes["a"][:, :dim])
+        ]
+        losses.append(torch.nn.functional.cross_entropy(16 * parts[0] @ parts[1].T, LABELS).item())
+    assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
 def test_gradients_are_clipped_to_their_norm_and_the_norm_before_is_returned():
     free, clipped = make(), make(max_grad_norm=1e-3)
     _, norm = free.step(0, IMAGES, [("a", LABELS)])

@@ -92,6 +92,14 @@ def test_relational_distillation_against_a_naive_loop():
     assert relational_distillation(student, teacher, 32.0).item() == pytest.approx(32 * expected / 25, rel=1e-5)
 
 
+def test_excess_counts_only_pairs_that_the_student_holds_closer():
+    student, teacher = random_units(5, 3), random_units(5, 7, 1)
+    difference = (student @ student.T - teacher @ teacher.T).clamp(min=0)
+    found = relational_distillation(student, teacher, 32.0, "excess")
+    assert found.item() == pytest.approx(32 * difference.square().mean().item(), rel=1e-5)
+    assert 0 < found < relational_distillation(student, teacher, 32.0)
+
+
 def test_without_a_teacher_only_the_student_s_classification_is_left():
     student = random_units(4, 3)
     terms = udon_terms(student, cosine_logits(student, random_units(5, 3, 1)), torch.tensor([0, 1, 2, 3]))

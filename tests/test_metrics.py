@@ -1,12 +1,11 @@
 """Metrics against loops that count one query at a time."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udonlib.metrics import bootstrap_interval, count_positives, mmp_at_k, r_at_1, relevance
+from udonlib.metrics import count_positives, mmp_at_k, r_at_1, relevance
 
 
 def loop_relevant(query, item):
@@ -98,33 +97,3 @@ def test_a_k_beyond_the_ranks_is_refused(k):
 def test_recall_without_ranks_is_refused():
     with pytest.raises(ValueError, match="relevant has 0 ranks"):
         r_at_1(torch.zeros(2, 0, dtype=torch.bool))
-
-
-# --- bootstrap -------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_resampling_queries_one_by_one():
-    generator = np.random.default_rng(0)
-    values = {"a": (generator.random(400) < 0.3).astype(float), "b": generator.integers(0, 6, 100) / 5}
-    found = bootstrap_interval(values, np.random.default_rng(1), n_resamples=20000).set_index("domain")
-    drawn = {name: v[generator.integers(0, len(v), (20000, len(v)))].mean(axis=1) for name, v in values.items()}
-    drawn["mean"] = (drawn["a"] + drawn["b"]) / 2
-    for name, resampled in drawn.items():
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        assert found.loc[name, "low"] == pytest.approx(low, abs=0.006)
-        assert found.loc[name, "high"] == pytest.approx(high, abs=0.006)
-    assert found.loc["mean", "mean"] == pytest.approx((values["a"].mean() + values["b"].mean()) / 2)
-
-
-def test_bootstrap_repeats_with_the_same_generator_and_is_a_point_where_all_queries_agree():
-    values = {"a": np.ones(50), "b": np.arange(20) / 20}
-    first, second = (bootstrap_interval(values, np.random.default_rng(3), n_resamples=50) for _ in range(2))
-    assert first.equals(second)
-    assert first.iloc[0].tolist() == ["a", 1.0, 1.0, 1.0]
-
-
-def test_bootstrap_refuses_a_domain_without_queries_and_a_level_of_one():
-    with pytest.raises(ValueError, match="domain 'cars' has no queries"):
-        bootstrap_interval({"cars": np.zeros(0)}, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="level is 1"):
-        bootstrap_interval({"cars": np.zeros(3)}, np.random.default_rng(0), level=1)

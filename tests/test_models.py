@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udonlib.backbones import create_backbone
+from udonlib.backbones import create_backbone, flops_per_image
 from udonlib.errors import UserError
-from udonlib.models import EmbeddingModel
+from udonlib.importers import save_backbone_weights
+from udonlib.models import EmbeddingModel, create_model, model_cost
+from udonlib.params import TrainParams
 
 
 def make(teacher_dim=24, seed=0, **options):
@@ -71,3 +73,46 @@ def test_names_that_cannot_be_attributes_are_refused(name):
     backbone = create_backbone("test_vit", pretrained=False, image_size=32)
     with pytest.raises(UserError, match=f"domain '{name}'"):
         EmbeddingModel(backbone, {name: 3})
+
+
+def test_a_model_starts_from_the_weights_and_image_statistics_of_a_file(tmp_path):
+    values = {"backbone": "small_resnet", "backbone_args": {"width": 8}, "pretrained": False, "image_size": 32}
+    source = create_model(TrainParams(seed=1, **values), {"birds": 5})
+    source.backbone.mean = (0.25, 0.5, 0.75)
+    save_backbone_weights(source.backbone, tmp_path / "backbone.safetensors")
+    plain = create_model(TrainParams(**values), {"birds": 5})
+    model = create_model(TrainParams(weights=str(tmp_path / "backbone.safetensors"), **values), {"birds": 5})
+    loaded, expected = model.backbone.state_dict(), source.backbone.state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert model.backbone.mean == pytest.approx((0.25, 0.5, 0.75))
+    assert torch.equal(model.student.layers[0].weight, plain.student.layers[0].weight)
+    with pytest.raises(UserError, match=r"nowhere\.npz"):
+        create_model(TrainParams(weights="nowhere.npz", **values), {"birds": 5})
+
+
+def test_the_cost_counts_what_is_shipped_and_what_is_trained():
+    model = make()
+    cost = model_cost(model, 32)
+    shipped = sum(p.numel() for part in (model.backbone, model.student) for p in part.parameters())
+    assert cost.n_parameters_shipped == shipped
+    prototypes = 12 * (16 + 24)  # classes of both domains, student's and teachers' dimensions
+    assert cost.n_parameters_trained == shipped + prototypes + sum(p.numel() for p in model.teachers.parameters())
+    linear = torch.nn.Linear(model.backbone.feature_dim, 16)
+    backbone = cost.gflops_per_image * 1e9 - 2 * sum(p.numel() for p in linear.parameters())
+    assert backbone == pytest.approx(flops_per_image(model.backbone, 32))
+    wide = EmbeddingModel(create_backbone("test_vit", pretrained=False, image_size=32), {"a": 3}, student_dim=16)
+    assert model_cost(wide, 32).gflops_per_image == pytest.approx(cost.gflops_per_image)
+
+
+def test_student_dim_0_is_the_unit_feature_itself():
+    torch.manual_seed(0)
+    backbone = create_backbone("test_vit", pretrained=False, image_size=32)
+    model = EmbeddingModel(backbone, {"birds": 5}, student_dim=0, teacher_dim=0).eval()
+    torch.testing.assert_close(model.embed(IMAGES), model.features(IMAGES))
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"backbone"}
+
+
+def test_teacher_heads_may_be_deeper_than_the_student_s():
+    model = make(teacher_hidden_dims=(32,))
+    assert len(model.student.layers) == 1
+    assert len(model.teachers["cars"].layers) > 1

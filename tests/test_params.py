@@ -44,13 +44,14 @@ def test_parameters_cannot_be_changed_once_checked():
         ({"learning_rate": 0}, "parameter 'learning_rate': found 0 (int), expected a number > 0"),
         ({"learning_rate": float("nan")}, "parameter 'learning_rate': found nan (float), expected a number > 0"),
         ({"scale": float("inf")}, "parameter 'scale': found inf (float), expected a number > 0"),
-        ({"steps": 1.5}, "parameter 'steps': found 1.5 (float), expected a whole number >= 1"),
-        ({"steps": None}, "parameter 'steps': found None, expected a whole number >= 1"),
+        ({"steps": 1.5}, "parameter 'steps': found 1.5 (float), expected a whole number >= 0"),
+        ({"steps": None}, "parameter 'steps': found None, expected a whole number >= 0"),
         ({"seed": True}, "parameter 'seed': found True (bool), expected a whole number >= 0 and < 9223372036854775808"),
         ({"pretrained": "maybe"}, "parameter 'pretrained': found 'maybe' (str), expected True or False"),
         (
             {"recipe": "udom"},
-            "parameter 'recipe': found 'udom' (str), expected one of 'udon', 'us_rr', 'us_ds'; did you mean 'udon'?",
+            "parameter 'recipe': found 'udom' (str), expected one of 'udon', 'udon_plus', 'us_rr', 'us_ds', 'uj_rr', "
+            "'uj_ds', 'specialist', 'adapter', 'features'; did you mean 'udon'?",
         ),
         ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, mps, cuda or cuda:N)"),
         ({"max_grad_norm": -1}, "parameter 'max_grad_norm': found -1 (int), expected a number > 0 or None"),
@@ -70,6 +71,14 @@ def test_a_wrong_value_is_reported_with_what_was_found_and_what_is_valid(values,
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"steps": 0}, "parameter 'steps': found 0, expected at least 1 for recipe 'udon'"),
+        ({"recipe": "specialist", "domains": "a,b"}, "parameter 'domains': found a, b, expected one domain for recipe"),
+        ({"weights": "x.npz"}, "parameter 'pretrained': found True beside weights from a file: expected False"),
+        ({"nested_dims": [16, 64]}, "parameter 'nested_dims': found 64, expected less than student_dim = 64"),
+        (
+            {"recipe": "adapter", "backbone_learning_rate": 1.0},
+            "parameter 'backbone_learning_rate': found 1.0, but reci",
+        ),
         ({"margin": 0.2}, "parameter 'margin': found 0.2, but normface has none: expected 0, or cosface or arcface"),
         ({"domains_per_batch": 3}, "parameter 'domains_per_batch': found 3, expected a divisor of batch_size = 128"),
         ({"image_size": 300}, "parameter 'image_size': found 300, expected at most resize_size = 256 for crop_flip"),
@@ -132,7 +141,7 @@ def test_fixed_shares_are_scaled_to_sum_to_one():
 def test_a_recipe_brings_its_values_along(recipe):
     params = TrainParams(recipe=recipe)
     assert {name: getattr(params, name) for name in RECIPES[recipe]} == RECIPES[recipe]
-    assert params.has_teachers == (recipe == "udon")
+    assert params.has_teachers == recipe.startswith("udon")
 
 
 @given(
@@ -193,8 +202,17 @@ def test_what_influences_results_changes_the_run_name(name):
         "pretrained": False,
         "normalise_features": False,
         "fixed_shares": {"a": 1},
+        "average_decay": 0.9,
+        "classifier": "joint",
+        "nested_dims": [16],
+        "offline_teachers": "x",
+        "relational": "excess",
+        "sampler_smoothing": 0.5,
+        "teacher_hidden_dims": [3],
+        "weights": "x",
     }
-    base = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}.get(name, {})
+    needs = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}
+    base = (needs | {"weights": {"pretrained": False}}).get(name, {})
     default = TrainParams.model_fields[name].default
     value = others[name] if name in others else default + 1
     if name == "fixed_shares":

@@ -206,7 +206,7 @@ def test_whatever_papermill_injects_arrives_unchanged(values):
             "-p learning_rate fast",
             "ParameterError: parameter 'learning_rate': found 'fast' (str), expected a number > 0",
         ),
-        ("-p steps 0", "ParameterError: parameter 'steps': found 0 (int), expected a whole number >= 1"),
+        ("-p steps 0", "ParameterError: parameter 'steps': found 0, expected at least 1 for recipe 'udon'"),
         ("-p domains emojis", "DataError: parameter 'domains': "),
     ],
 )

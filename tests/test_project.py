@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from udonlib import presets
+from udonlib.notebookparams import EvaluateParams, GapParams, GridParams
 from udonlib.params import PROJECT, DataParams, TrainParams
 
 # Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
@@ -194,7 +195,8 @@ def test_a_notebooks_parameters_are_plain_typed_values(path):
     assert sum(map(is_parameters, cells)) == takes_parameters
     if takes_parameters:
         assert is_parameters(cells[0])
-        known = {*TrainParams.model_fields, *DataParams.model_fields, "preset"}
+        models = (DataParams, TrainParams, EvaluateParams, GapParams, GridParams)
+        known = {"preset", *(name for model in models for name in model.model_fields)}
         for line in ast.parse(cells[0].source).body:
             # papermill --help-notebook sees `name: type = value` with a plain name as the type, nothing else.
             assert isinstance(line, ast.AnnAssign), ast.unparse(line)

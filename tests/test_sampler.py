@@ -128,6 +128,16 @@ def test_the_state_of_other_domains_is_refused():
         make(names=("a", "b")).load_state_dict(make().state_dict())
 
 
+def test_a_smoothed_update_keeps_a_share_of_the_old_allocation():
+    plain, smooth = make("dynamic"), make("dynamic", smoothing=0.75)
+    before = smooth.weights.copy()
+    for sampler in (plain, smooth):
+        for name, loss in (("a", 6.0), ("b", 3.0), ("c", 1.0)):
+            sampler.record(name, loss, 1)
+        sampler.advance()
+    np.testing.assert_allclose(smooth.weights, 0.75 * before + 0.25 * plain.weights)
+
+
 def test_fixed_shares_are_followed():
     sampler = make("fixed", shares={"a": 1, "b": 0, "c": 3}, n_slots=400, update_every=400)
     assert np.bincount(sampler.window(), minlength=3).tolist() == [100, 0, 300]

@@ -173,7 +173,7 @@ def test_bad_input_is_refused_with_one_clear_message(change, message):
 )
 def test_shapes_and_devices_that_do_not_fit_are_refused(index, exclude, message):
     with pytest.raises(ValueError, match=message):  # nearest itself: the tests' shape checks would come first
-        search._check_shapes(torch.zeros(2, 4), index, 1, exclude)
+        search._check_shapes(torch.zeros(2, 4), index, 1, exclude, torch.zeros(2))
 
 
 MEASURE = """
@@ -200,14 +200,76 @@ def test_memory_above_the_embeddings_stays_small_for_small_and_large_indexes(n):
     assert 0 < int(done.stdout) < 100
 
 
-def test_embeddings_of_a_collapsed_model_are_searched_exactly_and_by_one_more_product(monkeypatch):
-    collapsed = torch.nn.functional.normalize(torch.ones(3000, 32) + 1e-5 * torch.randn(3000, 32), dim=1)
-    queries, index = collapsed[:50], collapsed[50:]
+def passes_of(monkeypatch):
+    """Record the queries and the float type of every product that the search makes."""
     passes = []
     original = search._best_groups
-    monkeypatch.setattr(search, "_best_groups", lambda *a: (passes.append(a[2:]), original(*a))[1])
+    monkeypatch.setattr(search, "_best_groups", lambda *a: (passes.append((len(a[0]), a[1].dtype)), original(*a))[1])
+    return passes
+
+
+def crowded(n, dim, spread):
+    """Embeddings of a collapsed model: all but the same direction."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.ones(n, dim) + spread * torch.randn(n, dim, generator=generator), dim=1)
+
+
+def test_embeddings_of_a_collapsed_model_are_searched_exactly_by_more_precise_products(monkeypatch):
+    monkeypatch.setattr(search, "_precisions", lambda index: [torch.bfloat16, torch.float32, torch.float64])
+    collapsed = crowded(3000, 32, 1e-5)
+    queries, index = collapsed[:50], collapsed[50:]
+    passes = passes_of(monkeypatch)
     similarities, positions = nearest(queries, index, 5)
     exact = queries.double() @ index.double().T
     assert torch.equal(positions, exact.sort(dim=1, descending=True, stable=True).indices[:, :5])
     torch.testing.assert_close(similarities, exact.gather(1, positions))
-    assert passes == [(8, torch.float32), (8, torch.float64)]
+    assert passes == [(50, torch.bfloat16), (50, torch.float32)]
+
+
+def test_queries_that_a_product_leaves_in_doubt_are_searched_again_more_precisely(monkeypatch):
+    monkeypatch.setattr(search, "_precisions", lambda index: [torch.bfloat16, torch.float32, torch.float64])
+    queries, index = unit(40, 16), unit(3000, 16, seed=1)
+    # 1,000 rows so near to the first query that bfloat16 cannot tell them apart; rows of a group are far from another.
+    index[::3] = torch.nn.functional.normalize(queries[0] + 1e-3 * index[::3], dim=1)
+    passes = passes_of(monkeypatch)
+    similarities, positions = nearest(queries, index, 5)
+    exact = queries.double() @ index.double().T
+    assert torch.equal(positions, exact.sort(dim=1, descending=True, stable=True).indices[:, :5])
+    torch.testing.assert_close(similarities, exact.gather(1, positions))
+    assert [dtype for _, dtype in passes] == [torch.bfloat16, torch.float32, torch.float64]
+    assert passes[0][0] == 40
+    assert 1 <= passes[2][0] <= passes[1][0] < 40
+
+
+@settings(deadline=None, max_examples=60)
+@given(dim=st.integers(1, 70), scale=st.floats(1e-3, 1e3), shift=st.floats(0, 10), seed=st.integers(0, 2**20))
+def test_the_errors_of_every_product_stay_within_their_bound(dim, scale, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(5, dim, generator=generator)
+    index = scale * torch.randn(48, dim, generator=generator) + shift
+    centre = index.mean(dim=0)
+    away = index.double() - centre.double()
+    exact = (queries.double() @ away.T).unflatten(1, (-1, search.GROUP)).amax(dim=2).clamp(min=0)
+    bound = queries.double().norm(dim=1) * away.norm(dim=1).max()
+    for precision in search.BITS:
+        maxima, groups = search._best_groups(queries, search._shifted(index, centre, precision), 3)
+        error = (maxima - exact.gather(1, groups)).abs().amax(dim=1)
+        assert (error <= search._relative_error(precision, index) * bound + 1e-30).all(), precision
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_neighbours_below_the_least_wanted_similarity_are_left_out(n_threads):
+    queries, index = unit(2000, 16), unit(3000, 16, seed=1)
+    similarities, positions = nearest(queries, index, 5)
+    at_least = similarities[:, 2].clone()
+    at_least[::7] = -torch.inf
+    wanted = similarities >= at_least[:, None]
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = nearest(queries, index, 5, at_least=at_least)
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], similarities.masked_fill(~wanted, -torch.inf))
+    assert torch.equal(found[1], positions.masked_fill(~wanted, -1))

@@ -204,14 +204,14 @@ def test_samples_are_the_same_each_time_and_small(catalog):
 
 
 def test_a_sheet_of_noise_stays_below_its_size():
-    sheet = sheets._Sheet(1300, 1100)
+    sheet = sheets.Sheet(1300, 1100)
     noise = np.random.default_rng(0).integers(0, 256, (1100, 1300, 3), dtype=np.uint8)
     sheet.canvas.paste(Image.fromarray(noise).resize((433, 366)).resize((1300, 1100)))
     assert len(sheet.image().data) <= sheets.MAX_BYTES
 
 
 def test_names_that_are_too_long_or_not_latin_are_cut_and_replaced():
-    sheet = sheets._Sheet(300, 40)
+    sheet = sheets.Sheet(300, 40)
     sheet.write(0, 0, "an exceedingly long name of a class", "#000000", 80)
     dark = np.asarray(sheet.canvas).min(axis=2) < 128
     assert dark[:, :84].any()

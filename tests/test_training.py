@@ -12,8 +12,8 @@ import torch
 from tests.catalogs import write_uned_tree
 from udonlib.domains import load_catalog
 from udonlib.images import ImageReader, WindowLoader, augment
+from udonlib.models import create_model
 from udonlib.params import TrainParams
-from udonlib.runs import create_model
 from udonlib.training import Trainer, TrainingError
 
 SMALL = {
@@ -46,11 +46,17 @@ def make(catalog, **changes):
     reader = ImageReader(catalog, params.resize_size, "train", params.on_bad_image)
     scores = iter(range(1, 99))
 
-    def validate():
+    def validate(model):
         row = {"embedder": "student", "index": "merged", "domain": "mean", "r_at_1": float(next(scores))}
         return pd.DataFrame([row])
 
-    return Trainer(create_model(params, catalog), catalog, params, WindowLoader(reader), validate)
+    return Trainer(
+        create_model(params, catalog.n_classes),
+        catalog,
+        params,
+        WindowLoader(reader),
+        validate,
+    )
 
 
 def weights(trainer):
@@ -93,7 +99,15 @@ def test_how_often_losses_are_logged_changes_nothing(catalog, log_every):
 
 
 @pytest.mark.parametrize("at", [3, 4, 5, 6, 8, 9, 10])
-@pytest.mark.parametrize("changes", [{}, {"domains_per_batch": 2, "batch_size": 8}, {"sampler": "dataset_size"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"domains_per_batch": 2, "batch_size": 8},
+        {"sampler": "dataset_size"},
+        {"average_decay": 0.9, "distillation_ramp": 6, "sampler_smoothing": 0.5},
+    ],
+)
 def test_a_restored_trainer_ends_in_the_same_bits(catalog, at, changes, tmp_path):
     changes = changes | {"checkpoint_every": 1}
     whole = make(catalog, **changes)
@@ -111,6 +125,36 @@ def test_a_restored_trainer_ends_in_the_same_bits(catalog, at, changes, tmp_path
     for a, b in zip(whole.learner.optimizer.state.values(), second.learner.optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert whole.sampler.weights.tolist() == second.sampler.weights.tolist()
+    assert same(whole.kept.state_dict(), second.kept.state_dict())
+
+
+def test_what_is_kept_is_the_moving_average_of_weights_and_statistics(catalog):
+    trainer = make(catalog, average_decay=0.9, steps=3, log_every=1, checkpoint_every=1)
+    expected = None
+    for record in trainer.train():
+        if record["kind"] == "checkpoint":
+            now = weights(trainer)
+            if expected is None:
+                expected = create_model(trainer.params, catalog.n_classes).state_dict()
+            decay = min(0.9, record["step"] / (record["step"] + 10))
+            for name, value in now.items():
+                expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
+    for name, value in trainer.kept.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+    assert not same(trainer.kept.state_dict(), weights(trainer))
+
+
+def test_training_stops_when_validations_have_not_improved_for_the_patience(catalog):
+    trainer = make(catalog, steps=40, eval_every=4, patience=2)
+    scores = iter([3.0, 5.0, 4.0, 4.5, 9.0])
+    row = {"embedder": "student", "index": "merged", "domain": "mean"}
+    trainer._validate = lambda model: pd.DataFrame([row | {"r_at_1": next(scores)}])
+    records = list(trainer.train())
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [4, 8, 12, 16]
+    assert records[-1] == {"kind": "checkpoint", "step": 16}
+    again = make(catalog, steps=40, eval_every=4, patience=2)
+    again.load_state_dict(trainer.state_dict())
+    assert list(again.train()) == []
 
 
 def test_another_seed_gives_another_training(catalog):
@@ -159,7 +203,7 @@ def test_a_run_whose_loss_is_not_finite_stops_before_the_next_checkpoint(catalog
 def test_only_better_validations_are_best(catalog):
     trainer = make(catalog)
     scores = iter([3.0, 2.0, 5.0])
-    trainer._validate = lambda: pd.DataFrame(
+    trainer._validate = lambda model: pd.DataFrame(
         [{"embedder": "student", "index": "merged", "domain": "mean", "r_at_1": next(scores)}]
     )
     assert [record["best"] for record in trainer.train() if record["kind"] == "validation"] == [True, False, True]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from udonlib.errors import UserError
 
@@ -135,9 +136,11 @@ def create_backbone(
         near = difflib.get_close_matches(architecture, [*known, *OWN], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists the valid names"
         raise UserError(f"parameter 'backbone': unknown timm model {name!r}; {hint}")
-    sized = {"img_size": image_size} if _takes_image_size(architecture) else {}
+    defaults: dict[str, Any] = {"img_size": image_size} if _takes_image_size(architecture) else {}
+    if ".augreg_" in name:  # trained with GELU's tanh form, where timm computes the exact one
+        defaults["act_layer"] = "gelu_tanh"
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized, **dict(arguments or {}))
+        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **(defaults | dict(arguments or {})))
     except (TypeError, AssertionError, ValueError, AttributeError) as error:
         raise UserError(
             f"parameters 'backbone', 'backbone_args', 'image_size': timm cannot build {name!r} with "
@@ -151,6 +154,17 @@ def create_backbone(
     config = encoder.pretrained_cfg
     probe = _probe(name, encoder, image_size)
     return Backbone(name, encoder, probe, tuple(config.get("mean", (0.5,) * 3)), tuple(config.get("std", (0.5,) * 3)))
+
+
+def flops_per_image(backbone: Backbone, image_size: int) -> int:
+    """Operations of one forward pass on one image: two for a multiplication with its addition."""
+    training = backbone.training
+    device = next(backbone.parameters()).device
+    backbone.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(torch.zeros(1, 3, image_size, image_size, device=device))
+    backbone.train(training)
+    return counter.get_total_flops()
 
 
 def _takes_image_size(architecture: str) -> bool:

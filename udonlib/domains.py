@@ -108,6 +108,11 @@ class Catalog:
         raise DataError(f"{self.root}: no domain '{name}'; {nearest(name, self.names)}")
 
     @property
+    def n_classes(self) -> dict[str, int]:
+        """Training classes of each domain, in the order of the domains."""
+        return {domain.name: domain.n_classes for domain in self.domains}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The domains' names, in the order that numbers them."""
         return tuple(domain.name for domain in self.domains)
@@ -145,6 +150,11 @@ def load_catalog(data: str = "miniuned", domains: str | Sequence[str] = "all", i
         raise DataError(f"{store.root}: the archive holds no info_files/<domain>/<split>.json")
     if not official and images is not None:
         raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
+    if not official and any(store.root.glob("*/train.json")):
+        raise DataError(
+            f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in which "
+            "it is called info_files"
+        )
 
     info_files = _info_files(store) if official else {}
     loaded = []

@@ -14,9 +14,11 @@ from udonlib.domains import Catalog, Domain, Split
 from udonlib.images import ImageReader, WindowLoader
 
 Embed = Callable[[UInt8[Tensor, "image 3 size size"]], Float[Tensor, "image dim"]]
+EmbedByDomain = Mapping[str, Embed]  # each image goes to its own domain's
 # load(domain, split, batches of positions in the split) gives for each batch its images and their positions: all of
 # the batch but those of images that cannot be read.
-Batch = tuple[UInt8[Tensor, "image 3 size size"], Sequence[int]]
+# In place of images there may be whatever the sources take: descriptors that were made elsewhere.
+Batch = tuple[Tensor, Sequence[int]]
 Load = Callable[[str, str, Sequence[Sequence[int]]], Iterable[Batch]]
 
 
@@ -64,7 +66,7 @@ class Reading:
         catalog: Catalog,
         subset: Literal["val", "test"],
         load: Load,
-        sources: Mapping[str, Embed],
+        sources: Mapping[str, Embed | EmbedByDomain],
         batch_size: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -84,12 +86,13 @@ class Reading:
         loaded = self.load(domain.name, split.name, batches) if batches else ()
         for batch, (images, found) in zip(batches, loaded, strict=True):
             for name, source in self.sources.items() if len(found) else ():
-                output = source(images)
+                output = (source[domain.name] if isinstance(source, Mapping) else source)(images)
                 if name not in outputs:
                     outputs[name] = output.new_empty((len(positions), output.shape[1]))
                 outputs[name][len(kept) : len(kept) + len(found)] = output
             kept += found
-            self.skipped += [(domain.name, split.name, split.paths[i]) for i in batch if i not in set(found)]
+            unread = set(batch).difference(found)
+            self.skipped += [(domain.name, split.name, split.paths[i]) for i in batch if i in unread]
             self.n_done += len(batch)
             if self.progress:
                 self.progress(self.n_done, self.n_images)

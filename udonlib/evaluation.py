@@ -5,7 +5,7 @@ by in chunks, each embedded by every head, searched, and forgotten. So memory gr
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +18,24 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from udonlib.domains import Catalog
-from udonlib.embedding import Embed, Images, Load, Reading, loading, pixels
-from udonlib.metrics import bootstrap_interval, count_positives, mmp_at_k, r_at_1, relevance
+from udonlib.embedding import Embed, EmbedByDomain, Images, Load, Reading, loading, pixels
+from udonlib.intervals import bootstrap_interval
+from udonlib.metrics import count_positives, mmp_at_k, r_at_1, relevance
 from udonlib.search import nearest
 from udonlib.storage import replacing
 
-__all__ = ["Evaluation", "MergedIndex", "Neighbours", "evaluate", "loading", "pixels", "save_table"]
+__all__ = [
+    "Evaluation",
+    "MergedIndex",
+    "Neighbours",
+    "evaluate",
+    "load_neighbours",
+    "loading",
+    "pixels",
+    "save_neighbours",
+    "save_outcomes",
+    "save_table",
+]
 
 Head = Callable[[Float[Tensor, "image feature_dim"]], Float[Tensor, "image dim"]]
 FEATURES = "features of embed"  # its name among the image embedders
@@ -73,7 +85,8 @@ class Evaluation:
     """What `evaluate` found.
 
     table: one row per embedder, index ("merged", "separate") and domain, and one for their mean (over domains, not
-        queries): embedder, domain, index, n_queries, n_index, r_at_1, mmp_at_<k>; the last two in percent.
+        queries; none of an embedder that some domains lack): embedder, domain, index, n_queries, n_index, r_at_1,
+        mmp_at_<k>; the last two in percent.
     outcomes: one row per embedder, index and query: embedder, domain, index, path, n_positives, r_at_1, mmp_at_<k>; the
         last two in 0..1.
     neighbours: by (embedder, domain, index).
@@ -92,7 +105,8 @@ class Evaluation:
         for metric in [name for name in table.columns if name in self.outcomes.columns and "_at_" in name]:
             intervals = {}
             for (embedder, index), group in self.outcomes.groupby(["embedder", "index"], sort=False):
-                values = {name: part.to_numpy(float) for name, part in group.groupby("domain", sort=False)[metric]}
+                parts = group.groupby("domain", sort=False)[metric]
+                values = {name: part.to_numpy(float)[None] for name, part in parts}
                 for row in bootstrap_interval(values, generator, n_resamples, level).itertuples():
                     intervals[embedder, row.domain, index] = (100 * row.low, 100 * row.high)
             keys = zip(table["embedder"], table["domain"], table["index"], strict=True)
@@ -106,8 +120,8 @@ def evaluate(
     subset: Literal["val", "test"],
     load: Load,
     embed: Embed | None = None,
-    heads: Mapping[str, Head | Mapping[str, Head]] | None = None,
-    image_embedders: Mapping[str, Embed] | None = None,
+    heads: Mapping[str, Head | Mapping[str, Head | None]] | None = None,
+    image_embedders: Mapping[str, Embed | EmbedByDomain] | None = None,
     *,
     k: int = 5,
     batch_size: int = 256,
@@ -127,8 +141,10 @@ def evaluate(
         load: reads batches of images: `loading(reader)`.
         embed: images to features, for `heads`: a backbone in evaluation mode that moves them to its own device.
         heads: features to embeddings of unit norm, by the embedder's name: one head for all domains, or one per domain,
-            which then embeds the queries of that domain and all that they are searched in.
-        image_embedders: images to embeddings of unit norm, by name: baselines such as `pixels`.
+            which then embeds the queries of that domain and all that they are searched in; None leaves a domain out,
+            and the embedder has no mean.
+        image_embedders: images to embeddings of unit norm, by name: baselines such as `pixels`; one for all domains, or
+            one per domain, which then embeds the images of that domain, whoever searches them.
         k: ranks that are searched and count in mMP@k.
         batch_size: images per call of embed.
         chunk_size: index images embedded between two searches.
@@ -141,7 +157,7 @@ def evaluate(
     if subset not in ("val", "test"):
         raise ValueError(f"subset is {subset!r}; valid: 'val', 'test'")
     heads, image_embedders = heads or {}, image_embedders or {}
-    embedders: dict[str, tuple[str, Head | Mapping[str, Head]]] = {}  # name -> source, head
+    embedders: dict[str, tuple[str, Head | Mapping[str, Head | None]]] = {}  # name -> source, head
     embedders |= {name: (FEATURES, head) for name, head in heads.items()}
     embedders |= {name: (name, _as_it_is) for name in image_embedders}
     if not embedders or (heads and embed is None):
@@ -157,7 +173,8 @@ def evaluate(
     searches = []
     for name, (source, head) in embedders.items():
         if isinstance(head, Mapping):
-            searches += [_Search(name, source, head[q.domain.name], [q], k) for q in queries]
+            own = [(head[q.domain.name], q) for q in queries]
+            searches += [_Search(name, source, of_domain, [q], k) for of_domain, q in own if of_domain is not None]
         else:
             searches.append(_Search(name, source, head, queries, k))
     for parts in reading.index(queries, chunk_size):
@@ -175,9 +192,8 @@ class _Search:
         self.in_index = torch.cat([images.in_index for images in queries])
         self.domains = torch.cat([torch.full((len(images.kept),), images.number) for images in queries])
         nothing = torch.full((len(self.queries), k), -torch.inf, dtype=torch.float64)
-        self.found = {
-            index: (nothing.clone(), torch.full((len(self.queries), k), -1)) for index in ("merged", "separate")
-        }
+        nowhere = torch.full((len(self.queries), k), -1)
+        self.found = {index: (nothing.clone(), nowhere.clone()) for index in ("merged", "separate")}
 
     def _embed(self, images: Images) -> Float[Tensor, "image dim"]:
         embeddings = self.head(images.outputs[self.source])
@@ -195,33 +211,36 @@ class _Search:
         if not parts:
             return
         embedded = [self._embed(images) for images in parts]
-        everyone = torch.ones_like(self.domains, dtype=torch.bool)
-        merged = self._nearest(everyone, torch.cat(embedded), torch.cat([images.in_index for images in parts]))
+        everyone, alone = torch.ones_like(self.domains, dtype=torch.bool), len(parts) == 1
+        known = {name: best[:, -1] for name, (best, _) in self.found.items()}  # worse neighbours are not looked for
+        own = (self.domains == parts[0].number) & alone  # these find their separate neighbours by the same search
+        lowest = torch.where(own, known["separate"], known["merged"])
+        merged = self._nearest(everyone, torch.cat(embedded), torch.cat([images.in_index for images in parts]), lowest)
         self._keep("merged", everyone, *merged)
         for images, index in zip(parts, embedded, strict=True):
             own = self.domains == images.number
-            if own.any():
-                alone = len(parts) == 1  # then the merged search has found its neighbours
-                found = (merged[0][own], merged[1][own]) if alone else self._nearest(own, index, images.in_index)
-                self._keep("separate", own, *found)
+            if own.any() and alone:
+                self._keep("separate", own, merged[0][own], merged[1][own])
+            elif own.any():
+                self._keep("separate", own, *self._nearest(own, index, images.in_index, known["separate"][own]))
 
-    def _nearest(self, queries: Tensor, index: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _nearest(self, queries: Tensor, index: Tensor, positions: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
         """Return similarities and positions in the merged index of some queries' neighbours in a part of it."""
         in_index = self.in_index[queries]
         itself = torch.searchsorted(positions, in_index).clamp(max=len(positions) - 1)
         itself[positions[itself] != in_index] = -1
-        k = self.found["merged"][0].shape[1]
-        similarity, row = nearest(self.queries[queries.to(index.device)], index, k, itself.to(index.device))
-        row = row.cpu()
-        return similarity.cpu(), torch.where(row >= 0, positions[row], -1)
+        device, k = index.device, self.found["merged"][0].shape[1]
+        wanted = self.queries[queries.to(device)]
+        similarity, row = (t.cpu() for t in nearest(wanted, index, k, itself.to(device), lowest.to(device)))
+        return similarity, torch.where(row >= 0, positions[row], -1)
 
     def _keep(self, name: str, queries: Tensor, similarity: Tensor, position: Tensor) -> None:
         """Keep the best of the neighbours found before and now."""
         best, where = self.found[name]
-        k = best.shape[1]
-        # What was searched before has lower positions, so that a stable sort still breaks ties by lower position.
+        # What was searched before has lower positions: a stable sort still breaks ties by lower position.
         similarities, order = torch.cat([best[queries], similarity], dim=1).sort(dim=1, descending=True, stable=True)
         positions = torch.cat([where[queries], position], dim=1).gather(1, order)
+        k = best.shape[1]
         best[queries], where[queries] = similarities[:, :k], positions[:, :k]
 
 
@@ -266,21 +285,57 @@ def _measure(
                 neighbours[search.name, domain, name] = Neighbours(
                     search.name, domain, name, paths, position.numpy(), similarity.numpy(), hit.numpy(), searched
                 )
-    table = _with_means(pd.DataFrame(rows))
+    table = _with_means(pd.DataFrame(rows), len(catalog.domains))
     skipped = pd.DataFrame(reading.skipped, columns=["domain", "split", "path"])
     return Evaluation(table, pd.concat(outcomes, ignore_index=True), neighbours, skipped)
 
 
-def _with_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Order rows by embedder, index and domain, and close each group with its mean over domains."""
+def _with_means(rows: pd.DataFrame, n_domains: int) -> pd.DataFrame:
+    """Order rows by embedder, index and domain, and close each group of all domains with its mean over them."""
     groups = []
     for (embedder, index), group in rows.groupby(["embedder", "index"], sort=False):
         n_index = group["n_index"].max() if index == "merged" else group["n_index"].sum()
         mean = {"embedder": embedder, "domain": "mean", "index": index}
         mean |= {"n_queries": group["n_queries"].sum(), "n_index": n_index}
         mean |= group[[name for name in rows.columns if "_at_" in name]].mean().to_dict()
-        groups += [group, pd.DataFrame([mean])]
+        groups += [group, pd.DataFrame([mean])] if len(group) == n_domains else [group]
     return pd.concat(groups, ignore_index=True)
+
+
+def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:
+    """Write neighbours in the merged index as arrays "<embedder>/<domain>/..."; `load_neighbours` reads them."""
+    arrays: dict[str, np.ndarray] = {}
+    for found in (found for found in neighbours if found.index == "merged"):
+        key = f"{found.embedder}/{found.query_domain}"
+        arrays |= {
+            f"{key}/query_paths": np.array(found.query_paths),
+            f"{key}/position": found.position.astype(np.int32),
+            f"{key}/similarity": found.similarity.astype(np.float32),
+            f"{key}/hit": found.hit,
+        }
+    with replacing(file) as opened:
+        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
+
+
+def load_neighbours(file: Path, catalog: Catalog, subset: Literal["val", "test"]) -> list[Neighbours]:
+    """Read what `save_neighbours` wrote; the catalog has to be the one that was searched."""
+    searched = MergedIndex(catalog.names, tuple(domain.index(subset).paths for domain in catalog.domains))
+    with np.load(file) as opened:
+        arrays: dict[str, np.ndarray] = dict(opened)
+    found = []
+    for key in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
+        embedder, domain = key.split("/")
+        paths = tuple(arrays[f"{key}/query_paths"].tolist())
+        position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
+        position = position.astype(np.int64)
+        found.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
+    return found
+
+
+def save_outcomes(outcomes: pd.DataFrame, file: Path) -> None:
+    """Write the outcome of every query as a gzipped CSV: the same bytes for the same outcomes."""
+    with replacing(file) as opened:
+        outcomes.to_csv(opened, index=False, compression={"method": "gzip", "mtime": 0})
 
 
 def save_table(table: pd.DataFrame, folder: Path) -> None:

@@ -49,6 +49,17 @@ class Head(nn.Module):
         return unit(self.layers(features))
 
 
+class FeatureHead(nn.Module):
+    """The feature itself as embedding, scaled to unit norm: nothing to learn."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_dim = dim
+
+    def forward(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return unit(features)
+
+
 def _truncated_normal_(weight: Tensor, generator: torch.Generator | None) -> None:
     """Fill with a normal of variance 1 / fan_in, cut at two deviations; .8796 restores the variance after the cut."""
     std = 1 / math.sqrt(weight.shape[1]) / 0.87962566

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from udonlib.losses import udon_terms, weighted_total
+from udonlib.losses import classification_loss, cosine_logits, udon_terms, unit, weighted_total
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
 
@@ -32,11 +33,20 @@ class Learner:
     cost time: `absent_heads="decay"` keeps moving heads whose domain is not in the batch (their moments decay),
     `frozen_backbone="zero_lr"` computes the backbone's gradients although it does not move. Pinned by the golden
     trajectories.
+
+    Args:
+        model: on its device.
+        params: of the run.
+        offline_teachers: frozen specialist of each domain, on the same device, that teaches in place of the model's own
+            teacher heads: its student embedding and classes are the teacher's.
     """
 
-    def __init__(self, model: EmbeddingModel, params: TrainParams) -> None:
+    def __init__(
+        self, model: EmbeddingModel, params: TrainParams, offline_teachers: Mapping[str, EmbeddingModel] | None = None
+    ) -> None:
         self.model = model
         self.params = params
+        self.offline_teachers = {d: m.eval().requires_grad_(False) for d, m in (offline_teachers or {}).items()}
         backbone = list(model.backbone.parameters())
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside]
@@ -46,17 +56,29 @@ class Learner:
             weight_decay=params.weight_decay,
             fused=True,
         )
-        self._weights = {
-            "ce_student": params.w_ce_student,
-            "ce_teacher": params.w_ce_teacher,
-            "kl": params.w_kl,
-            "rel": params.w_rel,
-        }
 
-    def terms(self, features: Tensor, domain: str, labels: Tensor) -> dict[str, Tensor]:
-        """Named loss terms of images of one domain, and their weighted mean as `total`."""
+    def loss_weights(self, number: int) -> dict[str, float]:
+        """Weights of the terms at a step, from 0: distillation's rise linearly over `distillation_ramp` steps."""
+        p = self.params
+        ramp = min(1.0, (number + 1) / (p.distillation_ramp + 1))
+        return {"ce_student": p.w_ce_student, "ce_teacher": p.w_ce_teacher, "kl": ramp * p.w_kl, "rel": ramp * p.w_rel}
+
+    def terms(
+        self, features: Tensor, domain: str, labels: Tensor, *, images: Tensor | None = None, number: int = 0
+    ) -> dict[str, Tensor]:
+        """Named loss terms of images of one domain, and their weighted mean as `total`.
+
+        Args:
+            images: what the features were made of; offline teachers look at it.
+            number: of the step, from 0.
+        """
         p = self.params
         out = self.model.outputs(features, domain)
+        if images is not None and domain in self.offline_teachers:
+            specialist = self.offline_teachers[domain]
+            with torch.no_grad():
+                known = specialist.outputs(specialist.features(images, PRECISIONS[p.precision]), domain)
+            out = replace(out, teacher=known.student, teacher_cosines=known.student_cosines)
         terms = udon_terms(
             out.student,
             out.student_cosines,
@@ -70,8 +92,24 @@ class Learner:
             student_temperature=p.student_temperature,
             teacher_temperature=p.teacher_temperature,
             relational_scale=p.relational_scale,
+            relational=p.relational,
+            rival_cosines=self.model.rival_cosines(out.student, domain) if p.classifier == "joint" else None,
         )
-        return terms | {"total": weighted_total(terms, self._weights)}
+        if p.nested_dims:
+            terms["ce_student"] = self._nested_classification(out.student, domain, labels, terms["ce_student"])
+        return terms | {"total": weighted_total(terms, self.loss_weights(number))}
+
+    def _nested_classification(self, student: Tensor, domain: str, labels: Tensor, whole: Tensor) -> Tensor:
+        """Mean of the student's classification loss and those of its shorter embeddings, each with its own norm."""
+        p, model = self.params, self.model
+        losses = [whole]
+        for dim in p.nested_dims:
+            short = unit(student[:, :dim])
+            rivals = [d for d in model.domains if d != domain and p.classifier == "joint"]
+            classes = torch.cat([model.student_prototypes[d][:, :dim] for d in (domain, *rivals)])
+            cosines = cosine_logits(short, classes)
+            losses.append(classification_loss(cosines, labels, p.classification, p.scale, p.margin, p.label_smoothing))
+        return torch.stack(losses).mean()
 
     def step(
         self, number: int, images: Tensor, parts: Sequence[tuple[str, Tensor]]
@@ -90,7 +128,7 @@ class Learner:
             The loss terms by domain, detached, and the norm of the gradient before clipping.
         """
         p, model = self.params, self.model
-        frozen = number < p.frozen_steps
+        frozen = number < p.frozen_steps or p.backbone_learning_rate == 0
         without_graph = frozen and p.frozen_backbone == "no_grad"
         model.train()
         if without_graph:
@@ -105,9 +143,9 @@ class Learner:
         start = 0
         loss = features.new_zeros(())
         for domain, labels in parts:
-            part = features[start : start + len(labels)]
-            start += len(labels)
-            by_domain[domain] = self.terms(part, domain, labels)
+            end = start + len(labels)
+            by_domain[domain] = self.terms(features[start:end], domain, labels, images=images[start:end], number=number)
+            start = end
             loss = loss + len(labels) / len(images) * by_domain[domain]["total"]
 
         self.optimizer.zero_grad(set_to_none=True)

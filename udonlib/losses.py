@@ -113,17 +113,22 @@ def logit_distillation(
 
 
 def relational_distillation(
-    student: Float[Tensor, "batch student_dim"], teacher: Float[Tensor, "batch teacher_dim"], scale: float = 32.0
+    student: Float[Tensor, "batch student_dim"],
+    teacher: Float[Tensor, "batch teacher_dim"],
+    scale: float = 32.0,
+    kind: Literal["squared", "excess"] = "squared",
 ) -> Float[Tensor, ""]:
     """Difference between the batch similarities of the student and of the teacher.
 
-        scale * mean_ij (s_i.s_j - t_i.t_j)^2      t constant, diagonal included
+        squared  scale * mean_ij (s_i.s_j - t_i.t_j)^2             t constant, diagonal included
+        excess   scale * mean_ij max(0, s_i.s_j - t_i.t_j)^2       ours: apart stays apart, nothing pulls together
 
     The reference has no such scale: it sums a row and averages rows, times a quarter of the number of devices, which
     is  (images per device / 4) * (number of devices)  times the mean square: 32 for 128 images on one device. Here the
     scale is explicit, so that the loss depends neither on the batch size nor on the number of devices.
     """
-    return scale * F.mse_loss(student @ student.mT, (teacher @ teacher.mT).detach())
+    difference = student @ student.mT - (teacher @ teacher.mT).detach()
+    return scale * (difference if kind == "squared" else difference.relu()).square().mean()
 
 
 def udon_terms(
@@ -140,20 +145,27 @@ def udon_terms(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.1,
     relational_scale: float = 32.0,
+    relational: Literal["squared", "excess"] = "squared",
+    rival_cosines: Float[Tensor, "batch rivals"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """The named terms of UDON for images of one domain: `ce_student`, and with a teacher `ce_teacher`, `kl`, `rel`.
 
-    Without a teacher (recipes `us_*`) only `ce_student` is returned.
+    Without a teacher (recipes `us_*`, `uj_*`) only `ce_student` is returned.
+
+    Args:
+        rival_cosines: the student's cosines to classes of other domains, which compete in `ce_student` alone: a joint
+            classifier, since the order of a softmax's classes does not matter.
     """
 
     def cross_entropy(cosines: Tensor) -> Tensor:
         return classification_loss(cosines, labels, classification, scale, margin, label_smoothing)
 
-    terms = {"ce_student": cross_entropy(student_cosines)}
+    rivals = [] if rival_cosines is None else [rival_cosines]
+    terms = {"ce_student": cross_entropy(torch.cat([student_cosines, *rivals], dim=1))}
     if teacher is not None and teacher_cosines is not None:
         terms["ce_teacher"] = cross_entropy(teacher_cosines)
         terms["kl"] = logit_distillation(student_cosines, teacher_cosines, student_temperature, teacher_temperature)
-        terms["rel"] = relational_distillation(student, teacher, relational_scale)
+        terms["rel"] = relational_distillation(student, teacher, relational_scale, relational)
     return terms
 
 

@@ -1,9 +1,5 @@
 """Retrieval metrics of single queries from ranked relevance: pure functions, no embeddings, no search."""
 
-from collections.abc import Mapping
-
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -116,46 +112,3 @@ def count_positives(
         itself = relevance(exclude[:, None], query_labels, query_domains, index_labels, index_domains)[:, 0]
         counts = counts - itself.long()
     return counts
-
-
-def bootstrap_interval(
-    values: Mapping[str, Float[np.ndarray, "_"]],
-    generator: np.random.Generator,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Return percentile bootstrap intervals over queries, for each domain and for the mean over domains.
-
-    A resample draws as many queries of each domain as there are, with replacement. Metrics take few distinct values,
-    and how often each of them is drawn is multinomial: drawing that is the same and takes no pass over the queries.
-
-    Args:
-        values: outcome of each query, by domain.
-        generator: where the draws come from.
-        n_resamples: number of resamples, >= 1.
-        level: share of the resamples inside the interval, between 0 and 1.
-
-    Returns:
-        Columns domain, mean, low, high; a row for each domain, then "mean".
-
-    Raises:
-        ValueError: "domain 'cars' has no queries"; a level or number of resamples out of range.
-    """
-    if not 0 < level < 1 or n_resamples < 1:
-        raise ValueError(f"level is {level}, n_resamples is {n_resamples}; valid: 0 < level < 1, n_resamples >= 1")
-    means, resampled = {}, {}
-    for domain, outcomes in values.items():
-        if not len(outcomes):
-            raise ValueError(f"domain '{domain}' has no queries")
-        distinct, counts = np.unique(outcomes.astype(np.float64), return_counts=True)
-        n_at_once = max(1, 2**22 // len(distinct))  # bounds memory where every value differs
-        sizes = [min(n_at_once, n_resamples - start) for start in range(0, n_resamples, n_at_once)]
-        share = counts / counts.sum()
-        drawn = [generator.multinomial(len(outcomes), share, size) @ distinct for size in sizes]
-        means[domain] = distinct @ share
-        resampled[domain] = np.concatenate(drawn) / len(outcomes)
-    means["mean"] = np.mean(list(means.values()))
-    resampled["mean"] = np.mean(list(resampled.values()), axis=0)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    rows = [(name, means[name], *np.quantile(resampled[name], tails)) for name in means]
-    return pd.DataFrame(rows, columns=["domain", "mean", "low", "high"])

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from udonlib.augmentation import normalise
-from udonlib.backbones import Backbone
+from udonlib.backbones import Backbone, create_backbone, flops_per_image
 from udonlib.errors import UserError
-from udonlib.heads import Head, prototypes
+from udonlib.heads import FeatureHead, Head, prototypes
+from udonlib.importers import load_backbone_weights
 from udonlib.losses import cosine_logits, unit
+from udonlib.params import PROJECT, TrainParams
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
 
@@ -29,6 +32,18 @@ class DomainOutputs:
     teacher_cosines: Float[Tensor, "batch classes"] | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes: parameters that are shipped (backbone and student head) and trained, and GFLOP an image.
+
+    A multiplication and an addition count as two; forward only, the student's embedding of one image.
+    """
+
+    n_parameters_shipped: int
+    n_parameters_trained: int
+    gflops_per_image: float
+
+
 class EmbeddingModel(nn.Module):
     """One embedding for many domains, trained together with a specialist per domain.
 
@@ -40,9 +55,10 @@ class EmbeddingModel(nn.Module):
     Args:
         backbone: the encoder that all heads share.
         n_classes: training classes of each domain, in the order of the domains.
-        student_dim: size of the student's embedding.
+        student_dim: size of the student's embedding; 0: the unit feature itself, and nothing to train besides.
         teacher_dim: size of each teacher's embedding; 0 for a model without teachers.
         hidden_dims: hidden layers of every head.
+        teacher_hidden_dims: hidden layers of the teacher heads; None: the same.
         normalise_features: whether heads see unit features (the paper) or the backbone's own scale.
         seed: of the initial weights of heads and prototypes.
     """
@@ -55,6 +71,7 @@ class EmbeddingModel(nn.Module):
         student_dim: int = 64,
         teacher_dim: int = 256,
         hidden_dims: Sequence[int] = (),
+        teacher_hidden_dims: Sequence[int] | None = None,
         normalise_features: bool = True,
         seed: int = 0,
     ) -> None:
@@ -67,12 +84,13 @@ class EmbeddingModel(nn.Module):
         self.domains = tuple(n_classes)
         self.normalise_features = normalise_features
         self.backbone = backbone
-        self.student = Head(dim, student_dim, hidden_dims, generator)
+        self.student = Head(dim, student_dim, hidden_dims, generator) if student_dim else FeatureHead(dim)
         self.student_prototypes = nn.ParameterDict(
-            {d: prototypes(n, student_dim, generator) for d, n in n_classes.items()}
+            {d: prototypes(n, student_dim, generator) for d, n in n_classes.items() if student_dim}
         )
         taught = n_classes if teacher_dim else {}
-        self.teachers = nn.ModuleDict({d: Head(dim, teacher_dim, hidden_dims, generator) for d in taught})
+        teacher_dims = hidden_dims if teacher_hidden_dims is None else teacher_hidden_dims
+        self.teachers = nn.ModuleDict({d: Head(dim, teacher_dim, teacher_dims, generator) for d in taught})
         self.teacher_prototypes = nn.ParameterDict(
             {d: prototypes(n, teacher_dim, generator) for d, n in taught.items()}
         )
@@ -98,6 +116,13 @@ class EmbeddingModel(nn.Module):
         """The universal embedding of images with values in 0..255: unit rows."""
         return self.student(self.features(images, precision))
 
+    def rival_cosines(
+        self, student: Float[Tensor, "batch student_dim"], domain: str
+    ) -> Float[Tensor, "batch rivals"] | None:
+        """The student's cosines to the classes of all domains but `domain`; None where there is no other."""
+        others = [self.student_prototypes[d] for d in self.domains if d != domain]
+        return cosine_logits(student, torch.cat(others)) if others else None
+
     def outputs(self, features: Float[Tensor, "batch feature_dim"], domain: str) -> DomainOutputs:
         """Embeddings and cosines of images of one domain, from their features."""
         student = self.student(features)
@@ -113,3 +138,43 @@ class EmbeddingModel(nn.Module):
         if domain in self.teachers:
             own += [*self.teachers[domain].parameters(), self.teacher_prototypes[domain]]
         return own
+
+
+def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> EmbeddingModel:
+    """The model of a run before its first step: the same for the same parameters, whatever was drawn before.
+
+    Args:
+        n_classes: training classes of each domain, in the order of the domains.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        backbone = create_backbone(
+            params.backbone,
+            pretrained=params.pretrained,
+            image_size=params.image_size,
+            arguments=params.backbone_args,
+        )
+    if params.weights is not None:
+        beside, at_home = Path(params.weights).expanduser(), PROJECT / params.weights
+        load_backbone_weights(backbone, beside if beside.exists() or not at_home.exists() else at_home)
+    return EmbeddingModel(
+        backbone,
+        n_classes,
+        student_dim=0 if params.recipe == "features" else params.student_dim,
+        teacher_dim=params.teacher_dim if params.has_teachers else 0,
+        hidden_dims=params.head_hidden_dims,
+        teacher_hidden_dims=params.teacher_hidden_dims,
+        normalise_features=params.normalise_features,
+        seed=params.seed,
+    )
+
+
+def model_cost(model: EmbeddingModel, image_size: int) -> Cost:
+    """Count parameters and operations of a model for images of `image_size` pixels."""
+
+    def count(*modules: nn.Module) -> int:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    n_head = 2 * count(model.student)  # every weight multiplies and adds once
+    gflops = (flops_per_image(model.backbone, image_size) + n_head) / 1e9
+    return Cost(count(model.backbone, model.student), count(model), gflops)

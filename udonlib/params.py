@@ -17,15 +17,24 @@ from udonlib.errors import ParameterError, nearest, problems
 
 PROJECT = Path(__file__).resolve().parent.parent
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
+Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features"]
 Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
 
 # What a recipe fixes; everything else stays free. UnED's plain universal models have no teachers to learn from.
 NO_TEACHERS = {"w_ce_teacher": 0.0, "w_kl": 0.0, "w_rel": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "udon": {},
+    "udon_plus": {"classifier": "joint"},
     "us_rr": {"sampler": "round_robin", **NO_TEACHERS},
     "us_ds": {"sampler": "dataset_size", **NO_TEACHERS},
+    "uj_rr": {"classifier": "joint", "sampler": "round_robin", **NO_TEACHERS},
+    "uj_ds": {"classifier": "joint", "sampler": "dataset_size", **NO_TEACHERS},
+    "specialist": {"sampler": "round_robin", **NO_TEACHERS},
+    "adapter": {"backbone_learning_rate": 0.0, "sampler": "round_robin", **NO_TEACHERS},
+    "features": {"steps": 0, "sampler": "round_robin", **NO_TEACHERS},
 }
+# Recipes whose values are a start: each may be set otherwise, to see what it gives.
+OPEN_RECIPES = {"udon_plus"}
 # Where a run happens and how it reports, not what it computes: outside the run's automatic name, like the seed, which
 # stands in the name by itself, so that the seeds of one setting share the name's last part.
 WITHOUT_EFFECT = {
@@ -82,9 +91,13 @@ class DataParams(BaseModel):
 class TrainParams(DataParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
-    recipe: Literal["udon", "us_rr", "us_ds"] = Field(
+    recipe: Recipe = Field(
         "udon",
-        description="udon; or UnED's separate classifiers without teachers, domains in turn (us_rr) or by size (us_ds)",
+        description=(
+            "udon; udon_plus: with our changes; UnED's universal models without teachers, with separate (us_) or joint "
+            "(uj_) classifiers, domains in turn (_rr) or by size (_ds); specialist: one domain alone; adapter: frozen "
+            "backbone and linear layer; features: the backbone as it is"
+        ),
     )
     run: str = Field(
         "auto",
@@ -112,6 +125,11 @@ class TrainParams(DataParams):
     )
     backbone_args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     pretrained: bool = Field(True, description="start from timm's released weights; False: from scratch")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="file of the backbone's weights (.safetensors, AugReg's .npz, CLIP's .npy), here or in the project",
+    )
     image_size: int = Field(224, ge=8, description="side of the image that the backbone sees, pixels")
     resize_size: int = Field(
         256, ge=8, description="side of the square that a training image is squashed to before augmentation, pixels"
@@ -122,14 +140,21 @@ class TrainParams(DataParams):
     head_hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="widths of every head's hidden layers; []: one linear layer"
     )
+    teacher_hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="the same of the teacher heads alone; None: as head_hidden_dims"
+    )
+    nested_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="shorter embeddings, the first dimensions of the student's, that are trained besides"
+    )
     normalise_features: bool = Field(True, description="scale features to unit norm before the heads")
 
-    steps: int = Field(221_180, ge=1, description="optimizer steps; 221,180 is 10 epochs of UnED")
+    steps: int = Field(221_180, ge=0, description="optimizer steps; 221,180 is 10 epochs of UnED")
+    patience: int = Field(0, ge=0, description="validations without a better one after which training stops; 0: none")
     frozen_steps: int = Field(44_236, ge=0, description="first steps, in which the backbone is frozen")
     batch_size: int = Field(128, ge=2, description="images per step")
     domains_per_batch: int = Field(1, ge=1, description="equal parts of a batch, each of one domain")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's rate for heads and prototypes")
-    backbone_learning_rate: float = Field(1e-5, ge=0, description="Adam's rate for the backbone once it is not frozen")
+    backbone_learning_rate: float = Field(1e-5, ge=0, description="the same for the backbone once it thaws; 0: never")
     weight_decay: float = Field(1e-6, ge=0, description="decoupled decay per step, times the rate")
     beta2: float = Field(0.999, gt=0, lt=1, description="Adam's decay of squared gradients")
     warmup_steps: int = Field(0, ge=0, description="steps over which the rates rise linearly from 0")
@@ -146,6 +171,13 @@ class TrainParams(DataParams):
         "no_grad", description="freeze by computing no gradients, or by a rate of 0 (moments still move)"
     )
 
+    average_decay: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of a moving average of the model, which is then what is kept"
+    )
+
+    classifier: Literal["separate", "joint"] = Field(
+        "separate", description="the student's softmax: over the classes of the image's domain, or of all domains"
+    )
     classification: Literal["normface", "cosface", "arcface"] = Field(
         "normface", description="margin softmax of student and teachers"
     )
@@ -158,6 +190,17 @@ class TrainParams(DataParams):
     w_rel: float = Field(1.0, ge=0, description="weight of relational distillation")
     teacher_temperature: float = Field(0.1, gt=0, description="of the teacher's logits in logit distillation")
     student_temperature: float = Field(0.1, gt=0, description="of the student's logits in logit distillation")
+    relational: Literal["squared", "excess"] = Field(
+        "squared", description="difference of similarities that counts: all of it, or where the student's is higher"
+    )
+    distillation_ramp: int = Field(
+        0, ge=0, description="steps over which the weights of both distillation losses rise linearly from 0"
+    )
+    offline_teachers: str | None = Field(
+        None,
+        min_length=1,
+        description="preset of finished specialist runs, one per domain, that teach in place of the teacher heads",
+    )
     relational_scale: float = Field(32.0, gt=0, description="factor of the mean square over the B x B similarities")
 
     sampler: Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"] = Field(
@@ -168,6 +211,9 @@ class TrainParams(DataParams):
         {}, description="domain -> share of steps for 'fixed', each >= 0; scaled to sum 1"
     )
     update_every: int = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
+    sampler_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
+    )
     sampler_loss: Literal["teacher", "student"] = Field(
         "teacher", description="whose classification loss drives the dynamic sampler"
     )
@@ -199,7 +245,7 @@ class TrainParams(DataParams):
         """Refuse values that are possible one by one and impossible together."""
         wrong: dict[str, str] = {}
         for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) != value:
+            if getattr(self, name) != value and self.recipe not in OPEN_RECIPES:
                 wrong[name] = f"found {getattr(self, name)!r}, but recipe '{self.recipe}' fixes it to {value!r}"
         if self.margin > 0 and self.classification == "normface":
             wrong["margin"] = f"found {self.margin}, but normface has none: expected 0, or cosface or arcface"
@@ -212,8 +258,16 @@ class TrainParams(DataParams):
                 wrong["image_size"] = (
                     f"found {self.image_size}, expected at most resize_size = {self.resize_size} for crop_flip"
                 )
-        if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.has_teachers:
+        if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.is_taught:
             wrong["sampler_loss"] = "found 'teacher', but w_ce_teacher = 0 trains none: expected 'student'"
+        if self.steps == 0 and self.recipe != "features":
+            wrong["steps"] = f"found 0, expected at least 1 for recipe '{self.recipe}'"
+        if self.recipe == "specialist" and self.domains != "all" and len(self.domains) > 1:
+            wrong["domains"] = f"found {', '.join(self.domains)}, expected one domain for recipe 'specialist'"
+        if self.weights is not None and self.pretrained:
+            wrong["pretrained"] = "found True beside weights from a file: expected False"
+        if self.nested_dims and max(self.nested_dims) >= self.student_dim:
+            wrong["nested_dims"] = f"found {max(self.nested_dims)}, expected less than student_dim = {self.student_dim}"
         fixed = self.sampler == "fixed" or (self.sampler == "dynamic" and self.sampler_init == "fixed")
         if fixed and not self.fixed_shares:
             wrong["fixed_shares"] = "found {}, expected a share for each domain, since the allocation is 'fixed'"
@@ -234,7 +288,12 @@ class TrainParams(DataParams):
     @property
     def has_teachers(self) -> bool:
         """Whether teacher heads are trained."""
-        return self.w_ce_teacher > 0
+        return self.w_ce_teacher > 0 and self.offline_teachers is None
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the student has teachers: heads that are trained with it, or finished specialists."""
+        return self.w_ce_teacher > 0 or self.offline_teachers is not None
 
     @property
     def run_name(self) -> str:

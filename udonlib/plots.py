@@ -29,7 +29,7 @@ def loss_curves(losses: pd.DataFrame) -> go.Figure:
     terms = [term for term in TERMS if term in set(losses["term"])]
     n_columns = min(3, len(terms))
     n_rows = -(-len(terms) // n_columns)
-    fig = _panels("Training loss", [TERMS[term] for term in terms], n_rows, n_columns, height=130 + 270 * n_rows)
+    fig = panels("Training loss", [TERMS[term] for term in terms], n_rows, n_columns, height=130 + 270 * n_rows)
     for domain, colour in domain_colours(losses["domain"]).items():
         for place, term in enumerate(terms):
             rows = losses[(losses["domain"] == domain) & (losses["term"] == term)].sort_values("step")
@@ -48,7 +48,7 @@ def validation_curves(validation: pd.DataFrame, index: str = "merged") -> go.Fig
     """
     rows = validation[(validation["embedder"] == "student") & (validation["index"] == index)].sort_values("step")
     labels = metric_labels(rows)
-    fig = _panels(f"Validation, student, {index} index", [f"{m}, %" for m in labels.values()], 1, 2, height=430)
+    fig = panels(f"Validation, student, {index} index", [f"{m}, %" for m in labels.values()], 1, 2, height=430)
     means = rows[rows["domain"] == "mean"]
     colours = domain_colours(d for d in rows["domain"] if d != "mean")
     best = means.iloc[means["r_at_1"].argmax()] if len(means) else None
@@ -80,7 +80,7 @@ def allocation_curves(allocation: pd.DataFrame, n_steps: int | None = None) -> g
     steps = np.unique(allocation["step"].to_numpy())
     length = steps[-1] - steps[-2] if len(steps) > 1 else 1
     end = max(int(steps[-1] + length) if n_steps is None else n_steps, int(steps[-1]))
-    fig = _panels("Allocation", ["share of steps, %", "images seen"], 1, 2, height=430)
+    fig = panels("Allocation", ["share of steps, %", "images seen"], 1, 2, height=430)
     for domain, colour in domain_colours(allocation["domain"]).items():
         rows = allocation[allocation["domain"] == domain].sort_values("step")
         x, share = rows["step"].to_numpy(), 100 * rows["weight"].to_numpy()
@@ -98,12 +98,12 @@ def results_chart(evaluation: pd.DataFrame, index: str = "merged") -> go.Figure:
     """Draw R@1 and mMP@k of every embedder by domain, with 95% intervals where the table has them."""
     rows = evaluation[evaluation["index"] == index]
     labels = metric_labels(rows)
-    fig = _panels(f"Test, {index} index", [f"{m}, %" for m in labels.values()], 2, 1, height=620)
+    fig = panels(f"Test, {index} index", [f"{m}, %" for m in labels.values()], 2, 1, height=620)
     for embedder in by_embedder(rows):
         part = rows[rows["embedder"] == embedder]
         colour, pattern = EMBEDDERS.get(embedder, (TEXT, "x"))
         for row, metric in enumerate(labels, 1):
-            bar = go.Bar(name=embedder, x=part["domain"], y=_f32(part[metric]), showlegend=row == 1)
+            bar = go.Bar(name=embedder, x=part["domain"], y=f32(part[metric]), showlegend=row == 1)
             bar.update(legendgroup=embedder, hovertemplate="%{x}: %{y:.1f}", error_y=_error_bars(part, metric))
             bar.update(
                 marker={
@@ -128,23 +128,23 @@ def gap_chart(evaluation: pd.DataFrame, metric: str = "r_at_1") -> go.Figure:
     """Draw student against teacher for each domain, both searching the same index: one panel for each index."""
     both = evaluation[evaluation["embedder"].isin(["student", "teacher"])]
     if both["embedder"].nunique() < 2:
-        fig = _panels("From student to teacher", [], 1, 1, height=200)
+        fig = panels("From student to teacher", [], 1, 1, height=200)
         return fig.add_annotation(text="no teachers in this run", showarrow=False)
     wide = both.pivot_table(index=["index", "domain"], columns="embedder", values=metric, sort=False).dropna()
     indexes = list(dict.fromkeys(wide.index.get_level_values("index")))
     title, unit = "From student to teacher, in the same index", f"{metric_labels(both)[metric]}, %"
-    fig = _panels(title, [f"{name} index" for name in indexes], 1, len(indexes), height=480)
+    fig = panels(title, [f"{name} index" for name in indexes], 1, len(indexes), height=480)
     for column, index in enumerate(indexes, 1):
         pair = wide.loc[index].iloc[::-1]  # plotly draws categories upwards
         names = [f"<b>{name}</b>" if name == "mean" else name for name in pair.index]
         gap = pair["teacher"] - pair["student"]
         ends = np.stack([pair["student"], pair["teacher"], np.full(len(pair), np.nan)], axis=1).ravel()
-        bars = go.Scatter(x=_f32(ends), y=np.repeat(names, 3).tolist(), mode="lines", line={"color": GRID, "width": 6})
+        bars = go.Scatter(x=f32(ends), y=np.repeat(names, 3).tolist(), mode="lines", line={"color": GRID, "width": 6})
         fig.add_trace(bars.update(showlegend=False, hoverinfo="skip"), row=1, col=column)
         for embedder, symbol in (("student", "circle"), ("teacher", "diamond-open")):
             colour = EMBEDDERS[embedder][0]
             marker = {"color": colour, "size": 12, "symbol": symbol, "line": {"width": 3, "color": colour}}
-            dots = go.Scatter(x=_f32(pair[embedder]), y=names, mode="markers", marker=marker, name=embedder)
+            dots = go.Scatter(x=f32(pair[embedder]), y=names, mode="markers", marker=marker, name=embedder)
             dots.update(legendgroup=embedder, showlegend=column == 1, hovertemplate="%{y}: %{x:.1f}")
             fig.add_trace(dots, row=1, col=column)
         for name, value, right in zip(names, gap, pair[["student", "teacher"]].max(axis=1), strict=True):
@@ -157,7 +157,7 @@ def gap_chart(evaluation: pd.DataFrame, metric: str = "r_at_1") -> go.Figure:
 
 def class_sizes(catalog: Catalog, split: str = "train") -> go.Figure:
     """Draw each domain's long tail: images of each class of a split, from the largest class to the smallest."""
-    fig = _panels(f"Images per class, {split}", [""], 1, 1, height=470)
+    fig = panels(f"Images per class, {split}", [""], 1, 1, height=470)
     colours = domain_colours(catalog.names)
     for domain in catalog.domains:
         if split in domain.splits:
@@ -187,7 +187,7 @@ def images_per_class(labels: Int[np.ndarray, "image label"]) -> Int[np.ndarray, 
     return np.unique(labels[labels >= 0], return_counts=True)[1]
 
 
-def _panels(title: str, titles: Sequence[str], n_rows: int, n_columns: int, height: int) -> go.Figure:
+def panels(title: str, titles: Sequence[str], n_rows: int, n_columns: int, height: int) -> go.Figure:
     """An empty figure of panels in the one style."""
     gaps = {"horizontal_spacing": 0.22 / n_columns, "vertical_spacing": 0.36 / n_rows / max(1, n_rows - 1)}
     fig = make_subplots(n_rows, n_columns, subplot_titles=titles, **gaps)
@@ -196,11 +196,11 @@ def _panels(title: str, titles: Sequence[str], n_rows: int, n_columns: int, heig
 
 
 def _line(name: str, x: Any, y: Any, colour: str, hover: str, legend: bool = True, width: float = 2) -> go.Scatter:
-    trace = go.Scatter(name=name, x=np.asarray(x, np.int32), y=_f32(y), mode="lines", hovertemplate=hover)
+    trace = go.Scatter(name=name, x=np.asarray(x, np.int32), y=f32(y), mode="lines", hovertemplate=hover)
     return trace.update(line={"color": colour, "width": width}, legendgroup=name, showlegend=legend)
 
 
-def _f32(values: Any) -> np.ndarray:
+def f32(values: Any) -> np.ndarray:
     return np.asarray(values, np.float32)  # stored as 4 bytes a number, a third of its digits
 
 
@@ -217,7 +217,7 @@ def _error_bars(part: pd.DataFrame, metric: str) -> dict[str, Any] | None:
     if f"{metric}_low" not in part:
         return None
     up, down = part[f"{metric}_high"] - part[metric], part[metric] - part[f"{metric}_low"]
-    return {"array": _f32(up), "arrayminus": _f32(down), "color": TEXT, "thickness": 1.2, "width": 3}
+    return {"array": f32(up), "arrayminus": f32(down), "color": TEXT, "thickness": 1.2, "width": 3}
 
 
 def _range(values: np.ndarray) -> list[float]:

@@ -26,6 +26,16 @@ def load(preset: str | Path = "paper", /, **values: Any) -> TrainParams:
     return _build(TrainParams, [*_preset_layers(preset), ("", values)])
 
 
+def own_values(preset: str | Path) -> dict[str, Any]:
+    """Read what the file of a preset itself sets, without the preset that it refines: to put it on another one.
+
+    Raises UserError as `load` does.
+    """
+    values = _read(_find(preset, []))
+    values.pop("preset", None)
+    return values
+
+
 @overload
 def from_notebook(cells: Sequence[str]) -> TrainParams: ...
 @overload

@@ -33,7 +33,7 @@ import yaml
 
 from udonlib.domains import Catalog
 from udonlib.errors import UserError, nearest
-from udonlib.params import PROJECT, TrainParams
+from udonlib.params import PROJECT, DataParams, TrainParams
 from udonlib.storage import replacing
 from udonlib.training import Record
 
@@ -219,7 +219,7 @@ def _curve_points(record: Record) -> Iterator[tuple[str, float]]:
                 yield f"r_at_1/{row['index']}/{row['domain']}", row["r_at_1"]
 
 
-def provenance(params: TrainParams, catalog: Catalog, device: torch.device) -> dict[str, object]:
+def provenance(params: DataParams, catalog: Catalog, device: torch.device) -> dict[str, object]:
     """What a result depends on besides its parameters."""
 
     def git(*arguments: str) -> str | None:

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Literal
 
@@ -22,15 +23,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from udonlib.backbones import create_backbone
 from udonlib.domains import Catalog, load_catalog
 from udonlib.embedding import Embed, Load, loading, pixels
 from udonlib.errors import UserError
 from udonlib.evaluation import Evaluation, Head, MergedIndex, Neighbours, evaluate, save_table
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel
+from udonlib.losses import unit
+from udonlib.models import EmbeddingModel, create_model, model_cost
 from udonlib.params import WITHOUT_EFFECT, TrainParams
+from udonlib.presets import load as load_preset
 from udonlib.runfolder import RunFolder, RunWriter, provenance, run_folder, write_json
 from udonlib.storage import replacing
 from udonlib.training import Record, Trainer, merged_r_at_1
@@ -53,27 +55,6 @@ def pick_device(name: str) -> torch.device:
         valid = ", ".join(kind for kind, there in available.items() if there)
         raise UserError(f"parameter 'device': found {name!r}, which this machine does not have; valid: auto, {valid}")
     return torch.device(name)
-
-
-def create_model(params: TrainParams, catalog: Catalog) -> EmbeddingModel:
-    """The model of a run before its first step: the same for the same parameters, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
-        backbone = create_backbone(
-            params.backbone,
-            pretrained=params.pretrained,
-            image_size=params.image_size,
-            arguments=params.backbone_args,
-        )
-    return EmbeddingModel(
-        backbone,
-        {domain.name: domain.n_classes for domain in catalog.domains},
-        student_dim=params.student_dim,
-        teacher_dim=params.teacher_dim if params.has_teachers else 0,
-        hidden_dims=params.head_hidden_dims,
-        normalise_features=params.normalise_features,
-        seed=params.seed,
-    )
 
 
 class Run(RunFolder):
@@ -102,7 +83,25 @@ class Run(RunFolder):
     def catalog(self) -> Catalog:
         """What the run trains on and is tested on."""
         p = self.params
-        return load_catalog(p.data, p.domains, p.images)
+        catalog = load_catalog(p.data, p.domains, p.images)
+        if p.recipe == "specialist" and len(catalog.domains) > 1:
+            names = ", ".join(catalog.names)
+            raise UserError(f"parameter 'domains': found 'all' ({names}), expected one domain for recipe 'specialist'")
+        return catalog
+
+    def create_model(self) -> EmbeddingModel:
+        """The model before its first step, on the CPU."""
+        return create_model(self.params, self.catalog.n_classes)
+
+    def load_model(self) -> EmbeddingModel:
+        """The best model of the run, in evaluation mode, on the CPU."""
+        there = self.load_model_state()
+        # What the backbone began with is not needed any more, and may be gone.
+        scratch = self.params.model_copy(update={"pretrained": False, "weights": None})
+        model = create_model(scratch, self.catalog.n_classes)
+        model.load_state_dict(there["model"])
+        model.backbone.mean, model.backbone.std = map(tuple, there["statistics"])
+        return model.eval()
 
     def train(self) -> Iterator[Record]:
         """Train to the end, then evaluate the best model; yields `start`, the trainer's records, `test` and `end`.
@@ -115,20 +114,27 @@ class Run(RunFolder):
         """
         p = self.params
         if self.status == "finished" and not p.overwrite:
-            yield {"kind": "end", "step": p.steps} | self.summary()
+            summary = self.summary()
+            yield {"kind": "end", "step": summary["steps"]} | summary
             return
         torch.set_num_threads(p.n_threads or len(os.sched_getaffinity(0)))
         device = pick_device(p.device)
-        model = create_model(p, self.catalog).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         untrained = copy.deepcopy(model).requires_grad_(False)
         reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
         test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
         load = loading(test_reader, p.n_workers)
         trainer = Trainer(
-            model, self.catalog, p, WindowLoader(reader, p.n_workers), lambda: self._evaluate(model, "val", load).table
+            model,
+            self.catalog,
+            p,
+            WindowLoader(reader, p.n_workers),
+            lambda kept: self._evaluate(kept, "val", load).table,
+            {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
         )
         writer = RunWriter(self)
         try:
+            statistics = [list(model.backbone.mean), list(model.backbone.std)]  # may come from a file of weights
             began = time.perf_counter()
             if p.overwrite:
                 self._clear()
@@ -144,10 +150,12 @@ class Run(RunFolder):
                 if record["kind"] == "checkpoint":
                     seconds = seconds_before + time.perf_counter() - began
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds}
+                    state["statistics"] = statistics
                     writer.save(self.last, state)
                 else:
                     if record["kind"] == "validation" and record["best"]:
-                        best = {"model": model.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
+                        best = {"model": trainer.kept.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
+                        best["statistics"] = statistics
                         writer.save(self.best, best)
                     writer.record(record)
                 yield record
@@ -156,11 +164,13 @@ class Run(RunFolder):
             model.load_state_dict(best["model"])
             evaluation = self._evaluate(model, "test", load, untrained)
             table = self._save_evaluation(evaluation)
-            yield {"kind": "test", "step": p.steps, "table": table}
+            yield {"kind": "test", "step": trainer.step, "table": table}
             summary = {
-                "steps": p.steps,
-                "images": p.steps * p.batch_size,
+                "steps": trainer.step,
+                "images": trainer.step * p.batch_size,
                 "train_seconds": round(train_seconds, 1),
+                "images_per_s": self._pace(),
+                **asdict(model_cost(model, p.image_size)),
                 "seconds": round(seconds_before + time.perf_counter() - began, 1),
                 "best_step": best["step"],
                 "best_validation_r_at_1": best["r_at_1"],
@@ -168,7 +178,7 @@ class Run(RunFolder):
                 "skipped_images": {**reader.skipped, **test_reader.skipped},
             }
             write_json(self.path / "summary.json", summary)
-            yield {"kind": "end", "step": p.steps} | summary
+            yield {"kind": "end", "step": trainer.step} | summary
         finally:
             writer.close()
 
@@ -193,6 +203,33 @@ class Run(RunFolder):
                 "Restore the data, or begin anew (overwrite=true)"
             )
 
+    def _offline_teachers(self) -> dict[str, EmbeddingModel]:
+        """The finished specialists that teach, by domain.
+
+        Raises:
+            UserError: "no finished specialist of domain 'flags' ..." with the command that trains it.
+        """
+        p = self.params
+        if p.offline_teachers is None:
+            return {}
+        teachers = {}
+        for domain in self.catalog.names:
+            values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs, "domains": [domain]}
+            specialist = Run(load_preset(p.offline_teachers, **values))
+            if specialist.status != "finished":
+                raise UserError(
+                    f"parameter 'offline_teachers': no finished specialist of domain '{domain}' in {specialist.path}; "
+                    f"train it first: papermill train.ipynb out.ipynb -p preset {p.offline_teachers} "
+                    f"-p domains {domain} -p seed {p.seed}"
+                )
+            teachers[domain] = specialist.load_model()
+        return teachers
+
+    def _pace(self) -> float:
+        """Images trained per second: the median over the records, so that pauses do not count."""
+        paces = [record["images_per_s"] for record in self.records("train")]
+        return round(float(np.median(paces)), 1) if paces else 0.0
+
     def _clear(self) -> None:
         """Remove what a former run of this name left, but not the lock that we hold."""
         for path in self.path.iterdir():
@@ -208,7 +245,7 @@ class Run(RunFolder):
         load: Load,
         untrained: EmbeddingModel | None = None,
     ) -> Evaluation:
-        """Evaluate the student, and with an untrained model beside it also teachers and both baselines."""
+        """Evaluate student and teachers; beside an untrained model, baselines and shorter embeddings as well."""
         p = self.params
         model.eval()
         device = next(model.parameters()).device
@@ -217,11 +254,12 @@ class Run(RunFolder):
             return network.features(images.to(device), PRECISIONS[p.precision])
 
         heads: dict[str, Head | Mapping[str, Head]] = {"student": model.student}
+        if len(model.teachers):
+            heads["teacher"] = dict(model.teachers.items())
         baselines: dict[str, Embed] = {}
         if untrained is not None:
             untrained.eval()
-            if len(model.teachers):
-                heads["teacher"] = dict(model.teachers.items())
+            heads |= {f"student_{dim}": partial(_shortened, model, dim) for dim in p.nested_dims}
             baselines = {
                 "features": lambda images: torch.nn.functional.normalize(features(untrained, images), dim=1),
                 "pixels": pixels,
@@ -269,6 +307,11 @@ class Run(RunFolder):
                 Neighbours(embedder, domain, "merged", paths, position.astype(np.int64), similarity, hit, searched)
             )
         return found
+
+
+def _shortened(model: EmbeddingModel, dim: int, features: Tensor) -> Tensor:
+    """The first dimensions of the student's embedding, to unit norm."""
+    return unit(model.student(features)[:, :dim])
 
 
 def open_run(params: TrainParams) -> Run:

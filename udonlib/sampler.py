@@ -95,6 +95,7 @@ class Sampler:
         update_every: slots per window.
         initial: allocation before the first update (`dynamic`).
         shares: wished shares by domain (`fixed`).
+        smoothing: share of the old weights in each update (`dynamic`), in [0, 1).
         seed: of the generator that draws the schedules.
     """
 
@@ -108,10 +109,12 @@ class Sampler:
         update_every: int,
         initial: str = "round_robin",
         shares: Mapping[str, float] | None = None,
+        smoothing: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.names = tuple(names)
         self.strategy = strategy
+        self.smoothing = smoothing
         self.n_slots = n_slots
         self.update_every = update_every
         self._ordered = strategy == "round_robin" or (strategy == "dynamic" and initial == "round_robin")
@@ -154,7 +157,8 @@ class Sampler:
         """End the window: update the weights from its losses, draw the next schedule."""
         self.start += self.update_every
         if self.strategy == "dynamic":
-            self.weights = updated_weights(self.weights, self.loss_sums, self.n_images)
+            updated = updated_weights(self.weights, self.loss_sums, self.n_images)
+            self.weights = self.smoothing * self.weights + (1 - self.smoothing) * updated
             self._ordered = False
         if not self._ordered:
             self._schedule = self._draw()

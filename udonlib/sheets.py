@@ -82,7 +82,7 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
             cells[embedder, label] = [_with_interval(row, metric) for _, row in part.iterrows()]
     table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
     table.columns = pd.MultiIndex.from_tuples(cells, names=[f"{index} index,", "percent"])
-    return _table(table, bold)
+    return html_table(table, bold)
 
 
 def split_table(catalog: Catalog) -> Table:
@@ -101,10 +101,10 @@ def split_table(catalog: Catalog) -> Table:
             f"{np.quantile(s, quantile):,.0f}" for s in (*sizes, np.concatenate(sizes))
         ]
     table = pd.DataFrame(cells, index=pd.Index([*catalog.names, "all"], name="domain"))
-    return _table(table, set())
+    return html_table(table, set())
 
 
-def _facts(facts: dict[str, str]) -> Table:
+def facts_table(facts: dict[str, str]) -> Table:
     """Format names and what is to say about them, one a line."""
     cells = ((f"<th {LEFT}>{name}</th>", f"<td {LEFT}>{html.escape(text)}</td>") for name, text in facts.items())
     rows = "".join(f"<tr>{name}{text}</tr>" for name, text in cells)
@@ -120,7 +120,7 @@ def _with_interval(row: pd.Series, metric: str) -> str:
     return f"{row[metric]:.1f}{interval}"
 
 
-def _table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
+def html_table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
     """Format a table of texts: columns to the right, some cells bold, a rule above the last row, which sums up."""
     styles = pd.DataFrame("", cells.index, cells.columns)
     for row, column in bold:
@@ -154,7 +154,7 @@ def plan_table(params: TrainParams, catalog: Catalog) -> Table:
         "validation": f"every {p.eval_every:,} steps; the best checkpoint is tested",
         "results": str(p.run_dir),
     }
-    return _facts(facts)
+    return facts_table(facts)
 
 
 def files_table(path: Path) -> Table:
@@ -165,7 +165,7 @@ def files_table(path: Path) -> Table:
         size = sum(part.stat().st_size for part in (file, *file.rglob("*")) if part.is_file())
         if file.exists():
             facts[name] = f"{content} ({size / 1e6:,.1f} MB)" if size >= 50_000 else f"{content} ({size / 1e3:,.1f} KB)"
-    return _facts(facts)
+    return facts_table(facts)
 
 
 def query_gallery(
@@ -193,11 +193,11 @@ def query_gallery(
     chosen = [(part, q) for part in parts for q in _choose(part.hit[:, 0], max(1, n_queries // len(parts)), rng)]
     n_ranks = parts[0].hit.shape[1]
     shown = [[(part.query_domain, part.query_paths[query]), *part.of(query)] for part, query in chosen]
-    classes = _classes(catalog, {image for images in shown for image in images})
+    classes = class_map(catalog, {image for images in shown for image in images})
     n_blocks, side = 2 if len(chosen) > 4 else 1, 96
     n_rows = -(-len(chosen) // n_blocks)
     block, row_height = (n_ranks + 1) * (side + GAP) + 2 * GAP, side + 2 * LINE + GAP
-    sheet = _Sheet(n_blocks * block + (n_blocks - 1) * 3 * GAP + 2 * GAP, n_rows * row_height + 4 * LINE)
+    sheet = Sheet(n_blocks * block + (n_blocks - 1) * 3 * GAP + 2 * GAP, n_rows * row_height + 4 * LINE)
     sheet.mark(GAP, 8, "tick", RIGHT)
     sheet.write(GAP + 24, 8, "same class", INK)
     sheet.mark(GAP + 120, 8, "cross", WRONG)
@@ -225,7 +225,7 @@ def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, se
     colours = domain_colours(catalog.names)
     side, left = 64, 120
     height = 2 * side + 4 + LINE + 2 * GAP
-    sheet = _Sheet(left + n_classes * (side + GAP), len(domains) * height + GAP)
+    sheet = Sheet(left + n_classes * (side + GAP), len(domains) * height + GAP)
     for row, domain in enumerate(domains):
         part, y = domain.splits[split], GAP + row * height
         sheet.draw.rectangle((GAP, y, GAP + 6, y + 2 * side + 4), fill=colours[domain.name])
@@ -244,7 +244,7 @@ def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, se
     return sheet.image()
 
 
-class _Sheet:
+class Sheet:
     """A canvas for tiles: images with a border, a mark in the corner and captions below."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -301,7 +301,7 @@ def _choose(right: Bool[np.ndarray, "query"], n: int, rng: np.random.Generator) 
     return [int(query) for query in (*hits[:n_hits], *misses[: n - n_hits])]
 
 
-def _classes(catalog: Catalog, images: set[tuple[str, str]]) -> dict[tuple[str, str], dict[int, str]]:
+def class_map(catalog: Catalog, images: set[tuple[str, str]]) -> dict[tuple[str, str], dict[int, str]]:
     """Names of the classes of some images by their ids; images are (domain, path)."""
     found: dict[tuple[str, str], dict[int, str]] = {image: {} for image in images}
     for domain in catalog.domains:

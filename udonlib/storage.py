@@ -20,8 +20,9 @@ import numpy as np
 from udonlib.errors import UserError
 
 # Anything but plain names between single forward slashes: empty, "." and ".." parts, absolute paths, drive letters,
-# backslashes and control characters. Works on many paths at once when they are joined by line feeds.
-UNSAFE_PATH = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x09\x0b-\x1f]|(?:^|/)\.{0,2}(?:/|$)", re.MULTILINE)
+# backslashes, control characters and surrogates, which no file name can hold. Works on many paths at once when they are
+# joined by line feeds.
+UNSAFE_PATH = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x09\x0b-\x1f\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)", re.MULTILINE)
 
 
 class DataError(UserError):

@@ -30,6 +30,7 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down
 EMBEDDERS = {  # name -> colour, fill pattern: told apart without colour, too
     "student": ("#008b8b", ""),
     "teacher": ("#c77700", "/"),
+    "specialist": ("#7a5fd0", "x"),
     "features": ("#7f7f7f", "\\"),
     "pixels": ("#a8a8a8", "."),
 }
@@ -65,17 +66,17 @@ class _PngOrNothing(PngRenderer):
 
     def __init__(self) -> None:
         super().__init__(width=PNG_WIDTH, scale=1)
-        self.works = True
+        self.failures: list[str] = []  # a list, since plotly draws with shallow copies of its renderers
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         png: list[bytes] = []
-        if self.works:
+        if not self.failures:
             # kaleido waits without limit for a server whose browser is gone: hence the thread.
             call = threading.Thread(target=self._draw, args=(fig_dict, png), daemon=True)
             call.start()
             call.join(timeout=60)
-        if not png and self.works:
-            self.works = False
+        if not png and not self.failures:
+            self.failures.append("no answer")
             print("Static images of figures are off from here: the browser that draws them does not answer.")
         return {"image/png": base64.b64encode(png[0]).decode()} if png else {}
 

@@ -8,6 +8,7 @@ and the number of the step, so a resumed run repeats the bits.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,8 @@ class Trainer:
         catalog: what to train on.
         params: of the run.
         loader: reads planned batches of the train splits.
-        validate: evaluates the model as it is and returns the table of `udonlib.evaluation`.
+        validate: evaluates a model as it is and returns the table of `udonlib.evaluation`.
+        offline_teachers: frozen specialists by domain, as for `udonlib.learner.Learner`.
     """
 
     def __init__(
@@ -50,13 +52,17 @@ class Trainer:
         catalog: Catalog,
         params: TrainParams,
         loader: WindowLoader,
-        validate: Callable[[], pd.DataFrame],
+        validate: Callable[[EmbeddingModel], pd.DataFrame],
+        offline_teachers: Mapping[str, EmbeddingModel] | None = None,
     ) -> None:
         self.params = params
         self.model = model
-        self.learner = Learner(model, params)
+        # What is validated and kept: the model itself, or the moving average of its weights and statistics.
+        self.kept = copy.deepcopy(model).requires_grad_(False) if params.average_decay else model
+        self.learner = Learner(model, params, offline_teachers)
         self.step = 0  # steps done
         self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
+        self.n_worse = 0  # validations since the best one
         self._loader = loader
         self._validate = validate
         self._device = next(model.parameters()).device
@@ -72,6 +78,7 @@ class Trainer:
             update_every=params.update_every * params.domains_per_batch,
             initial=params.sampler_init,
             shares=params.fixed_shares or None,
+            smoothing=params.sampler_smoothing,
             seed=params.seed,
         )
         self._order = ImageOrder(names, sizes, params.seed)
@@ -91,6 +98,11 @@ class Trainer:
             plan.append([(name, self._order.take(name, n)) for name, n in zip(names, shares, strict=True)])
         return plan
 
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or validations have not improved for `patience` times."""
+        return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse
+
     def train(self) -> Iterator[Record]:
         """Run to the end, yielding records: `allocation`, `train`, `validation`, `checkpoint` (state worth saving).
 
@@ -98,7 +110,10 @@ class Trainer:
             TrainingError: "step 120: the loss is nan ..." when a loss or a gradient is not finite.
         """
         p = self.params
-        while self.step < p.steps:
+        if p.steps == 0:  # the recipe `features`: nothing to train, but a model to keep
+            yield self._validation_record()
+            yield {"kind": "checkpoint", "step": 0}
+        while not self.done:
             self._seen_before = self._order.n_seen()
             plan = self.plan_window()
             done = self.step - self.sampler.start // p.domains_per_batch
@@ -128,6 +143,8 @@ class Trainer:
                     yield {"kind": "checkpoint", "step": self.step}
                 if logs or validates or saves or ends:
                     clock, since = time.perf_counter(), self.step
+                if self.done:
+                    return
             self.sampler.advance()
 
     def _train_step(self, images: Tensor, slots: Sequence[tuple[str, np.ndarray]]) -> None:
@@ -140,6 +157,18 @@ class Trainer:
         terms, grad_norm = self.learner.step(self.step, views, parts)
         self._pending.append(([(name, len(indices)) for name, indices in slots], terms, grad_norm))
         self.step += 1
+        if self.kept is not self.model:
+            self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the kept model towards the trained one; at first quickly, so that the initial weights are forgotten."""
+        decay = min(self.params.average_decay, self.step / (self.step + 10))
+        kept, now = self.kept.state_dict(), self.model.state_dict()
+        floats = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([kept[name] for name in floats], [now[name] for name in floats], 1 - decay)
+        for name in now.keys() - set(floats):
+            kept[name].copy_(now[name])
 
     def _flush(self) -> Record:
         """Fetch the losses of the steps since the last flush: into the sampler's window, and as means for the log."""
@@ -175,10 +204,11 @@ class Trainer:
         }
 
     def _validation_record(self) -> Record:
-        table = self._validate()
+        table = self._validate(self.kept)
         value = merged_r_at_1(table)
         best = value > self.best
         self.best = max(self.best, value)
+        self.n_worse = 0 if best else self.n_worse + 1
         return {"kind": "validation", "step": self.step, "r_at_1": value, "best": best, "table": table}
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,7 +216,9 @@ class Trainer:
         return {
             "step": self.step,
             "best": self.best,
+            "n_worse": self.n_worse,
             "model": self.model.state_dict(),
+            "average": self.kept.state_dict() if self.kept is not self.model else None,
             "optimizer": self.learner.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "order": self._window_order,
@@ -195,10 +227,12 @@ class Trainer:
     def load_state_dict(self, state: Mapping) -> None:
         """Continue from `state_dict()`: the next step is the one that would have come next."""
         self.model.load_state_dict(state["model"])
+        if state["average"] is not None:
+            self.kept.load_state_dict(state["average"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self._order.load_state_dict(state["order"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
 
 
 def merged_r_at_1(table: pd.DataFrame) -> float:

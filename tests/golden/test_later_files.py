@@ -6,8 +6,6 @@ import pytest
 
 LATER = {
     "unic": "several frozen teachers",
-    "ckpt": "importer of the reference's checkpoints",
-    "backbones": "importers of released backbones",
 }
 
 

@@ -68,7 +68,7 @@ def test_training_follows_the_reference(golden, agree, file):
         for group, expected in zip(groups, arrays["step/delta_norm"][i], strict=True):
             found = np.sqrt(sum(delta**2 for name, delta in deltas.items() if group_of(name) == group))
             agree(f"step {i} change of {group}", found, expected, 1e-3 if group == "backbone" else FINAL_TOLERANCE)
-    final = state_from_reference(stripped(arrays, "final/"))
+    final = state_from_reference(model, stripped(arrays, "final/"))
     found = dict(model.named_parameters())
     assert set(final) == set(found)
     for name, expected in final.items():
@@ -81,7 +81,7 @@ def test_training_follows_the_reference(golden, agree, file):
             if part is not None:
                 agree(f"final {name}", part, wanted.numpy(), tolerance)
     for moment, key in (("final_adam_m/", "exp_avg"), ("final_adam_v/", "exp_avg_sq")):
-        for name, expected in state_from_reference(stripped(arrays, moment)).items():
+        for name, expected in state_from_reference(model, stripped(arrays, moment)).items():
             agree(moment + name, learner.optimizer.state[found[name]][key], expected.numpy(), FINAL_TOLERANCE)
 
 

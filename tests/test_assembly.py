@@ -1,0 +1,139 @@
+"""Specialists of one domain each, evaluated together; and the recipes that are their rivals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.catalogs import write_uned_tree
+from udonlib.assembly import evaluate_assembly
+from udonlib.errors import UserError
+from udonlib.params import TrainParams
+from udonlib.runs import open_run
+
+COMMON = {
+    "backbone": "small_resnet",
+    "backbone_args": {"width": 8},
+    "pretrained": False,
+    "image_size": 32,
+    "resize_size": 32,
+    "batch_size": 8,
+    "frozen_steps": 0,
+    "student_dim": 8,
+    "teacher_dim": 12,
+    "update_every": 4,
+    "eval_every": 4,
+    "n_threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assembly")
+    write_uned_tree(folder / "tree")
+    return folder
+
+
+def train(home, recipe, **values):
+    given = {"steps": 8, "learning_rate": 1e-2, "backbone_learning_rate": 1e-2, **COMMON, **values}
+    if recipe in ("features", "adapter"):
+        given.pop("backbone_learning_rate")
+    if recipe == "features":
+        given.pop("steps")
+    run = open_run(TrainParams(recipe=recipe, data=str(home / "tree"), outputs=str(home / "out"), **given))
+    for _ in run.train():
+        pass
+    return run
+
+
+@pytest.fixture(scope="module")
+def specialists(home):
+    names = open_run(TrainParams(data=str(home / "tree"), outputs=str(home / "out"), pretrained=False)).catalog.names
+    return [train(home, "specialist", domains=[name]) for name in names]
+
+
+def figures(table, embedder, index, domain):
+    """R@1 and mMP@5 of one row of a results table."""
+    return (
+        table.set_index(["embedder", "index", "domain"]).loc[(embedder, index, domain), ["r_at_1", "mmp_at_5"]].tolist()
+    )
+
+
+def test_in_its_own_domain_the_assembly_finds_what_each_specialist_finds(specialists):
+    table = evaluate_assembly(specialists[::-1]).table
+    for run in specialists:
+        [domain] = run.catalog.names
+        own = figures(run.evaluation(), "student", "merged", domain)
+        for embedder in ("specialist", "routed"):
+            assert figures(table, embedder, "separate", domain) == pytest.approx(own)
+
+
+def test_the_merged_index_holds_all_domains_and_is_embedded_as_its_name_says(specialists):
+    evaluation = evaluate_assembly(specialists)
+    first = specialists[0]
+    [domain] = first.catalog.names
+    found = {name: evaluation.neighbours[name, domain, "merged"] for name in ("specialist", "routed")}
+    assert {d for d, _ in found["specialist"].of(0) + found["routed"].of(0)} <= set(found["routed"].searched.domains)
+    n_index = sum(len(paths) for paths in found["routed"].searched.paths)
+    table = evaluation.table
+    merged = table[(table["index"] == "merged") & (table["domain"] == domain)]
+    assert set(merged["n_index"]) == {n_index}
+    # Neighbours of other domains are compared by other models, so their similarities differ.
+    assert not np.allclose(found["specialist"].similarity, found["routed"].similarity)
+
+
+def test_runs_that_cannot_stand_side_by_side_are_refused(home, specialists):
+    with pytest.raises(UserError, match="at least one finished run of one domain; found none"):
+        evaluate_assembly([])
+    with pytest.raises(UserError, match="are both of domain"):
+        evaluate_assembly([specialists[0], specialists[0]])
+    [name] = specialists[0].catalog.names
+    wider = train(home, "specialist", domains=[name], student_dim=16)
+    with pytest.raises(UserError, match="differ in student_dim: 8, 16"):
+        evaluate_assembly([specialists[1], wider])
+    everything = train(home, "us_rr")
+    with pytest.raises(UserError, match="is trained on .*; an assembly needs runs of one"):
+        evaluate_assembly([everything])
+    unfinished = open_run(specialists[0].params.model_copy(update={"seed": 5}))
+    with pytest.raises(UserError, match="is new; an assembly needs finished runs"):
+        evaluate_assembly([unfinished])
+
+
+def test_a_specialist_of_several_domains_is_refused(home):
+    with pytest.raises(UserError, match="'domains': found 'all' .* expected one domain for recipe 'specialist'"):
+        train(home, "specialist")
+
+
+def test_the_recipe_features_keeps_the_backbone_as_it_is(home):
+    run = train(home, "features")
+    table = run.evaluation().query("index == 'merged'").set_index(["embedder", "domain"])["r_at_1"]
+    assert table["student", "mean"] == pytest.approx(table["features", "mean"])
+    assert run.summary()["steps"] == 0
+    fresh = run.create_model().state_dict()
+    assert all(torch.equal(fresh[name], value) for name, value in run.load_model_state()["model"].items())
+
+
+def test_the_recipe_adapter_trains_the_head_alone(home):
+    run = train(home, "adapter")
+    fresh, trained = run.create_model().state_dict(), run.load_model().state_dict()
+    moved = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, fresh[name])}
+    assert moved == {"student", "student_prototypes"}
+
+
+def test_offline_teachers_teach_and_stay_as_they_are(home, specialists, tmp_path):
+    preset = tmp_path / "specialist.yaml"
+    values = {name: value for name, value in COMMON.items() if name != "backbone_args"}
+    lines = "\n".join(f"{name}: {value}" for name, value in values.items()).replace("False", "false")
+    rates = "steps: 8\nlearning_rate: 1.0e-2\nbackbone_learning_rate: 1.0e-2\nbackbone_args: {width: 8}\n"
+    preset.write_text(f"preset: paper\nrecipe: specialist\n{lines}\n{rates}")
+    before = {path: path.read_bytes() for run in specialists for path in run.path.glob("checkpoints/*")}
+    taught = train(home, "udon", offline_teachers=str(preset))
+    alone = train(home, "udon", offline_teachers=str(preset), w_kl=0.0, w_rel=0.0)
+    losses = taught.records("train")[0]["losses"]
+    assert all(terms.keys() == {"ce_student", "ce_teacher", "kl", "rel", "total"} for terms in losses.values())
+    assert not torch.equal(taught.load_model().student.layers[0].weight, alone.load_model().student.layers[0].weight)
+    assert "teacher" not in set(taught.evaluation()["embedder"])
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(UserError, match="'offline_teachers': no finished specialist of domain .* train it first"):
+        train(home, "udon", offline_teachers=str(preset), seed=3)

@@ -1,0 +1,407 @@
+"""Any run, checkpoint or descriptors, on any catalog: the same figures, in a folder of their own."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from tests.catalogs import write_image_folder, write_uned_tree
+from tests.test_training import SMALL
+from udonlib import evaluations, evaluationviews
+from udonlib.errors import ParameterError, UserError
+from udonlib.evaluations import lost_by_merging, open_evaluation
+from udonlib.notebookparams import EvaluateParams
+from udonlib.params import PROJECT, TrainParams
+from udonlib.runs import open_run
+
+SETTINGS = {"eval_batch_size": 4, "n_threads": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on two domains, one of them with an index of its own."""
+    folder = tmp_path_factory.mktemp("run")
+    data = write_uned_tree(folder / "data", index_of="flags")
+    params = TrainParams(
+        **SMALL | {"data": str(data), "outputs": str(folder / "outputs"), "run": "small", "nested_dims": (4,)},
+        n_threads=1,
+        eval_batch_size=4,
+    )
+    run = open_run(params)
+    for _ in run.train():
+        pass
+    return run
+
+
+@pytest.fixture
+def evaluated(run, tmp_path):
+    """Open an evaluation of the run, or of something else, with results in a folder of the test."""
+
+    def evaluated(**values):
+        source = {} if {"checkpoint", "descriptors"} & set(values) else {"run": str(run.path)}
+        return open_evaluation(EvaluateParams(**SETTINGS | source | {"outputs": str(tmp_path / "out")} | values))
+
+    return evaluated
+
+
+def stamps(path):
+    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+
+
+def figures(table, *embedders):
+    """The measured columns of some embedders, without the intervals, which depend on how many there are."""
+    rows = table[table["embedder"].isin(embedders)]
+    return rows[["embedder", "domain", "index", "n_queries", "n_index", "r_at_1", "mmp_at_5"]].reset_index(drop=True)
+
+
+def test_a_run_on_its_own_data_has_its_own_figures(run, evaluated):
+    before = stamps(run.path)
+    evaluation = evaluated()
+    embedders = ("student", "teacher", "student_4")
+    pd.testing.assert_frame_equal(
+        figures(evaluation.measure(), *embedders), figures(run.evaluation(), *embedders), check_exact=True
+    )
+    assert stamps(run.path) == before
+    assert evaluation.path.parent.name == "evaluations"
+    assert {path.name for path in evaluation.path.iterdir()} == {
+        *("params.yaml", "provenance.json", "summary.json", "outcomes.csv.gz", "neighbours.npz"),
+        *("evaluation.csv", "evaluation.json"),
+    }
+    theirs = {(n.embedder, n.query_domain): n for n in run.neighbours()}
+    ours = {(n.embedder, n.query_domain): n for n in evaluation.neighbours()}
+    assert set(theirs) <= set(ours)
+    for key, found in theirs.items():
+        assert np.array_equal(found.position, ours[key].position)
+        assert found.of(0) == ours[key].of(0)
+
+
+def test_results_say_what_they_belong_to(run, evaluated):
+    evaluation = evaluated(domains="emoji", k=3)
+    table = evaluation.measure()
+    assert "mmp_at_3" in table
+    provenance = json.loads((evaluation.path / "provenance.json").read_text())
+    assert provenance["of"]["kind"] == "run"
+    assert provenance["of"]["file"] == str(run.best)
+    assert provenance["data_fingerprint"] == evaluation.catalog.fingerprint
+    assert {"commit", "packages", "time"} <= set(provenance)
+    assert yaml.safe_load((evaluation.path / "params.yaml").read_text())["k"] == 3
+
+
+def test_the_validation_queries_have_an_index_of_their_own(run, evaluated):
+    table = evaluated(subset="val").measure()
+    validated = run.validation().query(f"step == {run.summary()['best_step']}")
+    pd.testing.assert_frame_equal(
+        figures(table, "student"), figures(validated, "student"), check_exact=True, check_dtype=False
+    )
+
+
+def test_a_student_needs_no_domain_and_a_teacher_does(run, evaluated, tmp_path):
+    folder = evaluated(data=str(write_image_folder(tmp_path / "pets"))).measure()
+    assert set(folder["embedder"]) == {"student", "student_4"}
+    assert set(folder["domain"]) == {"cats", "dogs", "mean"}
+    mixed = write_uned_tree(tmp_path / "mixed", domains=("emoji", "cats"))
+    table = evaluated(data=str(mixed)).measure()
+    assert table.query("embedder == 'teacher'")["domain"].tolist() == ["emoji", "emoji"]
+    assert table.query("embedder == 'student'")["domain"].tolist() == ["emoji", "cats", "mean"] * 2
+    assert evaluationviews.merging_chart(evaluated(data=str(mixed)).lost_by_merging()).data[1].x == ("emoji",)
+
+
+def test_domains_of_the_runs_own_data_may_be_chosen(run, evaluated):
+    assert evaluated().catalog.names == ("emoji", "flags")
+    assert evaluated(domains="flags").catalog.names == ("flags",)
+    with pytest.raises(UserError, match=r"no domain 'flaks'; did you mean 'flags'\?"):
+        evaluated(domains="flaks")
+
+
+def test_a_checkpoint_needs_its_params_and_not_its_data(run, evaluated, tmp_path):
+    folder, data = tmp_path / "given", str(write_uned_tree(tmp_path / "other", domains=("stamps", "coins")))
+    shutil.copytree(run.path / "checkpoints", folder / "checkpoints")
+    params = yaml.safe_load((run.path / "params.yaml").read_text()) | {"data": str(tmp_path / "gone")}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    best = evaluated(checkpoint=str(folder / "checkpoints" / "best.pt"), data=data)
+    assert figures(best.measure(), "student").equals(figures(evaluated(data=data).measure(), "student"))
+    last = evaluated(checkpoint=str(folder / "checkpoints" / "last.pt"), data=data)
+    last.measure()
+    assert best.path.name.startswith("given-best-on-other-test-")
+    assert last.path.name.startswith("given-last-on-other-test-")
+    shutil.copy(folder / "params.yaml", folder / "checkpoints")
+    (folder / "params.yaml").unlink()
+    assert evaluated(checkpoint=str(folder / "checkpoints" / "best.pt"), data=data).is_finished is False  # other name
+    (folder / "checkpoints" / "params.yaml").unlink()
+    with pytest.raises(UserError, match=r"best\.pt: no params\.yaml beside it or above"):
+        evaluated(checkpoint=str(folder / "checkpoints" / "best.pt"), data=data)
+
+
+def test_the_kept_average_is_what_a_last_checkpoint_gives(run, evaluated, tmp_path):
+    folder = tmp_path / "averaged"
+    shutil.copytree(run.path, folder)
+    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    best = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    broken = {name: torch.zeros_like(value) for name, value in state["model"].items()}
+    torch.save(state | {"model": broken, "average": best["model"]}, folder / "checkpoints" / "last.pt")
+    table = evaluated(checkpoint=str(folder / "checkpoints" / "last.pt")).measure()
+    assert figures(table, "student").equals(figures(run.evaluation(), "student"))
+
+
+def test_exported_descriptors_give_the_same_table(run, evaluated):
+    evaluation = evaluated(save_descriptors=True)
+    table = evaluation.measure()
+    exported = evaluation.path / "descriptors.npz"
+    with np.load(exported) as arrays:
+        assert {key: len(arrays[key]) for key in arrays.files} == {
+            f"{d.name}/{name}": len(split) for d in run.catalog.domains for name, split in d.splits.items()
+        }
+    theirs = evaluated(descriptors=str(exported), data=run.params.data)
+    again = theirs.measure()
+    one, other = figures(table, "student"), figures(again, "descriptors")
+    assert one.drop(columns="embedder").equals(other.drop(columns="embedder"))
+    ours = {n.query_domain: n for n in evaluation.neighbours() if n.embedder == "student"}
+    for found in theirs.neighbours():
+        assert np.array_equal(found.position, ours[found.query_domain].position)
+    lost = evaluation.lost_by_merging().query("embedder == 'student'").drop(columns="embedder")
+    assert lost.equals(theirs.lost_by_merging().drop(columns="embedder"))
+    assert evaluationviews.gallery(theirs).data == evaluationviews.gallery(evaluation).data
+
+
+def test_descriptors_need_no_images_and_may_be_of_more_domains(run, evaluated, tmp_path):
+    evaluation = evaluated(save_descriptors=True)
+    evaluation.measure()
+    tree = tmp_path / "tree"
+    shutil.copytree(run.catalog.root / "info_files", tree / "info_files")
+    theirs = evaluated(descriptors=str(evaluation.path / "descriptors.npz"), data=str(tree), domains="flags")
+    assert set(theirs.measure()["domain"]) == {"flags", "mean"}
+    assert "no images to show" in evaluationviews.gallery(theirs).text
+    with pytest.raises(UserError, match=r"descriptors\.npz: .* has no domain 'emoji'; did you mean 'emoji_2'"):
+        (tree / "info_files" / "emoji").rename(tree / "info_files" / "emoji_2")
+        evaluated(descriptors=str(evaluation.path / "descriptors.npz"), data=str(tree)).measure()
+
+
+def test_the_same_evaluation_is_shown_again_and_not_made_again(evaluated, monkeypatch):
+    evaluation = evaluated()
+    table = evaluation.measure()
+    before = stamps(evaluation.path)
+    with monkeypatch.context() as context:
+        context.setattr(evaluations, "evaluate", None)
+        again = evaluated()
+        assert again.is_finished
+        assert again.measure().equals(table)
+        assert stamps(evaluation.path) == before
+        for other in ({"k": 2}, {"seed": 1}, {"subset": "val"}, {"domains": "emoji"}, {"precision": "bfloat16"}):
+            assert not evaluated(**other).is_finished
+            assert evaluated(**other).path != evaluation.path
+    forced = evaluated(overwrite=True)
+    assert not forced.is_finished
+    assert forced.measure().equals(table)
+    assert forced.is_finished
+    assert stamps(evaluation.path) != before
+
+
+def test_a_later_wish_for_descriptors_does_not_evaluate_again(evaluated, monkeypatch):
+    evaluation = evaluated()
+    evaluation.measure()
+    monkeypatch.setattr(evaluations, "evaluate", None)
+    evaluated(save_descriptors=True).measure()
+    assert (evaluation.path / "descriptors.npz").exists()
+
+
+def test_an_evaluation_that_was_cut_short_is_made_again(evaluated):
+    evaluation = evaluated()
+    table = evaluation.measure()
+    (evaluation.path / "summary.json").unlink()
+    (evaluation.path / "evaluation.csv").write_text("half a ta")
+    assert not evaluated().is_finished
+    assert evaluated().measure().equals(table)
+
+
+def test_a_changed_model_or_changed_data_is_another_evaluation(run, evaluated, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(run.path, folder)
+    data = shutil.copytree(run.catalog.root, tmp_path / "data")
+    values = {"run": str(folder), "data": str(data), "name": "results"}
+    evaluated(**values).measure()
+    assert evaluated(**values).is_finished
+    state = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
+    torch.save(state | {"step": 0}, folder / "checkpoints" / "best.pt")
+    message = r"evaluation 'results' exists and is of another model, data or parameters: run mine on data \(test\)"
+    with pytest.raises(UserError, match=message):
+        evaluated(**values)
+    evaluated(**values, overwrite=True).measure()
+    assert evaluated(**values).is_finished
+    file = data / "info_files" / "emoji" / "test.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    with pytest.raises(UserError, match="exists and is of another model, data or parameters"):
+        evaluated(**values)
+
+
+def test_images_that_cannot_be_read_stop_it_or_are_left_out(run, evaluated, tmp_path, capsys):
+    data = shutil.copytree(run.catalog.root, tmp_path / "data")
+    bad = next((data / "images" / "emoji").glob("0005_*"))
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"{bad.name}.*on_bad_image='skip'"):
+        evaluated(data=str(data)).measure()
+    evaluation = evaluated(data=str(data), on_bad_image="skip")
+    table = evaluationviews.measure(evaluation, live=False)
+    assert table.query("embedder == 'student' and domain == 'emoji'")["n_queries"].tolist() == [6, 6]
+    assert capsys.readouterr().out.endswith("1 images could not be read and were left out\n")
+    with pytest.raises(
+        UserError, match=rf"emoji/test: 'emoji/{bad.name}' cannot be read: descriptors need every image"
+    ):
+        evaluated(data=str(data), on_bad_image="skip", save_descriptors=True).measure()
+    assert not (evaluation.path / "descriptors.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"parameter 'run': found none of run, checkpoint and descriptors, expected exactly one"),
+        ({"run": "a", "descriptors": "b.npz"}, r"parameter 'descriptors': found run and descriptors of"),
+        ({"descriptors": "b.npz", "save_descriptors": True}, r"parameter 'save_descriptors': found True, but"),
+        ({"run": "a", "subset": "tset"}, r"parameter 'subset': found 'tset' .*; did you mean 'test'"),
+        ({"run": "a", "name": "../b"}, r"parameter 'name': found '../b'"),
+        ({"run": "a", "stepz": 1}, r"parameter 'stepz': no such parameter; did you mean 'subset'|parameter 'stepz'"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(values, message):
+    with pytest.raises(ParameterError, match=message):
+        EvaluateParams(**values)
+
+
+def test_what_is_not_there_is_named_with_what_is(run, evaluated, tmp_path):
+    home = str(run.path.parent.parent)
+    with pytest.raises(UserError, match=r"no run 'smal' in .*; did you mean 'small'\?"):
+        evaluated(run="smal", outputs=home)
+    with pytest.raises(UserError, match=r"parameter 'checkpoint': no file '.*bets\.pt'; did you mean 'best\.pt'\?"):
+        evaluated(checkpoint=str(run.path / "checkpoints" / "bets.pt"))
+    with pytest.raises(UserError, match=r"parameter 'descriptors': no file"):
+        evaluated(descriptors=str(tmp_path / "none.npz"))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(run.path / "params.yaml", begun)
+    with pytest.raises(UserError, match=r"run 'begun' has no checkpoint yet: it is unfinished, .* at step 5"):
+        evaluated(run=str(begun))
+
+
+def test_files_that_are_no_checkpoints_are_refused(run, evaluated, tmp_path):
+    shutil.copy(run.path / "params.yaml", tmp_path)
+    for content in (b"", b"no pickle", b"PK\x03\x04"):
+        (tmp_path / "best.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"best\.pt: not a checkpoint of a run \("):
+            evaluated(checkpoint=str(tmp_path / "best.pt"), data=run.params.data).measure()
+    for state in ({"a": 1}, [1, 2], torch.zeros(3)):
+        torch.save(state, tmp_path / "best.pt")
+        with pytest.raises(UserError, match=r"best\.pt: not a checkpoint of a run \("):
+            evaluated(checkpoint=str(tmp_path / "best.pt"), data=run.params.data).measure()
+    shutil.copy(run.best, tmp_path)
+    params = yaml.safe_load((run.path / "params.yaml").read_text()) | {"student_dim": 16}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=r"best\.pt: another model than its params\.yaml says: .*size mismatch"):
+        evaluated(checkpoint=str(tmp_path / "best.pt"), data=run.params.data).measure()
+    with pytest.raises(UserError, match=r"checkpoint_-1: "):
+        (tmp_path / "checkpoint_-1").write_bytes(b"no msgpack")
+        evaluated(checkpoint=str(tmp_path), data=run.params.data).measure()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_the_reference_is_evaluated(run, evaluated):
+    folder = PROJECT / "tests" / "golden" / "data" / "ckpt"
+    evaluation = evaluated(checkpoint=str(folder), data=run.params.data)
+    table = evaluation.measure()
+    assert evaluation.source.file.name == "checkpoint_-1"
+    assert set(table["embedder"]) == {"student"}
+    assert table.query("embedder == 'student'")["r_at_1"].between(0, 100).all()
+    assert evaluated(checkpoint=str(folder / "checkpoint_-1"), data=run.params.data).is_finished
+
+
+def test_what_merging_loses_is_the_paired_difference(evaluated):
+    evaluation = evaluated()
+    table = evaluation.measure().set_index(["embedder", "domain", "index"])["r_at_1"]
+    lost = evaluation.lost_by_merging()
+    assert len(lost) == 3 * 3
+    for row in lost.itertuples():
+        expected = table[row.embedder, row.domain, "separate"] - table[row.embedder, row.domain, "merged"]
+        assert row.lost == pytest.approx(expected)
+        assert 0 <= row.low <= row.lost <= row.high
+    paths = [f"{i}" for i in range(1000)]
+    merged, separate = np.arange(1000) < 400, np.arange(1000) < 500
+    both = {"embedder": "e", "domain": "d", "path": paths}
+    outcomes = pd.concat(
+        [
+            pd.DataFrame(both | {"index": "merged", "r_at_1": merged.astype(float)}),
+            pd.DataFrame(both | {"index": "separate", "r_at_1": separate.astype(float)}).sample(frac=1, random_state=0),
+        ]
+    )
+    found = lost_by_merging(outcomes).set_index("domain").loc["d"]
+    assert found["lost"] == pytest.approx(10)
+    # Of 1000 queries 100 are lost: sqrt(0.1 x 0.9 / 1000) is 0.95 points, where two separate means would give 2.2.
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.95, rel=0.1)
+
+
+def test_progress_is_told_in_few_lines_with_the_time_that_is_left(capsys):
+    now = [0.0]
+    line = evaluationviews._Line(False, lambda: now[0])
+    for done in range(0, 1001, 10):
+        line.progress("embedding", done, 1000)
+        now[0] += 0.5
+    line.progress("exporting", 5, 10)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "embedding 0/1,000 images (0%)"
+    assert lines[1] == "embedding 100/1,000 images (10%)  20 images/s  0:45 left"
+    assert lines[-2:] == ["embedding 1,000/1,000 images (100%)", "exporting 5/10 images (50%)"]
+    assert len(lines) == 12
+
+
+def test_a_cell_is_redrawn_where_somebody_looks(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, content):
+            shown.append(content.data)
+
+    monkeypatch.setattr(evaluationviews, "display", lambda content, display_id: Handle())
+    now = [0.0]
+    line = evaluationviews._Line(True, lambda: now[0])
+    for done in range(11):
+        line.progress("embedding", done, 10)
+        now[0] += 0.2
+    line.say("<done>")
+    assert len(shown) == 6  # at 0, 0.6, 1.2 and 1.8 seconds, the last image, the end
+    assert "embedding 10/10 images (100%)" in shown[-2]
+    assert "&lt;done&gt;" in shown[-1]
+
+
+def test_figures_name_the_queries(evaluated):
+    for subset, title in (("test", "Test queries, merged index"), ("val", "Validation queries, merged index")):
+        evaluation = evaluated(subset=subset)
+        evaluation.measure()
+        assert evaluationviews.results_chart(evaluation).layout.title.text == title
+
+
+def test_images_may_lie_elsewhere(run, evaluated, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(run.catalog.root / "info_files", tree / "info_files")
+    table = evaluated(data=str(tree), images=str(run.catalog.root)).measure()
+    assert figures(table, "student").equals(figures(run.evaluation(), "student"))
+
+
+def test_what_is_shown_says_what_was_evaluated(run, evaluated, capsys):
+    evaluation = evaluated()
+    assert "(finished: shown again)" not in evaluationviews.plan_table(evaluation).text
+    evaluationviews.measure(evaluation, live=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("embedding 4/")
+    assert "finished in 0:0" in lines[-1]
+    plan = evaluationviews.plan_table(evaluated()).text
+    assert "run small" in plan
+    assert "14 of 'test', which search a merged index of 26" in plan
+    assert "(finished: shown again)" in plan
+    evaluationviews.measure(evaluated(), live=False)
+    assert capsys.readouterr().out.endswith("evaluated before\n")
+    assert evaluationviews.gallery(evaluation).data[:2] == b"\xff\xd8"
+    assert "evaluation.csv" in evaluationviews.files_table(evaluation).text
+    figure = evaluationviews.merging_chart(evaluation.lost_by_merging())
+    assert [bar.name for bar in figure.data] == ["student", "teacher", "student_4"]
+    assert list(figure.data[0].x) == ["emoji", "flags", "mean"]

@@ -1,0 +1,228 @@
+"""Which run, which specialists: found among the files of finished runs, or refused in one message."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests.catalogs import write_uned_tree
+from udonlib import gapruns
+from udonlib.errors import UserError
+from udonlib.evaluation import Evaluation
+from udonlib.notebookparams import GapParams
+from udonlib.params import TrainParams
+
+DOMAINS = ("emoji", "flags")
+
+
+@pytest.fixture
+def outputs(tmp_path) -> Path:
+    write_uned_tree(tmp_path / "data")
+    return tmp_path / "results"
+
+
+def write_run(
+    outputs: Path,
+    name: str,
+    domains: Sequence[str] = DOMAINS,
+    embedders: Sequence[str] = ("student", "teacher"),
+    age: int = 0,
+    **values: object,
+) -> Path:
+    """The files of a finished run on the tree beside `outputs`; each query finds itself a place among emoji."""
+    data = str(outputs.parent / "data")
+    params = TrainParams(data=data, domains=list(domains), run=name, outputs=str(outputs), **values)
+    folder = outputs / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    (folder / "provenance.json").write_text("[]")
+    tables, arrays = [], {}
+    for embedder in embedders:
+        for domain in domains:
+            # The test classes of the tree are 5, 6 and 7, of 3, 2 and 2 images.
+            paths = [f"{domain}/{label:04d}_{i:03d}.png" for label, n in ((5, 3), (6, 2), (7, 2)) for i in range(n)]
+            table = pd.DataFrame({"path": paths, "n_positives": 1, "r_at_1": 1.0, "mmp_at_5": 0.5})
+            table = table.assign(embedder=embedder, domain=domain)
+            tables += [table.assign(index="merged"), table.assign(index="separate")]
+            arrays[f"{embedder}/{domain}/query_paths"] = np.array(paths)
+            arrays[f"{embedder}/{domain}/position"] = np.tile(np.arange(3, dtype=np.int32), (len(paths), 1))
+            arrays[f"{embedder}/{domain}/similarity"] = np.ones((len(paths), 3), np.float32)
+            arrays[f"{embedder}/{domain}/hit"] = np.ones((len(paths), 3), bool)
+    outcomes = pd.concat(tables)
+    outcomes.to_csv(folder / "outcomes.csv.gz", index=False)
+    means = outcomes.groupby(["embedder", "domain", "index"], sort=False)["r_at_1"].mean().reset_index()
+    means.assign(n_index=14).to_csv(folder / "evaluation.csv", index=False)
+    np.savez(folder / "neighbours.npz", **arrays)
+    (folder / "summary.json").write_text("{}")
+    os.utime(folder / "summary.json", (1_000_000 - age, 1_000_000 - age))
+    return folder
+
+
+def write_specialists(outputs: Path, seed: int = 0, domains: Sequence[str] = DOMAINS, age: int = 0) -> None:
+    for domain in domains:
+        name = f"specialist-{domain}-s{seed}-{age}"
+        write_run(outputs, name, [domain], ["student"], age, recipe="specialist", seed=seed)
+
+
+def plain(outputs: Path, name: str = "plain", **values: object) -> Path:
+    return write_run(outputs, name, embedders=["student"], recipe="us_rr", sampler_loss="student", **values)
+
+
+# The run
+
+
+def test_latest_is_the_run_with_teachers_that_finished_last(outputs):
+    write_run(outputs, "older", age=50)
+    write_run(outputs, "newer", age=20)
+    plain(outputs)
+    (write_run(outputs, "unfinished") / "summary.json").unlink()
+    assert gapruns.find_run("latest", str(outputs)).path.name == "newer"
+    assert gapruns.find_run("older", str(outputs)).path.name == "older"
+    assert gapruns.find_run(str(outputs / "runs" / "older")).path.name == "older"
+
+
+def test_a_run_without_teachers_is_refused_with_the_runs_that_have_some(outputs):
+    write_run(outputs, "taught")
+    plain(outputs)
+    with pytest.raises(
+        UserError, match=r"'plain' \(recipe 'us_rr'\) has no teachers to compare; runs that have: taught$"
+    ):
+        gapruns.find_run("plain", str(outputs))
+
+
+def test_an_unfinished_run_and_a_misspelt_one_are_refused(outputs):
+    (write_run(outputs, "half") / "summary.json").unlink()
+    with pytest.raises(UserError, match="'half' is unfinished; finished runs with teachers: none yet"):
+        gapruns.find_run("half", str(outputs))
+    with pytest.raises(UserError, match="no run 'hafl'.*did you mean 'half'"):
+        gapruns.find_run("hafl", str(outputs))
+
+
+def test_a_run_of_another_version_is_not_the_latest(outputs):
+    write_run(outputs, "ours", age=50)
+    params = write_run(outputs, "foreign") / "params.yaml"
+    params.write_text(params.read_text() + "colour: blue\n")
+    assert gapruns.find_run("latest", str(outputs)).path.name == "ours"
+
+
+def test_without_any_run_the_message_says_what_to_do(outputs):
+    with pytest.raises(UserError, match=r"no finished run with teachers in .*; train one with recipe 'udon'"):
+        gapruns.find_run("latest", str(outputs))
+
+
+# Specialists
+
+
+def test_specialists_are_found_by_recipe_pattern_or_not_at_all(outputs):
+    run = gapruns.find_run(str(write_run(outputs, "taught")))
+    assert gapruns.find_specialists(run, "auto", str(outputs)) == {}
+    write_specialists(outputs)
+    write_run(outputs, "other-emoji", ["emoji"], ["student"], recipe="us_rr", sampler_loss="student")
+    found = gapruns.find_specialists(run, "auto", str(outputs))
+    assert {domain: folder.path.name for domain, folder in found.items()} == {
+        "emoji": "specialist-emoji-s0-0",
+        "flags": "specialist-flags-s0-0",
+    }
+    assert gapruns.find_specialists(run, "none", str(outputs)) == {}
+    assert gapruns.find_specialists(run, "specialist-*", str(outputs)).keys() == found.keys()
+
+
+def test_of_several_specialists_the_runs_seed_goes_first_then_the_last_one(outputs):
+    run = gapruns.find_run(str(write_run(outputs, "taught", seed=1)))
+    write_specialists(outputs, seed=0, age=0)
+    write_specialists(outputs, seed=1, age=30)
+    write_specialists(outputs, seed=1, age=60)
+    found = gapruns.find_specialists(run, "auto", str(outputs))
+    assert [folder.path.name for folder in found.values()] == ["specialist-emoji-s1-30", "specialist-flags-s1-30"]
+
+
+def test_a_preset_names_specialists_of_the_runs_data_and_seed(outputs, tmp_path):
+    run = gapruns.find_run(str(write_run(outputs, "taught")))
+    preset = tmp_path / "alone.yaml"
+    preset.write_text("preset: paper\nrecipe: specialist\n")
+    for domain in DOMAINS:
+        name = TrainParams(recipe="specialist", data=run.params.data, domains=[domain]).run_name
+        write_run(outputs, name, [domain], ["student"], recipe="specialist")
+    found = gapruns.find_specialists(run, str(preset), str(outputs))
+    assert [folder.params.domains for folder in found.values()] == [("emoji",), ("flags",)]
+
+
+def test_some_specialists_are_not_enough(outputs):
+    run = gapruns.find_run(str(write_run(outputs, "taught")))
+    write_specialists(outputs, domains=["emoji"])
+    assert gapruns.find_specialists(run, "auto", str(outputs)) == {}
+    with pytest.raises(UserError, match=r"'specialists': 'spec\*' has no finished run of flags alone"):
+        gapruns.find_specialists(run, "spec*", str(outputs))
+
+
+def test_neither_a_run_nor_a_preset(outputs):
+    run = gapruns.find_run(str(write_run(outputs, "taught")))
+    with pytest.raises(UserError, match="'specialists': found 'taugt', but no finished run .*did you mean 'taught'"):
+        gapruns.find_specialists(run, "taugt", str(outputs))
+
+
+def test_specialists_search_once_and_again_when_one_of_them_changes(outputs, monkeypatch):
+    run = gapruns.find_run(str(write_run(outputs, "taught")))
+    write_specialists(outputs)
+    calls = []
+
+    def search(specialists):
+        calls.append([specialist.path.name for specialist in specialists])
+        outcomes = pd.concat(pd.read_csv(s.path / "outcomes.csv.gz") for s in specialists)
+        both = pd.concat([outcomes.assign(embedder=name) for name in ("specialist", "routed")])
+        return Evaluation(pd.DataFrame(), both, {}, pd.DataFrame())
+
+    monkeypatch.setattr(gapruns, "evaluate_assembly", search)
+    params = GapParams(run="taught", outputs=str(outputs), k=3)
+    first, again = gapruns.open_gaps(params), gapruns.open_gaps(params)
+    assert calls == [["specialist-emoji-s0-0", "specialist-flags-s0-0"]]
+    assert set(first.outcomes["embedder"]) == {"student", "teacher", "specialist"}
+    pd.testing.assert_frame_equal(first.outcomes, again.outcomes)
+    table = outputs / "runs" / "specialist-emoji-s0-0" / "evaluation.csv"
+    table.write_text(table.read_text().replace("1.0", "0.9"))
+    gapruns.open_gaps(params)
+    assert len(calls) == 2
+    assert not list(run.path.glob("*.tmp"))
+
+
+# Both together
+
+
+def test_domains_choose_among_the_runs_and_the_mean_over_all_goes(outputs):
+    folder = write_run(outputs, "taught")
+    record = {
+        "kind": "validation",
+        "step": 3,
+        "table": [{"domain": d, "embedder": "student"} for d in (*DOMAINS, "mean")],
+    }
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    values = {"run": "taught", "outputs": str(outputs), "k": 3}
+    whole = gapruns.open_gaps(GapParams(**values))
+    assert whole.domains == DOMAINS
+    assert whole.validation["domain"].tolist() == [*DOMAINS, "mean"]
+    part = gapruns.open_gaps(GapParams(**values, domains="flags"))
+    assert part.domains == ("flags",)
+    assert set(part.outcomes["domain"]) == {part.query_domain for part in part.neighbours} == {"flags"}
+    assert part.validation["domain"].tolist() == ["flags"]
+    assert part.catalog.names == DOMAINS  # the index stays that of all
+    with pytest.raises(UserError, match="'domains': run 'taught' has no 'flaggs'; did you mean 'flags'"):
+        gapruns.open_gaps(GapParams(**values, domains="flaggs"))
+
+
+def test_more_neighbours_than_were_kept_are_refused(outputs):
+    write_run(outputs, "taught")
+    with pytest.raises(UserError, match="parameter 'k': found 5, but run 'taught' kept 3; valid: 1 to 3"):
+        gapruns.open_gaps(GapParams(run="taught", outputs=str(outputs)))
+
+
+def test_data_that_has_moved_is_read_where_it_is_now(outputs):
+    write_run(outputs, "taught")
+    moved = outputs.parent / "elsewhere"
+    (outputs.parent / "data").rename(moved)
+    found = gapruns.open_gaps(GapParams(run="taught", outputs=str(outputs), k=3, data=str(moved)))
+    assert found.catalog.root == moved

@@ -1,0 +1,125 @@
+"""Tables of a grid say what the files of its runs say, with intervals over queries and seeds."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.grids import finish, small_grid
+from udonlib.gridtables import collect, export, label, markdown
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Four rows of two seeds, all finished, and one that has not begun."""
+    grid = small_grid(tmp_path_factory.mktemp("grid"), rows="no_kl,features,specialist,w_kl_4")
+    finish(grid, "udon", "no_kl", "features", "specialist")
+    return grid
+
+
+def pick(table, row, metric="r_at_1", domain="mean"):
+    [found] = table.query("row == @row and metric == @metric and domain == @domain").to_dict("records")
+    return found
+
+
+@pytest.mark.parametrize(("row", "embedder"), [("udon", "student"), ("no_kl", "student"), ("features", "features")])
+def test_means_are_those_of_the_runs_evaluations(grid, row, embedder):
+    tables = collect(grid)
+    for metric in ("r_at_1", "mmp_at_5"):
+        evaluations = [grid.rows[row][seed][0].run.evaluation() for seed in (0, 1)]
+        for domain in ("emoji", "flags", "mean"):
+            where = f"embedder == '{embedder}' and index == 'merged' and domain == '{domain}'"
+            expected = np.mean([evaluation.query(where)[metric].item() for evaluation in evaluations])
+            found = pick(tables.results, row, metric, domain)
+            assert found["mean"] == pytest.approx(expected)
+            assert found["low"] <= found["mean"] <= found["high"]
+            assert found["n_seeds"] == 2
+
+
+def test_differences_are_those_of_the_means_and_rows_without_runs_are_left_out(grid):
+    tables = collect(grid)
+    assert tables.rows == ["udon", "no_kl", "features", "specialist"]
+    assert list(dict.fromkeys(tables.differences["row"])) == ["no_kl", "features", "specialist"]
+    assert tables.domains == ["emoji", "flags"]
+    for row in ("no_kl", "specialist"):
+        expected = pick(tables.results, row)["mean"] - pick(tables.results, "udon")["mean"]
+        assert pick(tables.differences, row)["mean"] == pytest.approx(expected)
+
+
+def test_a_row_without_a_finished_baseline_has_no_difference(grid, tmp_path):
+    other = small_grid(grid.folder.parents[2], rows="no_kl", baseline="w_kl_4")
+    tables = collect(other)
+    assert tables.baseline == "w_kl_4"
+    assert tables.rows == ["no_kl"]
+    assert tables.differences.empty
+    assert "| no_kl | 2 |" in markdown(tables)
+
+
+def test_a_grid_without_any_finished_run_has_empty_tables(tmp_path):
+    tables = collect(small_grid(tmp_path))
+    assert tables.rows == tables.domains == []
+    assert tables.mmp == "mmp_at_5"
+    assert markdown(tables).startswith("| row | seeds |")
+
+
+def test_costs_are_the_runs_own_and_sums_over_specialists(grid):
+    costs = collect(grid).costs.set_index("row")
+    udon = [jobs[0].run.summary() for jobs in grid.rows["udon"].values()]
+    specialists = [job.run.summary() for job in grid.rows["specialist"][0]]
+    assert costs.loc["udon", "n_parameters_trained"] == udon[0]["n_parameters_trained"]
+    assert costs.loc["udon", "images_per_s"] == pytest.approx(np.mean([s["images_per_s"] for s in udon]))
+    shipped = [s["n_parameters_shipped"] for s in specialists]
+    assert costs.loc["specialist", "n_parameters_shipped"] == sum(shipped)
+    assert costs.loc["specialist", "gflops_per_image"] == pytest.approx(specialists[0]["gflops_per_image"])
+
+
+def test_allocations_of_single_runs_are_kept_by_row_and_seed(grid):
+    allocation = collect(grid).allocation
+    assert set(allocation["row"]) == {"udon", "no_kl"}
+    expected = grid.rows["no_kl"][1][0].run.allocation()
+    found = allocation.query("row == 'no_kl' and seed == 1")
+    np.testing.assert_array_equal(found["weight"], expected["weight"])
+
+
+def test_specialists_are_put_together_once_and_again_after_one_is_trained_anew(grid):
+    collect(grid)
+    [first, second] = sorted(grid.folder.glob("specialist-s*-outcomes.csv.gz"))
+    assert set(pd.read_csv(first)["domain"]) == {"emoji", "flags"}
+    before = first.stat().st_mtime_ns, second.stat().st_mtime_ns
+    collect(grid)
+    assert (first.stat().st_mtime_ns, second.stat().st_mtime_ns) == before
+    summary = grid.rows["specialist"][0][1].run.path / "summary.json"
+    later = first.stat().st_mtime + 1
+    os.utime(summary, (later, later))
+    collect(grid)
+    assert first.stat().st_mtime_ns > before[0]
+    assert second.stat().st_mtime_ns == before[1]
+    os.utime(summary, (0, 0))
+
+
+def test_exported_files_hold_the_tables(grid):
+    tables = collect(grid)
+    paths = export(tables, grid)
+    assert [path.name for path in paths] == ["results.csv", "differences.csv", "costs.csv", "results.md"]
+    pd.testing.assert_frame_equal(pd.read_csv(paths[0]), tables.results, check_dtype=False)
+    assert pd.read_csv(paths[1])["excludes_zero"].tolist() == tables.differences["excludes_zero"].tolist()
+    lines = paths[3].read_text().splitlines()
+    assert lines[0].startswith("| row | seeds | R@1, % | − udon | mMP@5, % | − udon | images/s |")
+    assert [line.split(" | ")[0] for line in lines[2:6]] == ["| udon", "| no_kl", "| features", "| specialist"]
+    assert lines[7] == "| R@1, % | emoji | flags | mean |"
+    widths = {line.count("|") for line in lines[:6]}
+    assert len(widths) == 1
+
+
+def test_sure_differences_are_bold_and_signed(grid):
+    tables = collect(grid)
+    differences = tables.differences.assign(mean=-2.04, low=-3.0, high=-1.0, excludes_zero=True)
+    object.__setattr__(tables, "differences", differences)
+    assert "| **−2.0 ± 1.0** |" in markdown(tables)
+    object.__setattr__(tables, "differences", differences.assign(mean=1.0, low=-0.5, high=2.5, excludes_zero=False))
+    assert "| +1.0 ± 1.5 |" in markdown(tables)
+
+
+def test_metrics_have_names_to_show():
+    assert [label(name) for name in ("r_at_1", "mmp_at_5", "mmp_at_10")] == ["R@1", "mMP@5", "mMP@10"]

@@ -1,0 +1,326 @@
+"""Descriptors made elsewhere: read and check anyone's embeddings of a catalog's images, and write our own.
+
+Two forms, each with the vectors of a split in the order of its info file's entries:
+
+    .json    {"cars": {"test": [[0.1, 0.2, ...], ...], ...}, ...}    UnED's
+    .npz     arrays [n, dim] of numbers under the keys "cars/test", ...
+
+A file is read piece by piece: a JSON of millions of vectors needs hardly more memory than the vectors in float32.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from udonlib.domains import Catalog, DataError
+from udonlib.embedding import Batch
+from udonlib.errors import nearest
+from udonlib.storage import replacing
+
+SUFFIXES = (".json", ".npz")
+BLOCK = 2**12  # vectors that are checked at once
+CHUNK = 2**22  # characters of a JSON file that are read at once, and more than one vector takes
+# Norms of unit vectors in float32 deviate from 1 by less than this. Such vectors are kept bit for bit, so that exported
+# embeddings give the neighbours that the model gives.
+ROUNDING = 2.0**-18
+
+Key = tuple[str, str]  # domain, split
+Block = list[Any] | np.ndarray  # some consecutive vectors of a split, unchecked
+
+
+@dataclass(frozen=True, eq=False)
+class Descriptors:
+    """Unit vectors of the queries and index images of a catalog.
+
+    vectors: by domain and split, in the order of the split. n_scaled: vectors that had another norm than 1.
+    """
+
+    vectors: Mapping[Key, Float[Tensor, "image dim"]]
+    n_scaled: int
+
+    @property
+    def dim(self) -> int:
+        """Size of every vector."""
+        return next(iter(self.vectors.values())).shape[1]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.vectors.values()))
+
+    def load(self, domain: str, split: str, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yield vectors in place of images: a `udonlib.embedding.Load`, whose embedder returns what it gets."""
+        for batch in batches:
+            yield self.vectors[domain, split][torch.as_tensor(batch)], list(batch)
+
+
+def read_descriptors(
+    path: str | Path,
+    catalog: Catalog,
+    subset: Literal["val", "test"] = "test",
+    others: Literal["error", "skip"] = "error",
+    progress: Callable[[int, int], None] | None = None,
+) -> Descriptors:
+    """Read the descriptors that a subset's evaluation needs, and scale them to unit norm.
+
+    Splits that are not needed are counted, not kept. An image in several splits may have a vector in each;
+    `udonlib.evaluation` takes the query's.
+
+    Args:
+        path: a .json or .npz file.
+        catalog: whose images they describe.
+        subset: whose queries and index are needed.
+        others: domains of the file that the catalog does not have: a mistake, or left out.
+        progress: called with (vectors read, vectors that the subset has).
+
+    Raises:
+        DataError: the file is neither form or broken; an unknown domain or split, with the nearest name; a domain or
+            split that is missing; another number of vectors than images, found and expected for each split; a vector
+            that is no list of finite numbers, is zero, or has another dimension than those before.
+    """
+    sizes = {(d.name, name): len(split) for d in catalog.domains for name, split in d.splits.items()}
+    splits = {(d.name, split.name): split for d in catalog.domains for split in (d.queries(subset), d.index(subset))}
+    vectors: dict[Key, Float32[np.ndarray, "image dim"]] = {}
+    counts: dict[Key, int] = {}
+    in_file: dict[str, None] = {}
+    dim, n_scaled, n_read = 0, 0, 0
+    for domain, name, block in _blocks(Path(path)):
+        key = domain, name
+        in_file[domain] = None
+        if domain not in catalog.names and others == "skip":
+            continue
+        if domain not in catalog.names:
+            raise DataError(f"{path}: {catalog.root} has no domain '{domain}'; {nearest(domain, catalog.names)}")
+        if key not in sizes:
+            raise DataError(f"{path}: domain '{domain}' has no split '{name}'; {nearest(name, catalog[domain].splits)}")
+        first = counts.get(key, 0)
+        counts[key] = first + len(block)
+        if key not in splits or counts[key] > sizes[key] or not len(block):
+            continue
+        rows = _rows(block, dim, f"{path}: domain '{domain}', split '{name}'", first)
+        dim = rows.shape[1]
+        if key not in vectors:
+            vectors[key] = np.empty((sizes[key], dim), np.float32)
+        vectors[key][first : first + len(rows)], scaled = _unit(
+            rows, f"{path}: domain '{domain}', split '{name}'", first
+        )
+        n_scaled, n_read = n_scaled + scaled, n_read + len(rows)
+        if progress:
+            progress(n_read, sum(sizes[wanted] for wanted in splits))
+    for domain, name in splits:
+        if domain not in in_file:
+            raise DataError(f"{path}: no descriptors of domain '{domain}'; {nearest(domain, in_file)}")
+        if (domain, name) not in counts:
+            there = ", ".join(split for other, split in counts if other == domain)
+            needed = ", ".join(split for other, split in splits if other == domain)
+            raise DataError(f"{path}: domain '{domain}' has no split '{name}'; found: {there}; needed: {needed}")
+    wrong = [
+        f"{d}/{name}: found {n:,}, expected {sizes[d, name]:,}"
+        for (d, name), n in counts.items()
+        if n != sizes[d, name]
+    ]
+    if wrong:
+        raise DataError("\n".join([f"{path}: a split needs one vector for each image", *wrong]))
+    return Descriptors({key: torch.from_numpy(array) for key, array in vectors.items()}, n_scaled)
+
+
+def save_descriptors(path: str | Path, parts: Iterable[tuple[str, str, Float[Tensor, "image dim"]]]) -> None:
+    """Write vectors as an .npz that `read_descriptors` reads, in float32: one split in memory at a time.
+
+    Args:
+        path: of the file; it is replaced whole or not at all.
+        parts: domain, split and the vectors of its images in their order.
+    """
+    with replacing(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
+        for domain, split, vectors in parts:
+            with archive.open(f"{domain}/{split}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, vectors.detach().float().cpu().numpy(), allow_pickle=False)
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def _rows(block: Block, dim: int, where: str, first: int) -> Float64[np.ndarray, "image dim"]:
+    """Return a block as one array, or say which of its vectors, counted from `first`, is none.
+
+    dim: of the vectors before; 0 where there are none.
+    """
+    if isinstance(block, np.ndarray):
+        if dim and block.shape[1] != dim:
+            raise DataError(f"{where}: found {block.shape[1]} dimensions, the vectors before have {dim}")
+        return block.astype(np.float64)
+    for i, vector in enumerate(block, first):
+        if type(vector) is not list or not vector:
+            raise DataError(f"{where}, vector {i} (from 0): found {vector!r:.60}, expected a list of numbers")
+        dim = dim or len(vector)
+        if len(vector) != dim:
+            raise DataError(
+                f"{where}, vector {i} (from 0): found {len(vector)} dimensions, the vectors before have {dim}"
+            )
+    if not set(map(type, chain.from_iterable(block))) <= {int, float}:
+        i, value = next((i, v) for i, row in enumerate(block, first) for v in row if type(v) not in (int, float))
+        raise DataError(f"{where}, vector {i} (from 0): found {value!r:.60} among its numbers")
+    try:
+        return np.array(block, dtype=np.float64)
+    except OverflowError:
+        raise DataError(f"{where}, vectors from {first} (from 0): a whole number that no float can hold") from None
+
+
+def _unit(
+    rows: Float64[np.ndarray, "image dim"], where: str, first: int
+) -> tuple[Float32[np.ndarray, "image dim"], int]:
+    """Scale vectors to unit norm; returns them, and how many had another norm."""
+    finite = np.isfinite(rows).all(axis=1)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    for problem, wrong in (("is not finite", ~finite), ("is zero: it has no direction", largest[:, 0] == 0)):
+        if wrong.any():
+            number, others = first + int(wrong.argmax()), int(wrong.sum()) - 1
+            more = f", and {others} of the next {len(rows):,} too" if others else ""
+            raise DataError(f"{where}, vector {number} (from 0): {problem}{more}")
+    with np.errstate(over="ignore", under="ignore"):  # dividing first keeps the squares of all numbers in range
+        small = rows / largest
+        norms = np.linalg.norm(small, axis=1, keepdims=True)
+        is_unit = np.abs(largest * norms - 1) <= ROUNDING
+        return np.where(is_unit, rows, small / norms).astype(np.float32), int((~is_unit).sum())
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
+    """Yield domain, split and some of its vectors, in the order of the file; an empty split gives an empty block."""
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        beside = [entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES]
+        raise DataError(f"no descriptors at {path}; {nearest(path.name, beside)}")
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: descriptors of an unknown form; valid: {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        packed = file.read(2) == b"PK"
+    if packed != (path.suffix == ".npz"):
+        raise DataError(f"{path}: not what its name says: {'an archive' if packed else 'no archive'}")
+    try:
+        yield from _npz_blocks(path) if packed else _json_blocks(path)
+    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _npz_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            domain, slash, split = key.partition("/")
+            if not slash or not split:
+                raise DataError(f"{path}: found an array '{key}', expected the form '<domain>/<split>'")
+            try:
+                array = arrays[key]
+            except ValueError as error:  # of Python objects, or cut short
+                raise DataError(f"{path}: array '{key}' cannot be read: {error}") from error
+            if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
+                found = f"{array.dtype} of shape {list(array.shape)}"
+                raise DataError(f"{path}: array '{key}': found {found}, expected numbers [n, dim]")
+            for start in range(0, max(1, len(array)), BLOCK):
+                yield domain, split, array[start : start + BLOCK]
+
+
+def _json_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
+    with path.open(encoding="utf-8-sig") as file:
+        text = _Json(file, path)
+        for domain in text.members():
+            for split in text.members():
+                block: list[Any] = []
+                yield domain, split, []
+                for vector in text.elements():
+                    block.append(vector)
+                    if len(block) == BLOCK:
+                        yield domain, split, block
+                        block = []
+                yield domain, split, block
+        text.end()
+
+
+class _Json:
+    """A JSON text of which only a piece is in memory: its outer braces and brackets are walked through one by one."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._text, self._at, self._before = "", 0, 0
+        self._scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
+
+    def members(self) -> Iterator[str]:
+        """Walk through an object: yields each key, with its value to be taken before the next."""
+        seen: set[str] = set()
+        for key in self._walk("{", "}"):
+            if not isinstance(key, str):
+                raise self._broken(f"found {key!r:.60}, expected a name in quotes")
+            if key in seen:
+                raise self._broken(f"'{key}' stands there twice")
+            seen.add(key)
+            self._take(":")
+            yield key
+
+    def elements(self) -> Iterator[Any]:
+        """Walk through a list: yields each value."""
+        return self._walk("[", "]")
+
+    def end(self) -> None:
+        """Make sure that nothing follows."""
+        if self._next():
+            raise self._broken(f"more text after its end: {self._text[self._at : self._at + 20]!r}")
+
+    def _walk(self, opening: str, closing: str) -> Iterator[Any]:
+        self._take(opening)
+        if self._next() == closing:
+            self._take(closing)
+            return
+        while True:
+            yield self._value()
+            if self._take("," + closing) == closing:
+                return
+
+    def _value(self) -> Any:
+        """Take one whole value."""
+        self._next()
+        while True:
+            try:
+                value, self._at = self._scan(self._text, self._at)
+                return value
+            except (StopIteration, ValueError, RecursionError):
+                if len(self._text) - self._at > CHUNK or not self._more():
+                    raise self._broken("broken JSON") from None
+
+    def _take(self, valid: str) -> str:
+        """Take one of some characters."""
+        found = self._next()
+        if not found or found not in valid:
+            expected = " or ".join(f"'{character}'" for character in valid)
+            raise self._broken(f"found {found or 'the end'!r}, expected {expected}")
+        self._at += 1
+        return found
+
+    def _next(self) -> str:
+        """The next character that is not space, left where it is; "" at the end."""
+        while True:
+            while self._text[self._at : self._at + 1] in (" ", "\t", "\n", "\r"):
+                self._at += 1
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _more(self) -> bool:
+        """Read on, and let go of what was taken; False at the file's end."""
+        part = self._file.read(CHUNK)
+        self._before += self._at
+        self._text, self._at = self._text[self._at :] + part, 0
+        return bool(part)
+
+    def _broken(self, problem: str) -> DataError:
+        return DataError(f"{self._path}: {problem}, at character {self._before + self._at} or after; {FORM}")
+
+
+FORM = 'the form is {"<domain>": {"<split>": [[0.1, ...], ...]}}'

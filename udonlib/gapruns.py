@@ -1,0 +1,220 @@
+"""The run whose gaps are looked into: found, checked, and read together with specialists of its domains.
+
+A specialist was trained, and tested, on one domain alone. What specialists find in the merged index of the run is
+searched once, see `udonlib.assembly`, and kept beside the run's own outcomes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from udonlib import presets
+from udonlib.assembly import evaluate_assembly
+from udonlib.domains import Catalog, load_catalog
+from udonlib.errors import UserError, nearest
+from udonlib.evaluation import Neighbours
+from udonlib.notebookparams import GapParams
+from udonlib.params import PROJECT
+from udonlib.runfolder import RunFolder
+from udonlib.runs import Run, load_run
+from udonlib.storage import replacing
+
+KEPT = "specialists-{}.csv.gz"  # beside the run's outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class GapRun:
+    """A finished run with teachers, and what all embedders made of its test queries.
+
+    specialists: the run of each domain that has one. domains: those to compare, in the catalog's order. outcomes: as of
+        `Evaluation`, of student, teacher and, where there are some, specialist. neighbours: in the merged index.
+        validation: as of `RunFolder`.
+    """
+
+    run: Run
+    domains: tuple[str, ...]
+    specialists: dict[str, RunFolder]
+    outcomes: pd.DataFrame
+    neighbours: list[Neighbours]
+    validation: pd.DataFrame
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.run.catalog
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of outcomes that measure: r_at_1 and mmp_at_k."""
+        return [name for name in self.outcomes if "_at_" in name]
+
+
+def open_gaps(params: GapParams) -> GapRun:
+    """Read a run and its specialists.
+
+    Raises:
+        UserError: no such run, or an unfinished one, or one without teachers, with the names of runs that have some;
+            k beyond the neighbours that were kept; specialists that do not exist, or were tested on other queries.
+    """
+    run = find_run(params.run, params.outputs)
+    if params.data != "auto" or params.images:
+        data = run.params.data if params.data == "auto" else params.data
+        run.__dict__["catalog"] = load_catalog(data, run.params.domains, params.images or run.params.images)
+    neighbours = run.neighbours()
+    n_kept, domains, name = min(part.position.shape[1] for part in neighbours), run.catalog.names, run.path.name
+    if params.k > n_kept:
+        raise UserError(f"parameter 'k': found {params.k}, but run {name!r} kept {n_kept}; valid: 1 to {n_kept}")
+    if params.domains != "all":
+        unknown = next((name for name in params.domains if name not in domains), None)
+        if unknown:
+            raise UserError(f"parameter 'domains': run {name!r} has no '{unknown}'; {nearest(unknown, domains)}")
+        domains = tuple(name for name in domains if name in params.domains)
+    outcomes = _outcomes(run)
+    outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"])]
+    specialists = find_specialists(run, params.specialists, params.outputs)
+    if specialists:
+        outcomes = pd.concat([outcomes, specialist_outcomes(run, specialists)], ignore_index=True)
+    # The mean over domains is that of all the run's; of some of them it would be another.
+    validated = [*domains, "mean"] if len(domains) == len(run.catalog.names) else domains
+    validation = run.validation()
+    return GapRun(
+        run,
+        domains,
+        {name: specialists[name] for name in domains if name in specialists},
+        outcomes[outcomes["domain"].isin(domains)],
+        sorted(
+            (part for part in neighbours if part.query_domain in domains),
+            key=lambda part: domains.index(part.query_domain),
+        ),
+        validation[validation["domain"].isin(validated)],
+    )
+
+
+def find_run(name: str = "latest", outputs: str = "auto") -> Run:
+    """A finished run with teachers: by name or path, or 'latest', the one that finished last.
+
+    Raises:
+        UserError: there is none of this name, or it is unfinished or has no teachers, with the names of those that do.
+    """
+    fitting = [folder for folder in _finished(outputs) if "teacher" in _embedders(folder) and _recipe(folder)]
+    names = ", ".join(folder.path.name for folder in fitting[:8]) or "none yet; train one with recipe 'udon'"
+    if name == "latest":
+        if not fitting:
+            raise UserError(f"no finished run with teachers in {_home(outputs)}; train one with recipe 'udon'")
+        return load_run(str(fitting[0].path), outputs)
+    run = load_run(name, outputs)
+    if run.status != "finished":
+        raise UserError(f"run {run.path.name!r} is {run.status}; finished runs with teachers: {names}")
+    if "teacher" not in _embedders(run):
+        recipe = f"recipe {run.params.recipe!r}"
+        raise UserError(f"run {run.path.name!r} ({recipe}) has no teachers to compare; runs that have: {names}")
+    return run
+
+
+def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> dict[str, RunFolder]:
+    """Find for each domain of `run` a finished run that was trained on this domain alone.
+
+    Of several the one with the run's seed goes first, then the one that finished last.
+
+    Args:
+        which: "none"; "auto", runs of recipe `specialist` that were tested on the same queries, if each domain has one;
+            a pattern of names such as "specialist-*-s1-*"; or a preset, whose runs with the run's seed are meant.
+
+    Returns: a run for each domain, or nothing: the index of some domains would be another than the run's.
+
+    Raises:
+        UserError: neither a run nor a preset is called so; domains that have no specialist.
+    """
+    if which == "none":
+        return {}
+    finished = _finished(outputs)
+    if which == "auto":
+        chosen = [folder for folder in finished if _recipe(folder) == "specialist"]
+    else:
+        chosen = [folder for folder in finished if fnmatch.fnmatchcase(folder.path.name, which)]
+        chosen = chosen or _of_preset(run, which, outputs, [folder.path.name for folder in finished])
+    queries = _queries(run)
+    found: dict[str, RunFolder] = {}
+    for folder in sorted(chosen, key=lambda folder: folder.params.seed != run.params.seed):  # stable: the last first
+        [domain, *others] = tested = _queries(folder)
+        if not others and domain not in found and tested[domain] == queries.get(domain):
+            found[domain] = folder
+    without = [domain for domain in run.catalog.names if domain not in found]
+    if without and which != "auto":
+        raise UserError(
+            f"parameter 'specialists': {which!r} has no finished run of {', '.join(without)} alone that was tested on "
+            f"the queries of run {run.path.name!r}; expected one for each domain, 'auto' or 'none'"
+        )
+    return {} if without else {domain: found[domain] for domain in run.catalog.names}
+
+
+def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.DataFrame:
+    """Outcomes of each domain's queries and of the whole index embedded by the domain's specialist.
+
+    Searched once, and kept in the run's folder until a specialist changes.
+
+    Args:
+        specialists: one for each domain of the run.
+    """
+    digest = hashlib.sha256(run.catalog.fingerprint.encode())
+    for domain, folder in specialists.items():
+        digest.update(f"{domain}\0{folder.path.absolute()}\0".encode() + (folder.path / "evaluation.csv").read_bytes())
+    file = run.path / KEPT.format(digest.hexdigest()[:6])
+    if not file.exists():
+        outcomes = evaluate_assembly([load_run(str(folder.path)) for folder in specialists.values()]).outcomes
+        with replacing(file) as out:
+            of_specialists = outcomes[outcomes["embedder"] == "specialist"]
+            of_specialists.to_csv(out, index=False, compression={"method": "gzip", "mtime": 0})
+    return pd.read_csv(file)
+
+
+def _home(outputs: str) -> Path:
+    return (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
+
+
+def _finished(outputs: str) -> list[RunFolder]:
+    """The finished runs, the last one first."""
+    files = sorted(_home(outputs).glob("*/summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return [RunFolder(file.parent) for file in files if (file.parent / "outcomes.csv.gz").exists()]
+
+
+def _embedders(folder: RunFolder) -> set[str]:
+    return set(folder.evaluation()["embedder"])
+
+
+def _recipe(folder: RunFolder) -> str | None:
+    """The recipe of a run; None where its parameters are of another version."""
+    try:
+        return folder.params.recipe
+    except UserError:
+        return None
+
+
+def _of_preset(run: Run, preset: str, outputs: str, names: Sequence[str]) -> list[RunFolder]:
+    """The finished runs of a preset with the run's data and seed, one for each domain at most."""
+    home, p = _home(outputs), run.params
+    values = {"seed": p.seed, "data": p.data, "images": p.images}
+    try:
+        settings = [presets.load(preset, domains=[domain], **values) for domain in run.catalog.names]
+    except UserError as error:
+        raise UserError(
+            f"parameter 'specialists': found {preset!r}, but no finished run in {home} is called so "
+            f"({nearest(preset, names[:20])}), nor is it a preset of specialists: {error}"
+        ) from None
+    folders = [RunFolder(home / setting.run_name) for setting in settings]
+    return [folder for folder in folders if folder.status == "finished"]
+
+
+def _outcomes(folder: RunFolder) -> pd.DataFrame:
+    return pd.read_csv(folder.path / "outcomes.csv.gz")
+
+
+def _queries(folder: RunFolder) -> dict[str, frozenset[str]]:
+    """The test queries of each domain of a run."""
+    outcomes = _outcomes(folder)
+    return {domain: frozenset(part["path"]) for domain, part in outcomes.groupby("domain", sort=False)}

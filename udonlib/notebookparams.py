@@ -1,0 +1,119 @@
+"""The parameters of the notebooks that look at results: gaps, evaluate and ablations; training's are in `params`."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from udonlib.errors import ParameterError
+from udonlib.params import PROJECT, DataParams
+
+
+class GapParams(DataParams):
+    """What gaps.ipynb compares: student, teachers and specialists of a finished run. Nothing is trained."""
+
+    data: str = Field("auto", min_length=1, description="'auto': the run's; or the folder or zip where its data is now")
+    run: str = Field(
+        "latest", min_length=1, description="name or path of a finished run; 'latest': the last one with teachers"
+    )
+    specialists: str = Field(
+        "auto",
+        min_length=1,
+        description="runs of one domain each: a pattern of names, a preset, 'auto' (recipe 'specialist') or 'none'",
+    )
+    k: int = Field(5, ge=1, description="neighbours of each list that are compared and shown")
+    n_bins: int = Field(4, ge=1, description="groups of queries by the frequency of their class")
+    n_queries: int = Field(8, ge=1, description="queries in each gallery, shared by the domains")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the galleries' choice and of the bootstrap")
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+
+
+class EvaluateParams(DataParams):
+    """What evaluate.ipynb evaluates: one of a run, a checkpoint, and descriptors made elsewhere."""
+
+    data: str = Field(
+        "auto", min_length=1, description="'auto': the run's own, or miniuned where there is none; or a folder or zip"
+    )
+    run: str | None = Field(None, min_length=1, description="name or path of a run: its best checkpoint")
+    checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
+    descriptors: str | None = Field(None, min_length=1, description="vectors of the images: .json or .npz")
+    subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
+    k: int = Field(5, ge=1, description="neighbours counted by mMP@k")
+    save_descriptors: bool = Field(False, description="write the student's embeddings of every split as well")
+    name: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
+        description="folder name under outputs/evaluations; 'auto': from what is evaluated, and how",
+    )
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+    overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the bootstrap and of the gallery's choice")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the backbone; 'auto': the run's, or float32 where there is none"
+    )
+    eval_batch_size: int = Field(256, ge=1, description="images per step of embedding")
+    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: this process itself")
+    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="stop at an image that cannot be read, or leave it out of queries and index"
+    )
+    cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EvaluateParams":
+        given = [name for name in ("run", "checkpoint", "descriptors") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            text = f"found {found} of run, checkpoint and descriptors, expected exactly one"
+            raise ParameterError({given[-1] if given else "run": text})
+        if self.descriptors and self.save_descriptors:
+            raise ParameterError({"save_descriptors": "found True, but descriptors are given: there is no model"})
+        return self
+
+
+class GridParams(DataParams):
+    """What ablations.ipynb runs and compares: rows, each a small change of one base preset, times seeds."""
+
+    rows: tuple[str, ...] = Field(
+        ("table",),
+        description="'table' (those of README's table), 'all' (every preset of params/ablations), recipes and presets",
+    )
+    base: str = Field("miniuned", min_length=1, description="preset that every row changes: its name or path")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), description="seeds of each row")
+    baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
+    jobs: int = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
+    steps: int | None = Field(
+        None, ge=1, description="steps of every row that does not set its own; None: as the base says"
+    )
+    grid: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
+        description="folder name under outputs/ablations; 'auto': from the rows and the base",
+    )
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+
+    @field_validator("rows", "seeds", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        values = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        values = [values] if isinstance(values, int) and not isinstance(values, bool) else values
+        if isinstance(values, list | tuple):
+            if not values or "" in values or len(set(map(str, values))) < len(values):
+                raise ValueError(f"found {value!r}, expected one or more different values, with commas between them")
+            return tuple(values)
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the grid: executed notebooks, logs and tables."""
+        names = (re.sub(r"\.ya?ml$", "", Path(row).name) for row in self.rows)
+        name = "+".join(re.sub(r"[^A-Za-z0-9._]+", "_", name) for name in names)
+        if len(name) > 60:
+            name = f"{len(self.rows)}rows-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        auto = f"{name}-{Path(self.base).stem}"
+        outputs = PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
+        return outputs / "ablations" / (auto if self.grid == "auto" else self.grid)
