@@ -1,6 +1,6 @@
 # make train   build the environment, then train and evaluate on the embedded benchmark
 # make test    build the environment, then run all tests
-# make ablations   run the grid of README's table, or what of it is not finished, and compare: hours
+# make ablations   run the grid of README's table, or what of it is not finished, and compare: an hour or two
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab
 # make bench   measure

@@ -26,7 +26,7 @@ def test_the_readmes_table_is_a_grid_of_three_seeds():
     grid = open_grid(GridParams())
     assert tuple(grid.rows) == TABLE
     assert {len(seeds) for seeds in grid.rows.values()} == {3}
-    assert grid.folder.name == "table-miniuned"
+    assert grid.folder.name == "table-miniuned_pretrained"
 
 
 def test_every_ablation_is_a_row_that_differs_from_the_base_and_from_all_others():

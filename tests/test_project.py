@@ -14,7 +14,7 @@ import yaml
 
 from udonlib import presets
 from udonlib.notebookparams import EvaluateParams, GapParams, GridParams
-from udonlib.params import PROJECT, DataParams, TrainParams
+from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams
 
 # Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
 NOTEBOOKS = sorted(
@@ -142,6 +142,9 @@ def test_a_preset_loads_and_says_what_it_is_for(path):
 def test_a_preset_only_says_what_differs_from_the_one_it_refines(path):
     values = yaml.safe_load(path.read_text())
     below = presets.load(values.pop("preset"))
+    if "recipe" in values:  # what a recipe brings along, its preset may take back
+        assert values["recipe"] != below.recipe
+        below = below.model_copy(update=RECIPES[values.pop("recipe")])
     repeated = [name for name, value in values.items() if getattr(presets.load(path), name) == getattr(below, name)]
     assert repeated == []
 

@@ -34,8 +34,9 @@ from udonlib.runfolder import RunFolder, write_text
 
 ABLATIONS = PROJECT / "params" / "ablations"
 TABLE = (  # the rows of README's table
-    *("udon", "us_rr", "us_ds", "uj_rr", "uj_ds", "features", "adapter", "specialist"),
-    *("no_kl", "no_rel", "no_distillation", "round_robin", "dataset_size"),
+    *("udon", "udon_plus", "us_rr", "uj_rr", "adapter", "features", "specialist"),
+    *("no_kl", "no_rel", "no_distillation", "round_robin"),
+    *("plus_separate", "plus_kl", "plus_rel_1", "plus_linear_teachers"),
 )
 POLL_SECONDS = 1.0
 TAIL = 2**18  # bytes of a run's records that surely hold the last whole one

@@ -81,7 +81,9 @@ class GridParams(DataParams):
         ("table",),
         description="'table' (those of README's table), 'all' (every preset of params/ablations), recipes and presets",
     )
-    base: str = Field("miniuned", min_length=1, description="preset that every row changes: its name or path")
+    base: str = Field(
+        "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"
+    )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), description="seeds of each row")
     baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
     jobs: int = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
