@@ -9,6 +9,7 @@ import torch
 from tests.catalogs import write_uned_tree
 from udonlib.assembly import evaluate_assembly
 from udonlib.errors import UserError
+from udonlib.importers import save_backbone_weights
 from udonlib.params import TrainParams
 from udonlib.runs import open_run
 
@@ -109,7 +110,7 @@ def test_the_recipe_features_keeps_the_backbone_as_it_is(home):
     run = train(home, "features")
     table = run.evaluation().query("index == 'merged'").set_index(["embedder", "domain"])["r_at_1"]
     assert table["student", "mean"] == pytest.approx(table["features", "mean"])
-    assert run.summary()["steps"] == 0
+    assert run.summary()["steps"] == run.summary()["n_parameters_trained"] == 0
     fresh = run.create_model().state_dict()
     assert all(torch.equal(fresh[name], value) for name, value in run.load_model_state()["model"].items())
 
@@ -119,6 +120,16 @@ def test_the_recipe_adapter_trains_the_head_alone(home):
     fresh, trained = run.create_model().state_dict(), run.load_model().state_dict()
     moved = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, fresh[name])}
     assert moved == {"student", "student_prototypes"}
+    n_moved = sum(value.numel() for name, value in trained.items() if name.split(".")[0] in moved)
+    assert run.summary()["n_parameters_trained"] == n_moved
+
+
+def test_the_recipe_features_is_not_validated_again_when_only_its_test_is_left(home):
+    run = train(home, "features", seed=5)
+    (run.path / "summary.json").unlink()
+    again = train(home, "features", seed=5)
+    assert again.status == "finished"
+    assert len(again.records("validation")) == 1
 
 
 def test_offline_teachers_teach_and_stay_as_they_are(home, specialists, tmp_path):
@@ -137,3 +148,27 @@ def test_offline_teachers_teach_and_stay_as_they_are(home, specialists, tmp_path
     assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(UserError, match="'offline_teachers': no finished specialist of domain .* train it first"):
         train(home, "udon", offline_teachers=str(preset), seed=3)
+
+
+def test_a_run_does_not_pass_for_one_that_began_with_other_weights(home, tmp_path):
+    weights = tmp_path / "backbone.safetensors"
+    source = train(home, "us_rr", steps=1)
+    save_backbone_weights(source.load_model().backbone, weights)
+    first = train(home, "us_rr", weights=str(weights), steps=2)
+    assert train(home, "us_rr", weights=str(weights), steps=2).path == first.path  # finished: shown again
+    save_backbone_weights(train(home, "us_rr", steps=3).load_model().backbone, weights)
+    with pytest.raises(UserError, match=r"the weights '.*backbone\.safetensors' has changed since it began"):
+        train(home, "us_rr", weights=str(weights), steps=2)
+    assert train(home, "us_rr", weights=str(weights), steps=2, overwrite=True).status == "finished"
+    weights.unlink()
+    assert first.load_model() is not None  # what it began with is not needed any more
+
+
+def test_specialists_that_see_other_images_do_not_teach(home, specialists, tmp_path):
+    preset = tmp_path / "specialist.yaml"
+    rates = "steps: 8, learning_rate: 1.0e-2, backbone_learning_rate: 1.0e-2, backbone_args: {width: 8}"
+    values = {name: value for name, value in COMMON.items() if name != "backbone_args"}
+    lines = ", ".join(f"{name}: {value}" for name, value in values.items()).replace("False", "false")
+    preset.write_text(f"{{preset: paper, recipe: specialist, {lines}, {rates}}}")
+    with pytest.raises(UserError, match="sees images of 32 pixels, this run has image_size = 40"):
+        train(home, "udon", offline_teachers=str(preset), image_size=40, resize_size=40)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udonlib.backbones import create_backbone
+from udonlib.backbones import create_backbone, flops_per_image
 from udonlib.errors import UserError
 
 
@@ -67,6 +67,15 @@ def test_pretrained_weights_are_loaded_by_timm_from_a_file(tmp_path):
     loaded = create_backbone("test_vit", pretrained=True, image_size=160, arguments=overlay)
     for name, value in source.encoder.state_dict().items():
         assert torch.equal(value, loaded.encoder.state_dict()[name])
+
+
+def test_operations_of_attention_count_whether_it_is_fused_or_not():
+    backbone = create_backbone("test_vit", pretrained=False, image_size=32)
+    fused = flops_per_image(backbone, 32)
+    for block in backbone.encoder.blocks:
+        assert block.attn.fused_attn
+        block.attn.fused_attn = False
+    assert fused == flops_per_image(backbone, 32)
 
 
 def test_the_small_resnet_halves_once_before_its_first_block_and_takes_width_and_blocks():

@@ -309,6 +309,33 @@ def test_a_damaged_array_is_refused(catalog, vectors, tmp_path):
         read_descriptors(path, catalog)
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (zipfile.ZIP_DEFLATED, r"d\.npz: cannot be read: Error -3 while decompressing"),
+        (97, r"d\.npz: cannot be read: That compression method is not supported"),
+    ],
+)
+def test_an_array_that_cannot_be_unpacked_is_refused(catalog, tmp_path, method, message):
+    path = tmp_path / "d.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("emoji/test.npy", bytes(1000), zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    directory = content.rfind(b"PK\x01\x02")
+    content[8:10] = content[directory + 10 : directory + 12] = method.to_bytes(2, "little")
+    content[30 + len("emoji/test.npy")] = 0xFF  # no block of deflate begins so
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_descriptors(path, catalog)
+
+
+def test_an_entry_that_is_no_array_is_refused(catalog, tmp_path):
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("emoji/test", b"hello")
+    with pytest.raises(DataError, match=r"array 'emoji/test': found \|S5 of shape \[\], expected numbers"):
+        read_descriptors(tmp_path / "d.npz", catalog)
+
+
 def test_reading_json_takes_little_memory_beside_the_vectors(catalog, tmp_path, monkeypatch):
     """A file of 4 MB in pieces of 32 KB; whole, its numbers alone would take 7 MB as Python's floats."""
     n, dim = len(catalog["emoji"].splits["test"]), 256

@@ -216,3 +216,11 @@ class TestFingerprint:
     def test_it_is_pinned(self, tmp_path: Path) -> None:
         """A run is resumed on the data it began with: the fingerprint must not change between versions."""
         assert load_catalog(str(write_uned_tree(tmp_path))).fingerprint[:16] == "83b6719dabf5c72a"
+
+
+@pytest.mark.parametrize("name", ["mean", "all"])
+def test_a_domain_cannot_be_called_as_a_row_of_the_results(name, tmp_path):
+    folder = write_image_folder(tmp_path / "pets")
+    sorted(folder.iterdir())[0].rename(folder / name)
+    with pytest.raises(UserError, match=f"a domain cannot be called '{name}'"):
+        load_catalog(str(folder))

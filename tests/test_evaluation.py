@@ -11,7 +11,8 @@ import torch
 
 from tests.catalogs import write_uned_tree
 from udonlib.domains import Catalog, Domain, Split, load_catalog
-from udonlib.evaluation import evaluate, loading, pixels, save_table
+from udonlib.evaluation import evaluate, loading, pixels
+from udonlib.evaluationfiles import save_table
 from udonlib.images import ImageError, ImageReader
 from udonlib.storage import Store
 

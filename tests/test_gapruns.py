@@ -115,6 +115,14 @@ def test_without_any_run_the_message_says_what_to_do(outputs):
         gapruns.find_run("latest", str(outputs))
 
 
+def test_domains_may_be_called_by_digits(tmp_path):
+    write_uned_tree(tmp_path / "data", domains=("1", "2"))
+    outputs = tmp_path / "results"
+    write_run(outputs, "taught", ("1", "2"))
+    found = gapruns.open_gaps(GapParams(run="taught", outputs=str(outputs), k=3, specialists="none"))
+    assert list(found.outcomes["domain"].unique()) == ["1", "2"]
+
+
 # Specialists
 
 

@@ -1,7 +1,5 @@
 """Tables of a grid say what the files of its runs say, with intervals over queries and seeds."""
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,19 +81,32 @@ def test_allocations_of_single_runs_are_kept_by_row_and_seed(grid):
 
 
 def test_specialists_are_put_together_once_and_again_after_one_is_trained_anew(grid):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in grid.folder.glob("specialist-s*-outcomes.csv.gz")}
+
     collect(grid)
-    [first, second] = sorted(grid.folder.glob("specialist-s*-outcomes.csv.gz"))
-    assert set(pd.read_csv(first)["domain"]) == {"emoji", "flags"}
-    before = first.stat().st_mtime_ns, second.stat().st_mtime_ns
+    before = files()
+    assert [path.name[:14] for path in sorted(before)] == ["specialist-s0-", "specialist-s1-"]
+    assert all(set(pd.read_csv(path)["domain"]) == {"emoji", "flags"} for path in before)
     collect(grid)
-    assert (first.stat().st_mtime_ns, second.stat().st_mtime_ns) == before
-    summary = grid.rows["specialist"][0][1].run.path / "summary.json"
-    later = first.stat().st_mtime + 1
-    os.utime(summary, (later, later))
+    assert files() == before
+    outcomes = grid.rows["specialist"][0][1].run.path / "outcomes.csv.gz"
+    content = outcomes.read_bytes()
+    outcomes.write_bytes(content + b"\0")
     collect(grid)
-    assert first.stat().st_mtime_ns > before[0]
-    assert second.stat().st_mtime_ns == before[1]
-    os.utime(summary, (0, 0))
+    outcomes.write_bytes(content)
+    [new] = files().keys() - before.keys()
+    assert new.name.startswith("specialist-s0-")
+    new.unlink()
+    assert files() == before
+
+
+def test_specialists_of_another_grid_in_the_same_folder_are_not_taken_for_this_one_s(grid):
+    collect(grid)
+    part = small_grid(grid.folder.parents[2], rows="no_kl,features,specialist,w_kl_4", domains="emoji")
+    assert part.folder == grid.folder
+    assert set(collect(part).results.query("row == 'specialist'")["domain"]) == {"emoji", "mean"}
+    assert set(collect(grid).results.query("row == 'specialist'")["domain"]) == {"emoji", "flags", "mean"}
 
 
 def test_exported_files_hold_the_tables(grid):

@@ -97,6 +97,10 @@ def test_the_cost_counts_what_is_shipped_and_what_is_trained():
     assert cost.n_parameters_shipped == shipped
     prototypes = 12 * (16 + 24)  # classes of both domains, student's and teachers' dimensions
     assert cost.n_parameters_trained == shipped + prototypes + sum(p.numel() for p in model.teachers.parameters())
+    frozen = model_cost(model, 32, trains_backbone=False)
+    n_backbone = sum(p.numel() for p in model.backbone.parameters())
+    assert frozen.n_parameters_trained == cost.n_parameters_trained - n_backbone
+    assert frozen.n_parameters_shipped == shipped
     linear = torch.nn.Linear(model.backbone.feature_dim, 16)
     backbone = cost.gflops_per_image * 1e9 - 2 * sum(p.numel() for p in linear.parameters())
     assert backbone == pytest.approx(flops_per_image(model.backbone, 32))

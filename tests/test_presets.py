@@ -106,7 +106,7 @@ def test_a_wrong_value_names_the_file_that_set_it(project):
     path = project("base.yaml", "seed: -1\nstepz: 2\n")
     project("fine.yaml", "preset: base\nlearning_rate: 0.1\n")
     assert complaint(presets.load, "fine", scale="x").splitlines() == [
-        f"parameter 'seed': found -1 (int), expected a whole number >= 0 and < 9223372036854775808 (set in {path})",
+        f"parameter 'seed': found -1 (int), expected a whole number >= 0 and < 4294967296 (set in {path})",
         "parameter 'scale': found 'x' (str), expected a number > 0",
         f"parameter 'stepz': no such parameter; did you mean 'steps'? (set in {path})",
     ]

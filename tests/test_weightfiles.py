@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import resource
 import struct
 
 import msgpack
@@ -173,6 +174,15 @@ def test_pickles_made_to_harm_end_in_one_message(tmp_path, payload):
     (tmp_path / "a.npy").write_bytes(npy(payload))
     with pytest.raises(UserError, match=r"a\.npy: "):
         read_pickled_arrays(tmp_path / "a.npy")
+
+
+def test_bytes_that_a_file_does_not_hold_take_no_memory(tmp_path):
+    payload = b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b"abc."  # claims a bytearray of 2 GiB
+    (tmp_path / "a.npy").write_bytes(npy(payload))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"a\.npy: "):
+        read_pickled_arrays(tmp_path / "a.npy")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
 @given(st.data())

@@ -10,6 +10,7 @@ A file is read piece by piece: a JSON of millions of vectors needs hardly more m
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +33,8 @@ CHUNK = 2**22  # characters of a JSON file that are read at once, and more than 
 # Norms of unit vectors in float32 deviate from 1 by less than this. Such vectors are kept bit for bit, so that exported
 # embeddings give the neighbours that the model gives.
 ROUNDING = 2.0**-18
+# What reading a broken file raises; RuntimeError: an archive with a password, or packed in an unknown way.
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error, MemoryError, RuntimeError)
 
 Key = tuple[str, str]  # domain, split
 Block = list[Any] | np.ndarray  # some consecutive vectors of a split, unchecked
@@ -208,7 +211,7 @@ def _blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
         raise DataError(f"{path}: not what its name says: {'an archive' if packed else 'no archive'}")
     try:
         yield from _npz_blocks(path) if packed else _json_blocks(path)
-    except (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -219,7 +222,7 @@ def _npz_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
             if not slash or not split:
                 raise DataError(f"{path}: found an array '{key}', expected the form '<domain>/<split>'")
             try:
-                array = arrays[key]
+                array = np.asarray(arrays[key])  # an entry that is no array comes as its bytes
             except ValueError as error:  # of Python objects, or cut short
                 raise DataError(f"{path}: array '{key}' cannot be read: {error}") from error
             if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:

@@ -29,6 +29,7 @@ REQUIRED_SPLITS = SPLITS[:3]
 IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MINIUNED = Path(__file__).parent / "miniuned" / "miniuned.zip"
 # The usual orders: UnED's recipe, then MiniUnED. Domains of other names follow by alphabet.
+RESERVED = {"mean", "all"}  # rows of tables that stand beside domains
 KNOWN_DOMAINS = (
     *("food2k", "cars", "sop", "inshop", "inat", "met", "gldv2", "rp2k"),
     *("emoji", "flags", "logos", "icons", "fonts", "kanji", "fashion", "earth"),
@@ -193,10 +194,13 @@ def _existing(path: str, parameter: str) -> Path:
 
 
 def _chosen(domains: str | Sequence[str], present: Sequence[str], root: Path) -> list[str]:
-    if domains == "all":
+    if domains == "all" and not RESERVED & set(present):
         return sorted(present, key=lambda name: (name not in KNOWN_DOMAINS, (*KNOWN_DOMAINS, name).index(name), name))
     names = [name.strip() for name in domains.split(",")] if isinstance(domains, str) else list(domains)
+    names = list(present) if domains == "all" else names
     for name in names:
+        if name in RESERVED:
+            raise DataError(f"{root}: a domain cannot be called '{name}', a name of results tables; rename its folder")
         if name not in present:
             raise DataError(f"parameter 'domains': {root} has no domain '{name}'; {nearest(name, present)}")
     if len(set(names)) < len(names) or not names:

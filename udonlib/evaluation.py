@@ -4,11 +4,9 @@ Every image runs through the backbone once, whatever the number of heads. The qu
 by in chunks, each embedded by every head, searched, and forgotten. So memory grows with the queries, not the index.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,19 +20,14 @@ from udonlib.embedding import Embed, EmbedByDomain, Images, Load, Reading, loadi
 from udonlib.intervals import bootstrap_interval
 from udonlib.metrics import count_positives, mmp_at_k, r_at_1, relevance
 from udonlib.search import nearest
-from udonlib.storage import replacing
 
 __all__ = [
     "Evaluation",
     "MergedIndex",
     "Neighbours",
     "evaluate",
-    "load_neighbours",
     "loading",
     "pixels",
-    "save_neighbours",
-    "save_outcomes",
-    "save_table",
 ]
 
 Head = Callable[[Float[Tensor, "image feature_dim"]], Float[Tensor, "image dim"]]
@@ -300,51 +293,3 @@ def _with_means(rows: pd.DataFrame, n_domains: int) -> pd.DataFrame:
         mean |= group[[name for name in rows.columns if "_at_" in name]].mean().to_dict()
         groups += [group, pd.DataFrame([mean])] if len(group) == n_domains else [group]
     return pd.concat(groups, ignore_index=True)
-
-
-def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:
-    """Write neighbours in the merged index as arrays "<embedder>/<domain>/..."; `load_neighbours` reads them."""
-    arrays: dict[str, np.ndarray] = {}
-    for found in (found for found in neighbours if found.index == "merged"):
-        key = f"{found.embedder}/{found.query_domain}"
-        arrays |= {
-            f"{key}/query_paths": np.array(found.query_paths),
-            f"{key}/position": found.position.astype(np.int32),
-            f"{key}/similarity": found.similarity.astype(np.float32),
-            f"{key}/hit": found.hit,
-        }
-    with replacing(file) as opened:
-        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-
-
-def load_neighbours(file: Path, catalog: Catalog, subset: Literal["val", "test"]) -> list[Neighbours]:
-    """Read what `save_neighbours` wrote; the catalog has to be the one that was searched."""
-    searched = MergedIndex(catalog.names, tuple(domain.index(subset).paths for domain in catalog.domains))
-    with np.load(file) as opened:
-        arrays: dict[str, np.ndarray] = dict(opened)
-    found = []
-    for key in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
-        embedder, domain = key.split("/")
-        paths = tuple(arrays[f"{key}/query_paths"].tolist())
-        position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
-        position = position.astype(np.int64)
-        found.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
-    return found
-
-
-def save_outcomes(outcomes: pd.DataFrame, file: Path) -> None:
-    """Write the outcome of every query as a gzipped CSV: the same bytes for the same outcomes."""
-    with replacing(file) as opened:
-        outcomes.to_csv(opened, index=False, compression={"method": "gzip", "mtime": 0})
-
-
-def save_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write a table as evaluation.json (a list of rows) and evaluation.csv; a file is replaced whole or not at all."""
-    records = json.loads(table.to_json(orient="records", double_precision=15))
-    contents = {
-        "evaluation.json": json.dumps(records, indent=1) + "\n",
-        "evaluation.csv": table.to_csv(index=False, lineterminator="\n"),
-    }
-    for name, content in contents.items():
-        with replacing(folder / name) as file:
-            file.write(content.encode())

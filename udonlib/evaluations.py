@@ -40,15 +40,11 @@ from udonlib.evaluation import (
     Head,
     Neighbours,
     evaluate,
-    load_neighbours,
-    save_neighbours,
-    save_outcomes,
-    save_table,
 )
+from udonlib.evaluationfiles import load_neighbours, load_outcomes, save_neighbours, save_outcomes, save_table
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
 from udonlib.learner import PRECISIONS
-from udonlib.losses import unit
 from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import PROJECT
@@ -160,7 +156,7 @@ class SavedEvaluation:
         if set(teachers) & set(self.catalog.names):
             heads["teacher"] = {name: teachers.get(name) for name in self.catalog.names}
         for dim in trained.nested_dims if trained is not None else ():
-            heads[f"student_{dim}"] = partial(_shortened, model.student, dim)
+            heads[f"student_{dim}"] = partial(model.short_embedding, dim)
         return evaluate(
             self.catalog,
             p.subset,
@@ -221,7 +217,7 @@ class SavedEvaluation:
 
     def lost_by_merging(self) -> pd.DataFrame:
         """See `lost_by_merging`, of R@1."""
-        return lost_by_merging(pd.read_csv(self.path / "outcomes.csv.gz"), seed=self.params.seed)
+        return lost_by_merging(load_outcomes(self.path / "outcomes.csv.gz"), seed=self.params.seed)
 
 
 def lost_by_merging(outcomes: pd.DataFrame, metric: str = "r_at_1", seed: int = 0) -> pd.DataFrame:
@@ -246,11 +242,6 @@ def lost_by_merging(outcomes: pd.DataFrame, metric: str = "r_at_1", seed: int = 
         whole = len(by_domain) == n_domains
         tables.append(table[whole | (table["domain"] != "mean")].assign(embedder=embedder))
     return pd.concat(tables, ignore_index=True)[["embedder", "domain", "lost", "low", "high"]]
-
-
-def _shortened(student: Head, dim: int, features: Tensor) -> Tensor:
-    """The first dimensions of the student's embedding, to unit norm."""
-    return unit(student(features)[:, :dim])
 
 
 def open_evaluation(params: EvaluateParams) -> SavedEvaluation:

@@ -19,11 +19,11 @@ from udonlib.assembly import evaluate_assembly
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation import Neighbours
+from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.notebookparams import GapParams
-from udonlib.params import PROJECT
+from udonlib.params import PROJECT, WITHOUT_EFFECT
 from udonlib.runfolder import RunFolder
 from udonlib.runs import Run, load_run
-from udonlib.storage import replacing
 
 KEPT = "specialists-{}.csv.gz"  # beside the run's outcomes
 
@@ -119,7 +119,8 @@ def find_run(name: str = "latest", outputs: str = "auto") -> Run:
 def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> dict[str, RunFolder]:
     """Find for each domain of `run` a finished run that was trained on this domain alone.
 
-    Of several the one with the run's seed goes first, then the one that finished last.
+    Of several the one with the run's seed goes first, then the one that finished last. "auto" never mixes settings: its
+    runs differ in domain and seed alone.
 
     Args:
         which: "none"; "auto", runs of recipe `specialist` that were tested on the same queries, if each domain has one;
@@ -133,24 +134,42 @@ def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> di
     if which == "none":
         return {}
     finished = _finished(outputs)
-    if which == "auto":
-        chosen = [folder for folder in finished if _recipe(folder) == "specialist"]
-    else:
-        chosen = [folder for folder in finished if fnmatch.fnmatchcase(folder.path.name, which)]
-        chosen = chosen or _of_preset(run, which, outputs, [folder.path.name for folder in finished])
-    queries = _queries(run)
-    found: dict[str, RunFolder] = {}
-    for folder in sorted(chosen, key=lambda folder: folder.params.seed != run.params.seed):  # stable: the last first
-        [domain, *others] = tested = _queries(folder)
-        if not others and domain not in found and tested[domain] == queries.get(domain):
-            found[domain] = folder
+    if which == "auto":  # the setting that finished last and has every domain
+        candidates = [folder for folder in finished if _recipe(folder) == "specialist"]
+        settings = dict.fromkeys(map(_setting, candidates))
+        groups = [[folder for folder in candidates if _setting(folder) == setting] for setting in settings]
+        whole = [found for group in groups if len(found := _by_domain(run, group)) == len(run.catalog.names)]
+        return next((_ordered(run, found) for found in whole), {})
+    chosen = [folder for folder in finished if fnmatch.fnmatchcase(folder.path.name, which)]
+    chosen = chosen or _of_preset(run, which, outputs, [folder.path.name for folder in finished])
+    found = _by_domain(run, chosen)
     without = [domain for domain in run.catalog.names if domain not in found]
-    if without and which != "auto":
+    if without:
         raise UserError(
             f"parameter 'specialists': {which!r} has no finished run of {', '.join(without)} alone that was tested on "
             f"the queries of run {run.path.name!r}; expected one for each domain, 'auto' or 'none'"
         )
-    return {} if without else {domain: found[domain] for domain in run.catalog.names}
+    return _ordered(run, found)
+
+
+def _by_domain(run: Run, folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
+    """The first of the runs of one domain each that was tested on the run's queries; the run's own seed goes first."""
+    queries = _queries(run)
+    found: dict[str, RunFolder] = {}
+    for folder in sorted(folders, key=lambda folder: folder.params.seed != run.params.seed):  # stable
+        [domain, *others] = tested = _queries(folder)
+        if not others and domain not in found and tested[domain] == queries.get(domain):
+            found[domain] = folder
+    return found
+
+
+def _ordered(run: Run, found: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
+    return {domain: found[domain] for domain in run.catalog.names}
+
+
+def _setting(folder: RunFolder) -> str:
+    """What specialists of one kind have in common: all values that influence results but domain and seed."""
+    return folder.params.model_dump_json(exclude={*WITHOUT_EFFECT, "domains"})
 
 
 def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.DataFrame:
@@ -167,10 +186,8 @@ def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.Da
     file = run.path / KEPT.format(digest.hexdigest()[:6])
     if not file.exists():
         outcomes = evaluate_assembly([load_run(str(folder.path)) for folder in specialists.values()]).outcomes
-        with replacing(file) as out:
-            of_specialists = outcomes[outcomes["embedder"] == "specialist"]
-            of_specialists.to_csv(out, index=False, compression={"method": "gzip", "mtime": 0})
-    return pd.read_csv(file)
+        save_outcomes(outcomes[outcomes["embedder"] == "specialist"], file)
+    return load_outcomes(file)
 
 
 def _home(outputs: str) -> Path:
@@ -211,7 +228,7 @@ def _of_preset(run: Run, preset: str, outputs: str, names: Sequence[str]) -> lis
 
 
 def _outcomes(folder: RunFolder) -> pd.DataFrame:
-    return pd.read_csv(folder.path / "outcomes.csv.gz")
+    return load_outcomes(folder.path / "outcomes.csv.gz")
 
 
 def _queries(folder: RunFolder) -> dict[str, frozenset[str]]:

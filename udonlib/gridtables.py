@@ -6,17 +6,18 @@ interval says.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from udonlib.assembly import evaluate_assembly
+from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.grid import Grid, Job
 from udonlib.intervals import paired_difference, row_interval
 from udonlib.runfolder import write_text
 from udonlib.runs import Run
-from udonlib.storage import replacing
 
 EMBEDDERS = {"features": "features", "specialist": "specialist"}  # whose outcomes count, where not the student's
 COSTS = ("images_per_s", "n_parameters_shipped", "n_parameters_trained", "gflops_per_image", "train_seconds")
@@ -175,20 +176,24 @@ def _outcomes(grid: Grid, row: str, seed: int, jobs: tuple[Job, ...]) -> pd.Data
     """Outcomes of every query in the merged index: domain, path and the metrics, in 0..1."""
     recipe = jobs[0].params.recipe
     file = _assembled(grid, row, seed, jobs) if recipe == "specialist" else jobs[0].run.path / "outcomes.csv.gz"
-    table = pd.read_csv(file, dtype={"path": str, "domain": str})
+    table = load_outcomes(file)
     table = table[(table["embedder"] == EMBEDDERS.get(recipe, "student")) & (table["index"] == "merged")]
     return table[["domain", "path", *(name for name in table if "_at_" in name)]]
 
 
 def _assembled(grid: Grid, row: str, seed: int, jobs: tuple[Job, ...]) -> Path:
-    """The outcomes of specialists put together, evaluated anew where one of them is younger than the file."""
-    file = grid.folder / f"{row}-s{seed}-outcomes.csv.gz"
-    youngest = max((job.run.path / "summary.json").stat().st_mtime for job in jobs)
-    if not file.exists() or file.stat().st_mtime < youngest:
+    """The outcomes of specialists put together, evaluated once for each set of runs and what these found.
+
+    A grid of other domains or steps, whose folder may be the same, has other runs.
+    """
+    digest = hashlib.sha256()
+    for job in jobs:
+        digest.update(f"{job.name}\0".encode() + (job.run.path / "outcomes.csv.gz").read_bytes())
+    file = grid.folder / f"{row}-s{seed}-{digest.hexdigest()[:6]}-outcomes.csv.gz"
+    if not file.exists():
         grid.folder.mkdir(parents=True, exist_ok=True)
         outcomes = evaluate_assembly([Run(job.params) for job in jobs]).outcomes
-        with replacing(file) as whole:
-            outcomes.to_csv(whole, index=False, compression={"method": "gzip", "mtime": 0})
+        save_outcomes(outcomes, file)
     return file
 
 

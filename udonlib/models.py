@@ -132,12 +132,15 @@ class EmbeddingModel(nn.Module):
         teacher = self.teachers[domain](features)
         return DomainOutputs(student, student_cosines, teacher, cosine_logits(teacher, self.teacher_prototypes[domain]))
 
-    def domain_parameters(self, domain: str) -> list[nn.Parameter]:
-        """The parameters that only images of `domain` train."""
-        own = [self.student_prototypes[domain]]
-        if domain in self.teachers:
-            own += [*self.teachers[domain].parameters(), self.teacher_prototypes[domain]]
-        return own
+    def short_embedding(self, dim: int, features: Float[Tensor, "batch feature_dim"]) -> Float[Tensor, "batch dim"]:
+        """The first `dim` dimensions of the student's embedding, to unit norm."""
+        return unit(self.student(features)[:, :dim])
+
+
+def weights_file(name: str) -> Path:
+    """The file that the parameter `weights` names: from the working folder, else from the project."""
+    here, at_home = Path(name).expanduser(), PROJECT / name
+    return at_home if at_home.exists() and not here.exists() else here
 
 
 def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> EmbeddingModel:
@@ -155,8 +158,7 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
             arguments=params.backbone_args,
         )
     if params.weights is not None:
-        beside, at_home = Path(params.weights).expanduser(), PROJECT / params.weights
-        load_backbone_weights(backbone, beside if beside.exists() or not at_home.exists() else at_home)
+        load_backbone_weights(backbone, weights_file(params.weights))
     return EmbeddingModel(
         backbone,
         n_classes,
@@ -169,12 +171,17 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
     )
 
 
-def model_cost(model: EmbeddingModel, image_size: int) -> Cost:
-    """Count parameters and operations of a model for images of `image_size` pixels."""
+def model_cost(model: EmbeddingModel, image_size: int, trains_backbone: bool = True) -> Cost:
+    """Count parameters and operations of a model for images of `image_size` pixels.
+
+    Args:
+        trains_backbone: whether the backbone counts as trained; heads and prototypes always do.
+    """
 
     def count(*modules: nn.Module) -> int:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     n_head = 2 * count(model.student)  # every weight multiplies and adds once
     gflops = (flops_per_image(model.backbone, image_size) + n_head) / 1e9
-    return Cost(count(model.backbone, model.student), count(model), gflops)
+    n_trained = count(model) if trains_backbone else count(model) - count(model.backbone)
+    return Cost(count(model.backbone, model.student), n_trained, gflops)

@@ -26,7 +26,7 @@ class GapParams(DataParams):
     k: int = Field(5, ge=1, description="neighbours of each list that are compared and shown")
     n_bins: int = Field(4, ge=1, description="groups of queries by the frequency of their class")
     n_queries: int = Field(8, ge=1, description="queries in each gallery, shared by the domains")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the galleries' choice and of the bootstrap")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the galleries' choice and of the bootstrap")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
 
@@ -49,7 +49,7 @@ class EvaluateParams(DataParams):
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the bootstrap and of the gallery's choice")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bootstrap and of the gallery's choice")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the backbone; 'auto': the run's, or float32 where there is none"
@@ -84,7 +84,7 @@ class GridParams(DataParams):
     base: str = Field(
         "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0, 1, 2), description="seeds of each row")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0, 1, 2), description="seeds of each row")
     baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
     jobs: int = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
     steps: int | None = Field(

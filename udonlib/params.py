@@ -107,7 +107,7 @@ class TrainParams(DataParams):
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of every generator")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every generator")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the backbone's and heads' forward pass"
@@ -261,6 +261,13 @@ class TrainParams(DataParams):
                 )
         if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.is_taught:
             wrong["sampler_loss"] = "found 'teacher', but w_ce_teacher = 0 trains none: expected 'student'"
+        if not self.is_taught and (self.w_kl > 0 or self.w_rel > 0):
+            found = f"w_kl = {self.w_kl} and w_rel = {self.w_rel}"
+            wrong["w_ce_teacher"] = f"found 0 beside {found}: nobody teaches; expected more than 0, or both 0"
+        if self.w_ce_student == 0 and not self.is_taught:
+            wrong["w_ce_student"] = "found 0, and there are no teachers: nothing would be learned"
+        if self.offline_teachers is not None and RECIPES[self.recipe].get("w_ce_teacher") == 0:
+            wrong["offline_teachers"] = f"found {self.offline_teachers!r}, but recipe '{self.recipe}' has no teachers"
         if self.steps == 0 and self.recipe != "features":
             wrong["steps"] = f"found 0, expected at least 1 for recipe '{self.recipe}'"
         if self.recipe == "specialist" and self.domains != "all" and len(self.domains) > 1:

@@ -139,8 +139,8 @@ def run_folder(name: str, outputs: str = "auto") -> RunFolder:
     Raises:
         UserError: "no run ..." with the nearest name.
     """
-    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs)) / "runs"
-    for path in (home / name, Path(name)):
+    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
+    for path in (home / name, Path(name).expanduser()):
         if (path / "params.yaml").exists():
             return RunFolder(path)
     names = [path.parent.name for path in home.glob("*/params.yaml")]

@@ -10,6 +10,7 @@ See `udonlib.runfolder` for what the folder holds.
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import shutil
 import time
@@ -26,15 +27,14 @@ from torch import Tensor
 from udonlib.domains import Catalog, load_catalog
 from udonlib.embedding import Embed, Load, loading, pixels
 from udonlib.errors import UserError
-from udonlib.evaluation import Evaluation, Head, MergedIndex, Neighbours, evaluate, save_table
+from udonlib.evaluation import Evaluation, Head, Neighbours, evaluate
+from udonlib.evaluationfiles import load_neighbours, save_neighbours, save_outcomes, save_table
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import PRECISIONS
-from udonlib.losses import unit
-from udonlib.models import EmbeddingModel, create_model, model_cost
+from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
 from udonlib.runfolder import RunFolder, RunWriter, provenance, run_folder, write_json
-from udonlib.storage import replacing
 from udonlib.training import Record, Trainer, merged_r_at_1
 
 # What a run may be resumed with although it is another value than it began with.
@@ -113,6 +113,8 @@ class Run(RunFolder):
                 with the last checkpoint kept; data that changed since the run began.
         """
         p = self.params
+        if not p.overwrite:
+            self._check_origins()
         if self.status == "finished" and not p.overwrite:
             summary = self.summary()
             yield {"kind": "end", "step": summary["steps"]} | summary
@@ -165,12 +167,13 @@ class Run(RunFolder):
             evaluation = self._evaluate(model, "test", load, untrained)
             table = self._save_evaluation(evaluation)
             yield {"kind": "test", "step": trainer.step, "table": table}
+            thawed = p.backbone_learning_rate > 0 and trainer.step > p.frozen_steps
             summary = {
                 "steps": trainer.step,
                 "images": trainer.step * p.batch_size,
                 "train_seconds": round(train_seconds, 1),
                 "images_per_s": self._pace(),
-                **asdict(model_cost(model, p.image_size)),
+                **asdict(model_cost(model, p.image_size, thawed)),
                 "seconds": round(seconds_before + time.perf_counter() - began, 1),
                 "best_step": best["step"],
                 "best_validation_r_at_1": best["r_at_1"],
@@ -184,7 +187,7 @@ class Run(RunFolder):
 
     def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
         """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
-        note = provenance(self.params, self.catalog, device)
+        note = provenance(self.params, self.catalog, device) | {"origins": self._origins()}
         self._check_data()
         n_records, seconds = 0, 0.0
         if self.last.exists():
@@ -203,6 +206,38 @@ class Run(RunFolder):
                 "Restore the data, or begin anew (overwrite=true)"
             )
 
+    def _origins(self) -> dict[str, str]:
+        """SHA-256 of each file that the run begins with: weights of the backbone, offline teachers."""
+        files = {}
+        if self.params.weights is not None:
+            files[f"weights {self.params.weights!r}"] = weights_file(self.params.weights)
+        if self.params.offline_teachers is not None:
+            files |= {f"offline teacher of '{d}'": run.best for d, run in self._specialists().items()}
+        digests = {}
+        for name, path in files.items():
+            if path.exists():  # else whoever needs it says so
+                with path.open("rb") as file:
+                    digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
+
+    def _check_origins(self) -> None:
+        """Refuse to go on with, or to pass for the same, a run that began with other weights or teachers."""
+        before = self.provenance()
+        then = before[0].get("origins", {}) if before else {}
+        for name, digest in self._origins().items():
+            if then.get(name, digest) != digest:
+                raise UserError(
+                    f"run {self.path.name!r} does not fit: the {name} has changed since it began. Restore the file, "
+                    "give this run another name (run=...), or begin anew (overwrite=true)"
+                )
+
+    def _specialists(self) -> dict[str, Run]:
+        """The runs whose models teach offline, by domain, trained or not."""
+        p = self.params
+        values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs}
+        names = self.catalog.names
+        return {d: Run(load_preset(str(p.offline_teachers), **values, domains=[d])) for d in names}
+
     def _offline_teachers(self) -> dict[str, EmbeddingModel]:
         """The finished specialists that teach, by domain.
 
@@ -210,18 +245,20 @@ class Run(RunFolder):
             UserError: "no finished specialist of domain 'flags' ..." with the command that trains it.
         """
         p = self.params
-        if p.offline_teachers is None:
-            return {}
-        teachers = {}
-        for domain in self.catalog.names:
-            values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs, "domains": [domain]}
-            specialist = Run(load_preset(p.offline_teachers, **values))
+        teachers: dict[str, EmbeddingModel] = {}
+        for domain, specialist in self._specialists().items() if p.offline_teachers is not None else ():
             if specialist.status != "finished":
                 raise UserError(
                     f"parameter 'offline_teachers': no finished specialist of domain '{domain}' in {specialist.path}; "
                     f"train it first: papermill train.ipynb out.ipynb -p preset {p.offline_teachers} "
                     f"-p domains {domain} -p seed {p.seed}"
                 )
+            if specialist.params.image_size != p.image_size:
+                raise UserError(
+                    f"parameter 'offline_teachers': the specialist of domain '{domain}' sees images of "
+                    f"{specialist.params.image_size} pixels, this run has image_size = {p.image_size}"
+                )
+            specialist._check_data()
             teachers[domain] = specialist.load_model()
         return teachers
 
@@ -259,7 +296,7 @@ class Run(RunFolder):
         baselines: dict[str, Embed] = {}
         if untrained is not None:
             untrained.eval()
-            heads |= {f"student_{dim}": partial(_shortened, model, dim) for dim in p.nested_dims}
+            heads |= {f"student_{dim}": partial(model.short_embedding, dim) for dim in p.nested_dims}
             baselines = {
                 "features": lambda images: torch.nn.functional.normalize(features(untrained, images), dim=1),
                 "pixels": pixels,
@@ -272,20 +309,9 @@ class Run(RunFolder):
         """Write the table with its intervals, the outcome of every query, and the neighbours in the merged index."""
         table = evaluation.with_intervals(self.params.seed)
         save_table(table, self.path)
-        with replacing(self.path / "outcomes.csv.gz") as file:
-            evaluation.outcomes.to_csv(file, index=False, compression={"method": "gzip", "mtime": 0})
-        arrays: dict[str, np.ndarray] = {}
-        for (embedder, domain, index), found in evaluation.neighbours.items():
-            if index == "merged" and embedder in ("student", "teacher"):
-                key = f"{embedder}/{domain}"
-                arrays |= {
-                    f"{key}/query_paths": np.array(found.query_paths),
-                    f"{key}/position": found.position.astype(np.int32),
-                    f"{key}/similarity": found.similarity.astype(np.float32),
-                    f"{key}/hit": found.hit,
-                }
-        with replacing(self.path / "neighbours.npz") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        save_outcomes(evaluation.outcomes, self.path / "outcomes.csv.gz")
+        searched = [found for found in evaluation.neighbours.values() if found.embedder in ("student", "teacher")]
+        save_neighbours(searched, self.path / "neighbours.npz")
         return table
 
     def neighbours(self) -> list[Neighbours]:
@@ -295,23 +321,7 @@ class Run(RunFolder):
             UserError: the data has changed, so that positions would name other images.
         """
         self._check_data()
-        searched = MergedIndex(self.catalog.names, tuple(d.index("test").paths for d in self.catalog.domains))
-        with np.load(self.path / "neighbours.npz") as file:
-            arrays: dict[str, np.ndarray] = dict(file)
-        found = []
-        for key in sorted({key.rpartition("/")[0] for key in arrays}):
-            embedder, domain = key.split("/")
-            paths = tuple(arrays[f"{key}/query_paths"].tolist())
-            position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
-            found.append(
-                Neighbours(embedder, domain, "merged", paths, position.astype(np.int64), similarity, hit, searched)
-            )
-        return found
-
-
-def _shortened(model: EmbeddingModel, dim: int, features: Tensor) -> Tensor:
-    """The first dimensions of the student's embedding, to unit norm."""
-    return unit(model.student(features)[:, :dim])
+        return load_neighbours(self.path / "neighbours.npz", self.catalog, "test")
 
 
 def open_run(params: TrainParams) -> Run:

@@ -53,11 +53,11 @@ class Source:
         try:
             saved = torch.load(self.file, map_location="cpu", weights_only=True)
             state = saved["model"] if saved.get("average") is None else saved["average"]
+            prefix = "student_prototypes."
+            n_classes = {name.removeprefix(prefix): len(v) for name, v in state.items() if name.startswith(prefix)}
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"{self.file}: not a checkpoint of a run ({reason:.120})") from None
-        prefix = "student_prototypes."
-        n_classes = {name.removeprefix(prefix): len(v) for name, v in state.items() if name.startswith(prefix)}
         model = create_model(self.trained.model_copy(update={"pretrained": False, "weights": None}), n_classes)
         try:
             model.load_state_dict(state)

@@ -110,7 +110,7 @@ class Trainer:
             TrainingError: "step 120: the loss is nan ..." when a loss or a gradient is not finite.
         """
         p = self.params
-        if p.steps == 0:  # the recipe `features`: nothing to train, but a model to keep
+        if p.steps == 0 and self.best == -math.inf:  # the recipe `features`: nothing to train, but a model to keep
             yield self._validation_record()
             yield {"kind": "checkpoint", "step": 0}
         while not self.done:

@@ -10,11 +10,12 @@ import json
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -114,6 +115,13 @@ class _ArraysOnly(pickle._Unpickler):
                 "and nothing in this one was executed"
             )
         return _NAMES[module, name]
+
+    def _load_bytearray8(self: Any) -> None:
+        """Append bytes of a claimed length as they are read; pickle's own form fills all of it with zeros first."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
 
 
 class _Dtype:
@@ -222,7 +230,12 @@ def read_flax(path: Path, branch: str = "params") -> Arrays:
             raise UserError("more follows after its end: damaged, or no flax checkpoint")
         if not isinstance(tree, dict):
             raise UserError(f"has no {branch!r}; found: {', '.join(sorted(seen)) or 'nothing'}")
-        return dict(_leaves(tree, ""))
+        arrays: Arrays = {}
+        for name, value in _leaves(tree, ""):
+            if name in arrays:
+                raise UserError(f"key {name!r} is there twice")
+            arrays[name] = value
+        return arrays
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
