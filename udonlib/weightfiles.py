@@ -1,6 +1,7 @@
 """Arrays by name out of weight files that nobody vouches for: npz, pickled dictionaries, flax's msgpack, safetensors.
 
-Nothing in a file is ever executed, no array is larger than the bytes that the file holds for it, and whatever is wrong
+Nothing in a file is ever executed, no array is larger than the bytes that the file holds for it (in a compressed
+npz: than MAX_BYTES), and whatever is wrong
 with a file is one `UserError` that names it.
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from udonlib.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-MAX_BYTES = 2**36  # unpacked; the largest released encoders need a quarter of it
+MAX_BYTES = 2**34  # unpacked; compressed zeros take none in the file
 
 
 @contextmanager
