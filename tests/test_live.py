@@ -266,3 +266,9 @@ def test_a_wrong_choice_of_display_is_reported(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (125, "2:05"), (3599.6, "1:00:00"), (3725, "1:02:05")])
 def test_durations_read_as_clocks(seconds, text):
     assert live.duration(seconds) == text
+
+
+def test_a_run_without_steps_is_done_from_the_beginning():
+    progress = live.Progress(TrainParams(recipe="features", eval_every=300), Clock())
+    assert progress.line().startswith("step 0/0 (100%)")
+    assert "step 0 / 0 (100%)" in live.page(progress)

@@ -149,3 +149,9 @@ def test_class_sizes_fall_and_count_images_with_several_labels_in_each():
     [line] = plots.class_sizes(catalog).data
     assert list(line.x) == [1, 2, 3]
     assert list(line.y) == [3, 2, 1]
+
+
+def test_a_run_without_steps_has_figures_that_say_so():
+    nothing = pd.DataFrame(columns=["step", "domain", "term", "value", "weight", "images_seen"])
+    for figure in (plots.loss_curves(nothing), plots.allocation_curves(nothing, 0)):
+        assert [note.text for note in figure.layout.annotations] == ["nothing was trained in this run"]

@@ -148,10 +148,15 @@ class Progress:
         pause = sum(self._pauses) / len(self._pauses) if self._pauses else 0.0
         return (total - self.step) * seconds / steps + validations * pause
 
+    @property
+    def share(self) -> float:
+        """Share of the steps that are done; a run without steps (recipe `features`) is done."""
+        return min(1.0, self.step / self.params.steps) if self.params.steps else 1.0
+
     def line(self) -> str:
         """The state in one line: step 400/1600 (25%)  1150 images/s  loss 3.21  R@1 41.2 (best)  2:05 left."""
         total = self.params.steps
-        parts = [f"step {self.step}/{total} ({self.step / total:.0%})"]
+        parts = [f"step {self.step}/{total} ({self.share:.0%})"]
         if not math.isnan(self.images_per_s):
             parts += [f"{self.images_per_s:.0f} images/s", f"loss {self.loss:.2f}"]
         if self.r_at_1.get("mean"):
@@ -224,7 +229,7 @@ def page(progress: Progress) -> str:
     Text takes the page's colour, so that it reads on light and dark pages.
     """
     p, total = progress, progress.params.steps
-    share = min(1.0, p.step / total)
+    share = p.share
     facts = [f"step {p.step:,} / {total:,} ({share:.0%})", p.time_text()]
     if not math.isnan(p.images_per_s):
         facts.insert(1, f"{p.images_per_s:,.0f} images/s")
@@ -279,7 +284,7 @@ def _polyline(curve: Curve, progress: Progress, width: int, colour: str) -> str:
         return ""
     values = [value for _, value in curve]
     low, high = min(values), max(values)
-    unit = width / progress.params.steps
+    unit = width / max(1, progress.params.steps)
     points = " ".join(f"{unit * x:.1f},{16 - 14 * (y - low) / ((high - low) or 1):.1f}" for x, y in curve)
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
 

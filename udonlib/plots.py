@@ -26,6 +26,8 @@ MAX_POINTS = 300  # per trace; 40 traces of it are 0.2 MB in a notebook
 
 def loss_curves(losses: pd.DataFrame) -> go.Figure:
     """Draw the losses of each domain over the steps, one panel a term. Long curves are means of bins of steps."""
+    if losses.empty:
+        return _nothing("Training loss", "nothing was trained in this run")
     terms = [term for term in TERMS if term in set(losses["term"])]
     n_columns = min(3, len(terms))
     n_rows = -(-len(terms) // n_columns)
@@ -77,6 +79,8 @@ def allocation_curves(allocation: pd.DataFrame, n_steps: int | None = None) -> g
         allocation: one row for each domain and window; `weight` holds from `step` to the next window's.
         n_steps: where the last window ends; None: one more window of the same length.
     """
+    if allocation.empty:
+        return _nothing("Allocation", "nothing was trained in this run")
     steps = np.unique(allocation["step"].to_numpy())
     length = steps[-1] - steps[-2] if len(steps) > 1 else 1
     end = max(int(steps[-1] + length) if n_steps is None else n_steps, int(steps[-1]))
@@ -128,8 +132,7 @@ def gap_chart(evaluation: pd.DataFrame, metric: str = "r_at_1") -> go.Figure:
     """Draw student against teacher for each domain, both searching the same index: one panel for each index."""
     both = evaluation[evaluation["embedder"].isin(["student", "teacher"])]
     if both["embedder"].nunique() < 2:
-        fig = panels("From student to teacher", [], 1, 1, height=200)
-        return fig.add_annotation(text="no teachers in this run", showarrow=False)
+        return _nothing("From student to teacher", "no teachers in this run")
     wide = both.pivot_table(index=["index", "domain"], columns="embedder", values=metric, sort=False).dropna()
     indexes = list(dict.fromkeys(wide.index.get_level_values("index")))
     title, unit = "From student to teacher, in the same index", f"{metric_labels(both)[metric]}, %"
@@ -185,6 +188,12 @@ def by_embedder(rows: pd.DataFrame) -> list[str]:
 def images_per_class(labels: Int[np.ndarray, "image label"]) -> Int[np.ndarray, "class"]:
     """Count the images of each class that occurs; -1 pads images with fewer labels."""
     return np.unique(labels[labels >= 0], return_counts=True)[1]
+
+
+def _nothing(title: str, why: str) -> go.Figure:
+    """An empty figure that says why it is empty."""
+    fig = panels(title, [], 1, 1, height=200).add_annotation(text=why, showarrow=False)
+    return fig.update_xaxes(visible=False).update_yaxes(visible=False)
 
 
 def panels(title: str, titles: Sequence[str], n_rows: int, n_columns: int, height: int) -> go.Figure:
