@@ -172,3 +172,11 @@ def test_specialists_that_see_other_images_do_not_teach(home, specialists, tmp_p
     preset.write_text(f"{{preset: paper, recipe: specialist, {lines}, {rates}}}")
     with pytest.raises(UserError, match="sees images of 32 pixels, this run has image_size = 40"):
         train(home, "udon", offline_teachers=str(preset), image_size=40, resize_size=40)
+
+
+def test_the_best_checkpoint_holds_the_moving_average(home):
+    run = train(home, "us_rr", average_decay=0.9, steps=8, eval_every=8)
+    last = torch.load(run.last, weights_only=True)
+    best = run.load_model_state()["model"]
+    assert all(torch.equal(best[name], value) for name, value in last["average"].items())
+    assert not all(torch.equal(best[name], value) for name, value in last["model"].items())

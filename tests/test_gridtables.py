@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.grids import finish, small_grid
+from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.gridtables import collect, export, label, markdown
 
 
@@ -99,6 +100,19 @@ def test_specialists_are_put_together_once_and_again_after_one_is_trained_anew(g
     assert new.name.startswith("specialist-s0-")
     new.unlink()
     assert files() == before
+
+
+def test_the_row_of_specialists_is_the_queries_specialist_searching_all(grid):
+    collect(grid)
+    kept = {path: path.read_bytes() for path in grid.folder.glob("specialist-s*-outcomes.csv.gz")}
+    for path in kept:
+        outcomes = load_outcomes(path)
+        outcomes["r_at_1"] = ((outcomes["embedder"] == "specialist") & (outcomes["index"] == "merged")).astype(float)
+        save_outcomes(outcomes, path)
+    results = collect(grid).results.query("row == 'specialist' and metric == 'r_at_1'")
+    assert set(results["mean"]) == {100.0}
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 def test_specialists_of_another_grid_in_the_same_folder_are_not_taken_for_this_one_s(grid):

@@ -5,6 +5,7 @@ import torch
 
 from udonlib.backbones import create_backbone
 from udonlib.learner import Learner, learning_rate_factor
+from udonlib.losses import logit_distillation, relational_distillation
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
 
@@ -168,3 +169,18 @@ def test_a_learner_learns_a_batch_by_heart():
     learner = make(learning_rate=1e-2, backbone_learning_rate=1e-3, steps=40)
     losses = [learner.step(i, IMAGES, [("a", LABELS)])[0]["a"]["ce_student"].item() for i in range(40)]
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_an_offline_teacher_teaches_with_its_own_embedding_and_classes():
+    torch.manual_seed(3)
+    backbone = create_backbone("test_vit", pretrained=False, image_size=32)
+    teacher = EmbeddingModel(backbone, {"a": 3}, student_dim=12, teacher_dim=0, seed=3)
+    learner = make(offline_teachers="x")
+    learner = Learner(learner.model, learner.params, {"a": teacher})
+    terms = learner.terms(learner.model.features(IMAGES), "a", LABELS, images=IMAGES)
+    known = teacher.outputs(teacher.features(IMAGES), "a")
+    own = learner.model.outputs(learner.model.features(IMAGES), "a")
+    assert terms["kl"].item() == pytest.approx(
+        logit_distillation(own.student_cosines, known.student_cosines).item(), rel=1e-5
+    )
+    assert terms["rel"].item() == pytest.approx(relational_distillation(own.student, known.student).item(), rel=1e-5)
