@@ -4,6 +4,7 @@
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab
 # make bench   measure
+# make thumbnails   draw the start page's pictures again, out of the executed notebooks in outputs/
 #
 # Another Python:                            make train PYTHON=python3.12
 # An environment that is active already:     make train VENV= PYTHON=python
@@ -29,7 +30,7 @@ endif
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train ablations test check lab bench
+.PHONY: train ablations test check lab bench thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -57,6 +58,9 @@ lab: $(READY)
 
 bench: $(READY)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
+
+thumbnails: $(READY)
+	$(PY) notebooks/images/make.py outputs
 
 $(VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make PYTHON=/path/to/python"; exit 1; }

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from tests.grids import finish, small_grid
+from udonlib.errors import UserError
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.gridtables import collect, export, label, markdown
+from udonlib.steering import Intervention
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,19 @@ def test_sure_differences_are_bold_and_signed(grid):
 
 def test_metrics_have_names_to_show():
     assert [label(name) for name in ("r_at_1", "mmp_at_5", "mmp_at_10")] == ["R@1", "mMP@5", "mMP@10"]
+
+
+def test_a_run_that_a_person_steered_is_not_counted_as_what_its_parameters_do(grid):
+    run = grid.rows["no_kl"][1][0].run
+    file = run.path / "steering.jsonl"
+    assert not file.exists()
+    try:
+        file.write_text(Intervention(number=1, step=2, save=True).model_dump_json() + "\n")
+        assert "no_kl" in collect(grid).rows  # what does not change the weights does no harm
+        for asked in ({"steers": True, "multipliers": {"emoji": 2.0}}, {"evaluate": True}):
+            file.write_text(Intervention(number=1, step=2, **asked).model_dump_json() + "\n")
+            with pytest.raises(UserError, match=f"run '{run.path.name}' of row 'no_kl' was steered by hand"):
+                collect(grid)
+    finally:
+        file.unlink()
+    assert "no_kl" in collect(grid).rows

@@ -36,7 +36,7 @@ def tables(rows=("udon", "no_kl", "us_rr")) -> GridTables:
         pd.DataFrame(results, columns=INTERVAL),
         pd.DataFrame(differences, columns=[*INTERVAL, "excludes_zero"]),
         pd.DataFrame(costs, columns=["row", "n_seeds", *COSTS]),
-        pd.DataFrame(allocation, columns=["row", "seed", "step", "domain", "weight", "images_seen"]),
+        pd.DataFrame(allocation, columns=["row", "seed", "step", "domain", "share", "images_seen"]),
     )
 
 

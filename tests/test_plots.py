@@ -7,6 +7,7 @@ import pytest
 
 from udonlib import plots, style
 from udonlib.domains import Catalog, Domain, Split
+from udonlib.steering import Intervention
 
 DOMAINS = ["emoji", "flags", "earth"]
 
@@ -42,7 +43,7 @@ def traces(fig: go.Figure, name: str) -> list:
 
 def test_every_figure_has_a_title_axes_with_units_and_the_one_template():
     validation = evaluation().query("embedder == 'student'").assign(step=4)
-    allocation = pd.DataFrame({"step": 0, "domain": DOMAINS, "weight": 1 / 3, "images_seen": 0})
+    allocation = pd.DataFrame({"step": 0, "domain": DOMAINS, "weight": 1 / 3, "share": 1 / 3, "images_seen": 0})
     figures = [
         plots.loss_curves(losses(20)),
         plots.validation_curves(validation),
@@ -99,7 +100,7 @@ def test_validation_curves_mark_the_step_whose_checkpoint_is_tested():
 
 def test_a_window_of_the_allocation_lasts_until_the_next_and_the_last_to_the_end():
     rows = [(0, "emoji", 0.25, 0), (0, "flags", 0.75, 0), (100, "emoji", 0.6, 900), (100, "flags", 0.4, 3900)]
-    table = pd.DataFrame(rows, columns=["step", "domain", "weight", "images_seen"])
+    table = pd.DataFrame(rows, columns=["step", "domain", "share", "images_seen"])
     area, seen = traces(plots.allocation_curves(table, 150), "emoji")
     assert (area.stackgroup, area.line.shape) == ("share", "hv")
     assert list(area.x) == [0, 100, 150]
@@ -152,6 +153,34 @@ def test_class_sizes_fall_and_count_images_with_several_labels_in_each():
 
 
 def test_a_run_without_steps_has_figures_that_say_so():
-    nothing = pd.DataFrame(columns=["step", "domain", "term", "value", "weight", "images_seen"])
+    nothing = pd.DataFrame(columns=["step", "domain", "term", "value", "share", "images_seen"])
     for figure in (plots.loss_curves(nothing), plots.allocation_curves(nothing, 0)):
         assert [note.text for note in figure.layout.annotations] == ["nothing was trained in this run"]
+
+
+def test_interventions_that_changed_the_allocation_are_marked_at_their_steps():
+    rows = [(0, "emoji", 0.25, 0), (0, "flags", 0.75, 0), (40, "emoji", 0.6, 900), (40, "flags", 0.4, 3900)]
+    table = pd.DataFrame(rows, columns=["step", "domain", "share", "images_seen"])
+    entries = [
+        Intervention(number=1, step=40, steers=True, multipliers={"emoji": 4.5}),
+        Intervention(number=2, step=60, evaluate=True, multipliers={"emoji": 4.5}),
+        Intervention(number=3, step=70, paused=True, multipliers={"emoji": 4.5}),
+        Intervention(number=4, step=90, steers=True, locks={"flags": 0.4}),
+    ]
+    fig = plots.allocation_curves(table, 150, entries)
+    [mark] = traces(fig, "intervention")
+    assert list(mark.x) == [40, 90]
+    assert list(mark.text) == ["emoji ×4.5", "flags locked at 40.0%"]
+    assert [(line.x0, line.x1, line.xref) for line in fig.layout.shapes] == [(40, 40, "x"), (90, 90, "x")]
+    assert fig.layout.title.text == "Allocation (interventions by hand: 2)"
+    area, _ = traces(fig, "emoji")
+    assert list(area.x) == [0, 40, 150]  # the mark moves nothing
+
+
+@pytest.mark.parametrize("entries", [[], [Intervention(number=1, step=40, save=True)]])
+def test_a_run_that_nobody_steered_has_no_marks(entries):
+    table = pd.DataFrame({"step": 0, "domain": DOMAINS, "weight": 1 / 3, "share": 1 / 3, "images_seen": 0})
+    fig = plots.allocation_curves(table, 150, entries)
+    assert not traces(fig, "intervention")
+    assert not fig.layout.shapes
+    assert fig.layout.title.text == "Allocation"

@@ -1,9 +1,11 @@
 import os
+import re
 import subprocess
 import sys
 
 import nbformat
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
@@ -234,3 +236,56 @@ def test_papermill_ends_with_the_one_message(tmp_path, arguments, message):
     errors = [output for output in outputs if output.output_type == "error"]
     assert [error.traceback for error in errors] == [[last]]
     assert f"{errors[0].ename}: {errors[0].evalue}" == last
+
+
+@pytest.fixture
+def steered(tmp_path, project):
+    """The parameters of a run that a person may have steered, in the project's own outputs."""
+
+    def write(name: str, outputs=tmp_path / "outputs", **values: object) -> TrainParams:
+        params = TrainParams(run=name, **values)
+        folder = outputs / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+        return params
+
+    return write
+
+
+REPLAY = CELL.replace("steps: int = None", "steps: int = 60_000") + "\nreplay: str = None"
+
+
+def test_a_replay_takes_the_parameters_of_its_run_and_not_those_of_the_cell(steered, project):
+    project("base.yaml", "seed: 1\nlearning_rate: 0.5\n")
+    there = steered("mine", seed=5, learning_rate=0.25, student_dim=16)
+    params = presets.from_notebook([REPLAY.replace("paper", "base"), injected(replay="mine")])
+    assert params == there.model_copy(update={"replay": "mine", "run": "auto"})
+    assert params.run_name != "mine"
+    assert presets.from_notebook([REPLAY.replace("replay: str = None", 'replay: str = "mine"')]) == params
+
+
+def test_without_a_replay_the_cell_counts_as_ever(steered):
+    steered("mine", seed=5)
+    assert presets.from_notebook([REPLAY]) == TrainParams(steps=60_000)
+
+
+def test_what_papermill_injects_beside_a_replay_counts(steered, tmp_path):
+    steered("mine", seed=5, overwrite=True, n_workers=3)
+    params = presets.from_notebook([REPLAY, injected(replay="mine", n_workers=2, run="again")])
+    assert (params.seed, params.n_workers, params.run, params.overwrite) == (5, 2, "again", False)
+    assert presets.from_notebook([REPLAY, injected(replay="mine", steps=70_000)]).steps == 70_000  # the run refuses it
+
+
+def test_a_replay_keeps_where_the_notebook_computes_and_writes(steered, tmp_path):
+    there = steered("mine", outputs=tmp_path / "elsewhere", seed=5, device="cuda:3")
+    own = REPLAY + f'\ndevice: str = "cpu"\noutputs: str = "{tmp_path / "elsewhere"}"'
+    params = presets.from_notebook([own, injected(replay="mine")])
+    assert (params.device, params.outputs, params.seed) == ("cpu", str(tmp_path / "elsewhere"), there.seed)
+
+
+def test_a_replay_of_a_run_that_is_not_there_is_reported_by_its_name(steered):
+    steered("mine")
+    assert re.match(
+        r"(parameter 'replay': .*|no run )'mime'.*did you mean 'mine'",
+        complaint(presets.from_notebook, [REPLAY, injected(replay="mime")]),
+    )

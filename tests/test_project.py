@@ -13,7 +13,14 @@ import pytest
 import yaml
 
 from udonlib import presets
-from udonlib.notebookparams import EvaluateParams, GapParams, GridParams
+from udonlib.notebookparams import (
+    EmbeddingsParams,
+    EvaluateParams,
+    GapParams,
+    GridParams,
+    RunsParams,
+    SamplerParams,
+)
 from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams
 
 # Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
@@ -74,7 +81,8 @@ def test_every_version_is_exact_and_every_dependency_has_one():
 def test_everything_imported_is_a_declared_dependency():
     declared = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
     named = {"yaml": "pyyaml", "PIL": "pillow", "faiss": "faiss-cpu", "umap": "umap-learn"}
-    named |= {"IPython": "ipykernel", "choreographer": "kaleido"}  # each comes with the other
+    named["jscatter"] = "jupyter-scatter"
+    named |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}  # come together
     imported = set()
     for path in MODULES:
         if "miniuned" not in path.parts:  # its builder needs the group `miniuned`
@@ -198,7 +206,10 @@ def test_a_notebooks_parameters_are_plain_typed_values(path):
     assert sum(map(is_parameters, cells)) == takes_parameters
     if takes_parameters:
         assert is_parameters(cells[0])
-        models = (DataParams, TrainParams, EvaluateParams, GapParams, GridParams)
+        models = (
+            *(DataParams, EmbeddingsParams, TrainParams, EvaluateParams),
+            *(GapParams, GridParams, SamplerParams, RunsParams),
+        )
         known = {"preset", *(name for model in models for name in model.model_fields)}
         for line in ast.parse(cells[0].source).body:
             # papermill --help-notebook sees `name: type = value` with a plain name as the type, nothing else.

@@ -4,11 +4,29 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from udonlib.sampler import ImageOrder, Sampler, draw_schedule, initial_weights, steps_per_domain, updated_weights
+from udonlib.sampler import (
+    ImageOrder,
+    Sampler,
+    draw_schedule,
+    effective_shares,
+    initial_weights,
+    steps_per_domain,
+    updated_weights,
+)
 
+# of up to six domains: weight, multiplier or None, lock or None
+wishes = st.lists(
+    st.tuples(
+        st.floats(0.01, 100),
+        st.none() | st.just(0.0) | st.floats(0.01, 10),
+        st.none() | st.just(0.0) | st.floats(0.01, 1),
+    ),
+    min_size=1,
+    max_size=6,
+)
 weight_lists = st.lists(st.floats(0.01, 100), min_size=1, max_size=9)
 
 
@@ -168,3 +186,153 @@ def test_the_order_of_images_does_not_depend_on_how_they_are_taken_or_restored(t
         taken += parts.take("b", n).tolist()
     assert taken == whole
     assert parts.n_seen() == {"a": 0, "b": sum(takes)}
+
+
+def unpacked(domains):
+    """Weights that sum to 1, names, multipliers, locks; examples that leave nothing to train are left out."""
+    names = [f"d{place}" for place in range(len(domains))]
+    weights = np.array([weight for weight, _, _ in domains])
+    multipliers = {name: factor for name, (_, factor, _) in zip(names, domains, strict=True) if factor is not None}
+    locks = {name: share for name, (_, _, share) in zip(names, domains, strict=True) if share is not None}
+    assume(any(locks.get(name, multipliers.get(name, 1.0)) > 0 for name in names))
+    return weights / weights.sum(), names, multipliers, locks
+
+
+@given(wishes)
+def test_effective_shares_sum_to_one_and_are_never_negative(domains):
+    shares = effective_shares(*unpacked(domains))
+    assert shares.sum() == pytest.approx(1, abs=1e-12)
+    assert np.all(shares >= 0)
+
+
+@given(wishes)
+def test_locks_are_kept_exactly_where_others_can_take_the_rest(domains):
+    weights, names, multipliers, locks = unpacked(domains)
+    shares = dict(zip(names, effective_shares(weights, names, multipliers, locks).tolist(), strict=True))
+    free = [name for name in names if name not in locks and multipliers.get(name, 1.0) > 0]
+    if sum(locks.values()) <= 1 and free:
+        assert {name: shares[name] for name in locks} == locks
+    else:
+        total = sum(locks.values())
+        assert {name: shares[name] for name in locks} == pytest.approx({n: v / total for n, v in locks.items()})
+        assert sum(shares[name] for name in names if name not in locks) == 0
+
+
+@given(wishes)
+def test_free_domains_share_the_rest_by_weight_times_multiplier(domains):
+    weights, names, multipliers, locks = unpacked(domains)
+    shares = effective_shares(weights, names, multipliers, locks)
+    free = np.array([0.0 if n in locks else w * multipliers.get(n, 1.0) for n, w in zip(names, weights, strict=True)])
+    pinned = sum(locks.values())
+    if free.sum() > 0 and pinned <= 1:
+        places = [place for place, name in enumerate(names) if name not in locks]
+        np.testing.assert_allclose(shares[places], ((1 - pinned) * free / free.sum())[places], rtol=1e-9, atol=1e-12)
+
+
+@given(wishes, st.floats(0.1, 10))
+def test_only_the_ratio_of_multipliers_counts(domains, factor):
+    weights, names, multipliers, locks = unpacked(domains)
+    scaled = {name: factor * multipliers.get(name, 1.0) for name in names}
+    expected = effective_shares(weights, names, multipliers, locks)
+    np.testing.assert_allclose(effective_shares(weights, names, scaled, locks), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(weight_lists)
+def test_without_steering_the_shares_are_the_weights_to_the_bit(weights):
+    weights = np.array(weights) / np.sum(weights)
+    names = [f"d{place}" for place in range(len(weights))]
+    shares = effective_shares(weights, names, {}, {})
+    assert shares.tolist() == weights.tolist()
+    shares[0] = 7  # a copy: whoever changes it does not change the sampler
+    assert weights[0] <= 1
+
+
+def test_multipliers_and_locks_by_hand():
+    weights, names = np.array([0.5, 0.3, 0.2]), "abc"
+    assert effective_shares(weights, names, {"a": 0.0}, {}).tolist() == pytest.approx([0, 0.6, 0.4])
+    assert effective_shares(weights, names, {"c": 4.0}, {}).tolist() == pytest.approx([0.5 / 1.6, 0.3 / 1.6, 0.5])
+    assert effective_shares(weights, names, {"a": 9.0}, {"a": 0.2}).tolist() == pytest.approx([0.2, 0.48, 0.32])
+    assert effective_shares(weights, names, {}, {"a": 0.9, "b": 0.9}).tolist() == pytest.approx([0.5, 0.5, 0])
+    assert effective_shares(weights, names, {"c": 0.0}, {"a": 0.1, "b": 0.3}).tolist() == pytest.approx([0.25, 0.75, 0])
+
+
+@pytest.mark.parametrize(("multipliers", "locks"), [({"a": 0.0, "b": 0.0}, {}), ({"a": 0.0}, {"b": 0.0})])
+def test_shares_of_nothing_are_refused(multipliers, locks):
+    with pytest.raises(ValueError, match="no domain is left: multipliers .*'a': 0.0"):
+        effective_shares(np.array([0.5, 0.5]), "ab", multipliers, locks)
+
+
+@given(wishes, st.integers(1, 300), st.integers(0, 99))
+def test_a_domain_without_a_share_gets_no_step(domains, n_steps, seed):
+    shares = effective_shares(*unpacked(domains))
+    schedule = draw_schedule(shares, n_steps, np.random.default_rng(seed))
+    assert len(schedule) == n_steps
+    assert not np.isin(schedule, np.flatnonzero(shares == 0)).any()
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "round_robin", "dataset_size"])
+def test_steering_changes_the_rest_of_the_window_and_nothing_else(strategy):
+    sampler = make(strategy, n_slots=4000, update_every=2000)
+    sampler.record("a", 30.0, 2)
+    before = sampler.weights.copy()
+    sampler.steer({"a": 0.0}, {"b": 0.25}, slot=500)
+    assert (sampler.start, sampler.stop) == (500, 2000)
+    assert sampler.weights.tolist() == before.tolist()
+    assert sampler.shares.tolist() == pytest.approx([0, 0.25, 0.75])
+    np.testing.assert_allclose(np.bincount(sampler.window(), minlength=3) / 1500, [0, 0.25, 0.75], atol=0.03)
+    assert (sampler.loss_sums.tolist(), sampler.n_images.tolist()) == ([30.0, 0, 0], [2, 0, 0])
+    sampler.advance()
+    assert (sampler.start, sampler.stop) == (2000, 4000)
+    np.testing.assert_allclose(np.bincount(sampler.window(), minlength=3) / 2000, [0, 0.25, 0.75], atol=0.03)
+
+
+def test_what_is_steered_back_is_the_strategy_s_own_again():
+    sampler = make("round_robin", n_slots=60, update_every=20)
+    sampler.steer({"a": 5.0}, {}, slot=4)
+    sampler.steer({}, {}, slot=8)
+    assert sampler.window().tolist() == [n % 3 for n in range(8, 20)]
+    assert run(sampler, [1, 1, 1]) == [n % 3 for n in range(8, 60)]
+    sampler = make("dynamic", n_slots=60, update_every=20)
+    sampler.steer({"a": 5.0}, {}, slot=4)
+    sampler.steer({}, {}, slot=8)
+    assert sampler.shares.tolist() == sampler.weights.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "round_robin", "dataset_size"])
+def test_a_steered_sampler_that_is_restored_goes_on_as_the_original_would_have(strategy):
+    original = make(strategy, seed=5)
+    original.record("a", 30.0, 2)
+    original.steer({"a": 3.0}, {}, slot=2)
+    original.advance()
+    original.record("b", 7.0, 3)
+    original.steer({"a": 3.0}, {"c": 0.5}, slot=11)
+    state = json.loads(json.dumps(original.state_dict()))
+    restored = make(strategy, seed=99)
+    restored.load_state_dict(state)
+    assert (restored.start, restored.stop) == (11, 16)
+    assert restored.shares.tolist() == original.shares.tolist()
+    assert run(restored, [3, 2, 1]) == run(original, [3, 2, 1])
+
+
+def test_a_state_from_before_there_was_steering_is_continued():
+    original = make(seed=5)
+    original.record("a", 30.0, 2)
+    original.advance()
+    state = {name: v for name, v in original.state_dict().items() if name not in ("stop", "multipliers", "locks")}
+    restored = make(seed=99)
+    restored.load_state_dict(state)
+    assert (restored.start, restored.stop) == (8, 16)
+    assert run(restored, [3, 2, 1]) == run(original, [3, 2, 1])
+
+
+@given(st.integers(0, 8), st.integers(0, 8), st.floats(0, 10))
+def test_steering_draws_as_often_as_a_person_wishes_and_every_window_still_ends_in_its_place(first, second, factor):
+    sampler = make(n_slots=20, update_every=8)
+    first, second = sorted((first, second))
+    sampler.steer({"a": factor}, {}, first)
+    sampler.steer({"b": factor}, {"c": 0.5}, second)
+    sizes = []
+    while sampler.start < sampler.n_slots:
+        sizes.append(len(sampler.window()))
+        sampler.advance()
+    assert sizes == [8 - second, 8, 4]

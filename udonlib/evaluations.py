@@ -48,8 +48,9 @@ from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import PROJECT
-from udonlib.runfolder import provenance, write_json, write_text
+from udonlib.runfolder import write_json, write_text
 from udonlib.runs import pick_device
+from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
 
 Progress = Callable[[str, int, int], None]  # what is done ("embedding", ...), how much of it, of how much

@@ -238,17 +238,42 @@ def gap_gallery(
         k: neighbours of each.
         seed: of the choice.
     """
-    chosen = _choose(list(pairs(neighbours)), group, n_queries, np.random.default_rng(seed))
+    wanted = (group in ("both", "student only"), group in ("both", "teacher only"))
+    titles = ("student's neighbours", "teacher's neighbours")
+    return paired_gallery(list(pairs(neighbours)), catalog, wanted, titles, n_queries, k, seed)
+
+
+def paired_gallery(
+    found: Sequence[tuple[Neighbours, Neighbours]],
+    catalog: Catalog,
+    wanted: tuple[bool, bool],
+    titles: tuple[str, str],
+    n_queries: int = 8,
+    k: int = 5,
+    seed: int = 0,
+) -> Image:
+    """Show random queries with two lists of neighbours, right and wrong ones marked.
+
+    Args:
+        found: two lists of the same queries, domain by domain.
+        catalog: that was searched.
+        wanted: whether the first neighbour of the one and of the other list is right.
+        titles: of the two lists.
+        n_queries: in all, shared by the domains as far as they have such queries.
+        k: neighbours of each list.
+        seed: of the choice.
+    """
+    chosen = _choose(found, wanted, n_queries, np.random.default_rng(seed))
     shown = [[(part.query_domain, part.query_paths[q]), *part.of(q)[:k]] for pair, q in chosen for part in pair]
     classes = class_map(catalog, {image for images in shown for image in images})
     side, top = 80, 3 * LINE + GAP
     step, row_height = side + GAP, side + 2 * LINE + GAP
     lefts = (step + 4 * GAP, step + k * step + 7 * GAP)  # where the query's column ends, and where the student's does
     sheet = Sheet(lefts[1] + k * step + GAP, top + max(1, len(chosen)) * row_height + GAP)
-    for x, title in zip((2 * GAP, *lefts), ("query", "student's neighbours", "teacher's neighbours"), strict=True):
+    for x, title in zip((2 * GAP, *lefts), ("query", *titles), strict=True):
         sheet.write(x, 2 * LINE - GAP // 2, title, INK)
     if not chosen:
-        sheet.write(2 * GAP, top, f"no query of the group '{group}'", FAINT)
+        sheet.write(2 * GAP, top, "no such query", FAINT)
     for row, (pair, query) in enumerate(chosen):
         asked = (pair[0].query_domain, pair[0].query_paths[query])
         tiles = [(2 * GAP, asked, (INK, ""))]
@@ -262,13 +287,12 @@ def gap_gallery(
 
 
 def _choose(
-    found: Sequence[tuple[Neighbours, Neighbours]], group: str, n_queries: int, rng: np.random.Generator
+    found: Sequence[tuple[Neighbours, Neighbours]], wanted: tuple[bool, bool], n_queries: int, rng: np.random.Generator
 ) -> list[tuple[tuple[Neighbours, Neighbours], int]]:
-    """Random queries of a group, one of each domain in turn until there are enough; sorted by domain."""
+    """Random queries, one of each domain in turn until there are enough; sorted by domain."""
     left = []
     for number, (student, teacher) in enumerate(found):
         right = (student.hit[:, 0], teacher.hit[:, 0])
-        wanted = (group in ("both", "student only"), group in ("both", "teacher only"))
         fitting = np.flatnonzero((right[0] == wanted[0]) & (right[1] == wanted[1]))
         left += [(turn, number, int(query)) for turn, query in enumerate(rng.permutation(fitting))]
     taken = sorted(left)[:n_queries]

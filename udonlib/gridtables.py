@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from udonlib.assembly import evaluate_assembly
+from udonlib.errors import UserError
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.grid import Grid, Job
 from udonlib.intervals import paired_difference, row_interval
@@ -32,7 +33,7 @@ class GridTables:
     results: row, metric, domain (and "mean"), mean, low, high, n_seeds. differences: the same of row - baseline, with
     excludes_zero. costs: row, n_seeds, and medians over seeds of images_per_s (trained), n_parameters_shipped,
     n_parameters_trained, gflops_per_image (forward), train_seconds; the parameters and seconds of an assembly of
-    specialists are sums over them. allocation: row, seed, step, domain, weight, images_seen.
+    specialists are sums over them. allocation: row, seed, step, domain, weight, share, images_seen.
     """
 
     baseline: str
@@ -66,13 +67,24 @@ def label(metric: str) -> str:
 
 
 def collect(grid: Grid) -> GridTables:
-    """Read the finished runs of a grid; specialists that are all finished are put together and evaluated once."""
+    """Read the finished runs of a grid; specialists that are all finished are put together and evaluated once.
+
+    Raises:
+        UserError: a run that a person steered, which does not show what its parameters do.
+    """
     outcomes: dict[str, pd.DataFrame] = {}
     costs, allocations = [], []
     for row, seeds in grid.rows.items():
         finished = {seed: jobs for seed, jobs in seeds.items() if all(job.run.status == "finished" for job in jobs)}
         if not finished:
             continue
+        runs = [job.run for jobs in finished.values() for job in jobs]
+        steered = [run.path.name for run in runs if any(entry.matters for entry in run.interventions())]
+        if steered:
+            raise UserError(
+                f"run {steered[0]!r} of row '{row}' was steered by hand: it does not show what its parameters do. "
+                "Remove or rename its folder, and run the grid again"
+            )
         tables = [_outcomes(grid, row, seed, jobs).assign(seed=seed) for seed, jobs in finished.items()]
         outcomes[row] = pd.concat(tables, ignore_index=True)
         by_seed = pd.DataFrame([_cost(jobs) for jobs in finished.values()])
@@ -92,7 +104,7 @@ def collect(grid: Grid) -> GridTables:
         _under(results, INTERVAL),
         _under(differences, [*INTERVAL, "excludes_zero"]),
         pd.DataFrame(costs, columns=["row", "n_seeds", *COSTS]),
-        _under(allocations, ["row", "seed", "step", "domain", "weight", "images_seen"]),
+        _under(allocations, ["row", "seed", "step", "domain", "weight", "share", "images_seen"]),
     )
 
 

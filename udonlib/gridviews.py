@@ -167,7 +167,7 @@ def allocation_charts(tables: GridTables) -> go.Figure:
     colours = domain_colours(found["domain"])
     for place, row in enumerate(rows):
         where = {"row": place // N_COLUMNS + 1, "col": place % N_COLUMNS + 1}
-        shares = found[found["row"] == row].groupby(["domain", "step"], sort=False)["weight"].mean()
+        shares = found[found["row"] == row].groupby(["domain", "step"], sort=False)["share"].mean()
         for domain in shares.index.unique(level="domain"):
             curve = 100 * shares[domain].sort_index().astype(float)
             # The last window has no end of its own here: it lasts as long as the one before it.

@@ -18,6 +18,7 @@ from IPython.display import HTML, display
 
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
+from udonlib.steering import Intervention
 from udonlib.style import EMBEDDERS, GRID, domain_colours
 
 Record = dict[str, Any]
@@ -52,7 +53,7 @@ def show(
     try:
         for last in records:
             progress.update(last)
-            view.draw(progress, now=last["kind"] in ("start", "validation"))
+            view.draw(progress, now=last["kind"] in ("start", "validation", "steering"))
         progress.state = "finished"
     except BaseException:
         progress.state = "stopped"
@@ -88,7 +89,12 @@ class Progress:
     images_per_s: float = math.nan
     loss: float = math.nan
     losses: dict[str, Curve] = field(default_factory=dict)
+    terms: dict[str, dict[str, float]] = field(default_factory=dict)  # the latest losses of each domain
+    allocations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step, shares from there on
+    weights: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    interventions: list[tuple[int, str]] = field(default_factory=list)
+    n_steered: int = 0  # those that the result depends on
     images_seen: dict[str, int] = field(default_factory=dict)
     r_at_1: dict[str, Curve] = field(default_factory=dict)
     best: tuple[int, float] = (0, math.nan)
@@ -112,12 +118,20 @@ class Progress:
             case "train":
                 self._paces.append((step - self.step, now - self._since))
                 self.images_per_s = record["images_per_s"]
+                self.terms |= record["losses"]
                 totals = {name: terms["total"] for name, terms in record["losses"].items()}
                 self.loss = sum(totals.values()) / len(totals)
                 for name, total in totals.items():
                     _extend(self.losses.setdefault(name, []), step, total)
             case "allocation":
-                self.shares = dict(record["weights"])
+                self.weights = dict(record["weights"])
+                self.shares = dict(record["shares"] if "shares" in record else record["weights"])
+                _extend(self.allocations, step, self.shares)
+            case "steering":
+                done = Intervention(**{name: value for name, value in record.items() if name not in ("kind", "time")})
+                self.interventions.append((step, str(done)))
+                self.n_steered += done.matters
+                self.state = "paused" if done.paused else "running"
             case "validation":
                 self._pauses.append(now - self._since)
                 self._take_validation(step, pd.DataFrame(record["table"]), bool(record["best"]))
@@ -170,7 +184,11 @@ class Progress:
         taken = duration(self.clock() - self.began)
         if self.state == "finished":
             found = f"test R@1 {self.summary['test_r_at_1']:.1f}, " if "test_r_at_1" in self.summary else ""
-            return found + f"finished in {duration(self.summary.get('seconds', self.clock() - self.began))}"
+            n_steered = self.summary.get("interventions", self.n_steered)
+            steered = f", interventions by hand: {n_steered}" if n_steered else ""
+            return found + f"finished in {duration(self.summary.get('seconds', self.clock() - self.began))}{steered}"
+        if self.state == "paused":
+            return "paused"
         if self.state == "stopped":
             return f"stopped after {taken}; run the same again to go on"
         left = self.seconds_left()
@@ -200,10 +218,14 @@ class _Lines:
         self._clock = clock
         self._next = clock() + LINE_SECONDS
         self._last = ""
+        self._told = 0  # interventions printed
 
     def draw(self, progress: Progress, now: bool) -> None:
         text = progress.line()
         if (now or self._clock() >= self._next) and text != self._last:
+            for step, what in progress.interventions[self._told :]:
+                print(f"step {step}: {what}", flush=True)
+            self._told = len(progress.interventions)
             print(text, flush=True)
             self._last = text
             self._next = self._clock() + max(LINE_SECONDS, (self._clock() - progress.began) / 50)
@@ -241,8 +263,16 @@ def page(progress: Progress) -> str:
         '<div class="udon-live" style="font-size:13px;line-height:1.4;font-variant-numeric:tabular-nums">'
         f'<div style="margin:4px 0">{title}</div>'
         f'<div style="background:{GRID};border-radius:4px;margin:6px 0 8px">{bar}</div>'
-        f"{_table(p) if p.domains else ''}</div>"
+        f"{_table(p) if p.domains else ''}{_footer(p)}</div>"
     )
+
+
+def _footer(progress: Progress) -> str:
+    """What somebody has to know who finds this output without a kernel behind it, and what a person has done."""
+    lines = [f"step {step:,}: {html.escape(what)}" for step, what in progress.interventions[-3:]]
+    if progress.state in ("running", "paused"):
+        lines.append("If the kernel stops or dies, run this notebook again: it goes on from the last checkpoint.")
+    return f'<div style="margin:6px 0;opacity:0.75">{"<br>".join(lines)}</div>' if lines else ""
 
 
 def _table(progress: Progress) -> str:
@@ -289,7 +319,7 @@ def _polyline(curve: Curve, progress: Progress, width: int, colour: str) -> str:
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
 
 
-def _extend(curve: Curve, step: int, value: float) -> None:
+def _extend(curve: list[tuple[int, Any]], step: int, value: Any) -> None:
     """Append a point; a curve that grows long loses every second one."""
     curve.append((step, value))
     if len(curve) > CURVE_POINTS:

@@ -1,4 +1,4 @@
-"""The parameters of the notebooks that look at results: gaps, evaluate and ablations; training's are in `params`."""
+"""The parameters of the notebooks that look at results, such as gaps.ipynb; training's are in `params`."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from udonlib.errors import ParameterError
-from udonlib.params import PROJECT, DataParams
+from udonlib.params import PROJECT, DataParams, Strategy
 
 
 class GapParams(DataParams):
@@ -119,3 +119,115 @@ class GridParams(DataParams):
         auto = f"{name}-{Path(self.base).stem}"
         outputs = PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
         return outputs / "ablations" / (auto if self.grid == "auto" else self.grid)
+
+
+class SamplerParams(DataParams):
+    """What sampler.ipynb simulates and compares. Nothing is trained. None: as the run whose curves are fitted says."""
+
+    data: str = Field("auto", min_length=1, description="'auto': the run's; or the folder or zip where its data is now")
+    curves: str = Field(
+        "auto",
+        min_length=1,
+        description="learning curves: name or path of a finished run to fit them to; 'latest', the last dynamic one; "
+        "'drawn', from numbers of classes and images; 'auto': 'latest' where a run has finished, else 'drawn'",
+    )
+    start_loss: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
+    )
+    floor_loss: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="domain -> loss that endless training would reach, the same"
+    )
+    half_images: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="domain -> images of it after which its loss is halfway to the floor, the same"
+    )
+    strategies: tuple[Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"], ...] = Field(
+        ("dynamic", "round_robin", "balanced", "dataset_size"), description="strategies side by side"
+    )
+    fixed_shares: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="domain -> share of steps for 'fixed', any scale; {}: equal"
+    )
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    batch_size: int | None = Field(None, ge=1, description="images per step")
+    domains_per_batch: int | None = Field(None, ge=1, description="equal parts of a batch, each of one domain")
+    update_every: int | None = Field(None, ge=1, description="steps per window, between two updates of the allocation")
+    sampler_smoothing: float | None = Field(
+        None, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
+    )
+    sampler_init: Strategy | None = Field(None, description="allocation of the dynamic sampler's first window")
+    check: str = Field(
+        "auto",
+        min_length=1,
+        description="dynamic run whose recorded allocation the simulation is held against; 'auto': that of `curves`",
+    )
+    runs: tuple[str, ...] = Field(
+        ("auto",),
+        description="runs whose allocations are overlaid: names or patterns with commas; 'latest'; 'auto': that of "
+        "`curves` and its other seeds",
+    )
+    seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the schedules")
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+
+    @field_validator("strategies", "runs", mode="before")
+    @classmethod
+    def _split_texts(cls, value: Any) -> Any:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        if isinstance(names, list | tuple):
+            if not names or "" in names or len(set(names)) < len(names):
+                raise ValueError(f"found {value!r}, expected one or more different names, with commas between them")
+            return tuple(names)
+        return value
+
+
+class EmbeddingsParams(DataParams):
+    """What embeddings.ipynb shows: the test images of a finished run in two dimensions, and who is near whom."""
+
+    data: str = Field("auto", min_length=1, description="'auto': the run's; or the folder or zip where its data is now")
+    run: str = Field("latest", min_length=1, description="name or path of a finished run; 'latest': the last one")
+    embedder: Literal["student", "teacher"] = Field(
+        "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
+    )
+    projection: Literal["pca", "umap"] = Field("pca", description="pca: at once; umap: a minute or more, then kept")
+    max_points: int = Field(25_000, ge=10, description="images on the map; of more, an equal number of each domain")
+    k: int = Field(5, ge=1, description="neighbours of each query that count and are shown")
+    n_hubs: int = Field(8, ge=1, le=40, description="hubs of the index that are shown")
+    umap_neighbours: int = Field(15, ge=2, le=200, description="UMAP: neighbours that a point keeps close; few: detail")
+    umap_distance: float = Field(0.1, ge=0, le=1, description="UMAP: how close points may come; 0: the tightest clumps")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the choice of points and of UMAP")
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: this process itself")
+    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what is computed once: features and UMAPs. It may be deleted at any time."""
+        outputs = PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
+        return outputs / "cache"
+
+
+class RunsParams(DataParams):
+    """What runs.ipynb lists, and which two runs it compares."""
+
+    data: str = Field(
+        "auto", min_length=1, description="'auto': the runs'; or the folder or zip where their data is now"
+    )
+    runs: str = Field("all", min_length=1, description="pattern of the names to list, such as 'udon*'; or 'all'")
+    run_a: str = Field(
+        "auto",
+        min_length=1,
+        description="name of a run, 'latest', or 'auto': the best of another recipe than B",
+    )
+    run_b: str = Field("auto", min_length=1, description="name of a run, 'latest', or 'auto': the best one")
+    k: int = Field(5, ge=1, description="neighbours that the galleries show of each list")
+    n_queries: int = Field(8, ge=1, description="queries in each gallery, shared by the domains")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the galleries' choice")
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+
+
+class SteerParams(DataParams):
+    """Which run steer.ipynb looks at and steers."""
+
+    run: str = Field(
+        "latest", min_length=1, description="name or path of a run; 'latest': the one that trains, or that wrote last"
+    )
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")

@@ -228,6 +228,11 @@ class TrainParams(DataParams):
     eval_every: int = Field(22_118, ge=1, description="steps between validations, which select the best checkpoint")
     eval_batch_size: int = Field(256, ge=1, description="images per step of embedding")
     k: int = Field(5, ge=1, description="neighbours counted by mMP@k")
+    replay: str | None = Field(
+        None,
+        min_length=1,
+        description="a run of the same parameters that a person steered: its interventions are repeated at their steps",
+    )
     log_every: int = Field(50, ge=1, description="steps between two records of the losses")
     checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints to resume from")
 

@@ -44,7 +44,8 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     """Read the parameters of a notebook out of the cells that it has run (`In`).
 
     The preset that the notebook names, then the values of its parameters cell that are not None, then the values that
-    papermill injected. papermill accepts any name; this does not. Shows every later UserError as its message alone.
+    papermill injected. With `replay` the parameters of that run, then what papermill injected. papermill accepts any
+    name; this does not. Shows every later UserError as its message alone.
 
     Args:
         cells: sources of the cells in the order in which they ran; the last parameters cell counts.
@@ -66,7 +67,18 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     if own is None:
         raise UserError("no parameters cell has run: run the cell with the parameters first")
     chosen = {name: value for name, value in own.items() if value is not None}
-    preset = {**chosen, **injected}.get("preset", "paper")
+    given = {**chosen, **injected}
+    preset = given.get("preset", "paper")
+    if given.get("replay") is not None and issubclass(model, TrainParams):
+        # The parameters of the run to be repeated take the place of the preset and of the parameters cell.
+        outputs = PROJECT / "outputs" if given.get("outputs", "auto") == "auto" else Path(given["outputs"])
+        home, name = outputs / "runs", str(given["replay"])
+        preset = str(home / name / "params.yaml")
+        if not Path(preset).exists():
+            names = [path.parent.name for path in home.glob("*/params.yaml")]
+            raise UserError(f"parameter 'replay': no run '{name}' in {home}; {nearest(name, names)}")
+        kept = ("replay", "outputs", "device", "overwrite")
+        chosen = {"run": "auto", "overwrite": False} | {name: chosen[name] for name in kept if name in chosen}
     layers = [("", {name: value for name, value in layer.items() if name != "preset"}) for layer in (chosen, injected)]
     # A misspelt name is reported even where its value is None, and so even where nobody has set it.
     layers.insert(0, ("", {name: None for name in own if name not in known}))

@@ -3,7 +3,9 @@
     outputs/runs/<run>/
         params.yaml        every parameter, defaults included
         provenance.json    code, versions, machine and data of each start
-        metrics.jsonl      one record a line: allocation, train, validation
+        metrics.jsonl      one record a line: allocation, train, validation, steering
+        control.json, steering.jsonl    what a person asks of the run, and what was done: see `udonlib.steering`
+        ended.json         why it is not being trained now, unless it was killed
         tensorboard/       the same as curves
         checkpoints/       last.pt (everything the next step needs), best.pt (the model of the best validation)
         evaluation.csv, evaluation.json, outcomes.csv.gz, neighbours.npz    of the best model on the test queries
@@ -17,27 +19,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import platform
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 import yaml
 
-from udonlib.domains import Catalog
 from udonlib.errors import UserError, nearest
-from udonlib.params import PROJECT, DataParams, TrainParams
+from udonlib.params import PROJECT, TrainParams
+from udonlib.steering import Intervention, interventions, read_control
 from udonlib.storage import replacing
-from udonlib.training import Record
-
-PACKAGES = ("torch", "timm", "numpy", "faiss-cpu", "pandas", "pydantic")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,7 +76,13 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """Figures of the whole run: steps, seconds, images, skipped images, best step."""
-        return json.loads((self.path / "summary.json").read_text())
+        file = self.path / "summary.json"
+        try:
+            summary = json.loads(file.read_text())
+            int(summary["steps"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a run's summary: {error!r}") from None
+        return summary
 
     def provenance(self) -> list[dict[str, Any]]:
         """One note for each start of the run: code, versions, machine, data."""
@@ -108,13 +107,26 @@ class RunFolder:
         return pd.DataFrame(rows, columns=["step", "domain", "term", "value"])
 
     def allocation(self) -> pd.DataFrame:
-        """The allocation at the start of each window: step, domain, weight (share), images_seen (until then)."""
+        """The allocation from each start of a window and each intervention on.
+
+        Columns: step, domain, weight (the adaptive one), share (of the steps; another one where a person steered),
+        images_seen (until then).
+        """
         rows = [
-            (record["step"], domain, weight, record["images_seen"][domain])
+            (record["step"], domain, weight, record.get("shares", record["weights"])[domain], seen[domain])
             for record in self.records("allocation")
+            for seen in [record["images_seen"]]
             for domain, weight in record["weights"].items()
         ]
-        return pd.DataFrame(rows, columns=["step", "domain", "weight", "images_seen"])
+        return pd.DataFrame(rows, columns=["step", "domain", "weight", "share", "images_seen"])
+
+    def interventions(self) -> list[Intervention]:
+        """What a person did to the run, in order; empty for a run that was left alone."""
+        return interventions(self.path)
+
+    def state(self) -> RunState:
+        """What is going on with the run, from its small files."""
+        return run_state(self)
 
     def validation(self) -> pd.DataFrame:
         """The tables of all validations, one under the other, with the step in front."""
@@ -133,6 +145,79 @@ class RunFolder:
         return torch.load(self.best, map_location="cpu", weights_only=True)
 
 
+class RunState(NamedTuple):
+    """What is going on with a run: `name` is one of STATES, `text` says it in a sentence."""
+
+    name: str
+    text: str
+
+
+STATES = ("new", "training", "paused", "stopped", "failed", "lost", "finished", "unreadable")
+
+
+def run_state(folder: RunFolder) -> RunState:
+    """What is going on with a run; `lost` is one whose process ended without a word, as when it is killed."""
+    try:
+        status = folder.status
+        if status == "new":
+            return RunState("new", "not started yet")
+        steps, step = folder.params.steps, last_step(folder.path)
+        last = folder.interventions()[-1:]
+        done = folder.summary()["steps"] if status == "finished" else 0
+    except UserError as error:
+        return RunState("unreadable", str(error))
+    where = f"step {step:,} of {steps:,}"
+    if _is_locked(folder.path):
+        paused = bool(last) and last[0].paused and _wants_pause(folder.path)
+        return RunState("paused", f"paused after {where}") if paused else RunState("training", f"training, {where}")
+    if status == "finished":
+        return RunState("finished", f"finished after {done:,} steps")
+    again = "run it again to go on from its last checkpoint" if folder.last.exists() else "run it again to begin anew"
+    try:
+        ended = json.loads((folder.path / "ended.json").read_text())
+        return RunState(ended["kind"], f"{ended['kind']} after {where} ({ended['reason']}); {again}")
+    except (OSError, ValueError, KeyError):
+        return RunState("lost", f"ended without a word after {where}: killed, or its machine went down; {again}")
+
+
+def last_step(path: Path) -> int:
+    """The step of the last record of a run; 0 before the first one. Reads the end of the file only."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return 0
+    with file.open("rb") as records:
+        size = records.seek(0, 2)
+        for length in (1 << 14, 1 << 18, size):  # a validation's table is a long line
+            records.seek(max(0, size - length))
+            lines = [line for line in records.read().splitlines(keepends=True)[length < size :] if line.endswith(b"\n")]
+            if lines:
+                try:
+                    return int(json.loads(lines[-1])["step"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{file}: the last record cannot be read: {error!r}") from None
+    return 0
+
+
+def _wants_pause(path: Path) -> bool:
+    """Whether a pause is still wanted: it ends with the process, and the log does not say so."""
+    try:
+        return read_control(path).paused
+    except UserError:
+        return False
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process trains the run now."""
+    try:
+        with (path / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def run_folder(name: str, outputs: str = "auto") -> RunFolder:
     """An existing run by its name or path.
 
@@ -147,96 +232,16 @@ def run_folder(name: str, outputs: str = "auto") -> RunFolder:
     raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")
 
 
-class RunWriter:
-    """Keeps a run's records, curves and checkpoints while it trains; one process at a time."""
+def find_run(name: str, outputs: str = "auto") -> RunFolder:
+    """An existing run by its name or path, or "latest": the one that is being trained now, or that wrote last.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        folder.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder.path / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(f"run {folder.path.name!r} is being trained by another process; wait, or stop it") from None
-        for leftover in folder.path.rglob("*.tmp"):  # of a process that was killed while writing
-            leftover.unlink()
-
-    def start(self, params: TrainParams, provenance: Mapping[str, object], n_records: int) -> None:
-        """Note the parameters and this start; records beyond the checkpoint's are dropped, to be made again."""
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import, needed by training only
-
-        path = self.folder.path
-        if n_records == 0 and (path / "tensorboard").exists():
-            shutil.rmtree(path / "tensorboard")
-        write_text(path / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
-        write_json(path / "provenance.json", [*self.folder.provenance(), provenance])
-        records = path / "metrics.jsonl"
-        lines = records.read_bytes().splitlines(keepends=True)[:n_records] if records.exists() else []
-        with replacing(records) as file:
-            file.writelines(lines)
-        self.n_records = len(lines)
-        self._records = records.open("a")
-        step = json.loads(lines[-1])["step"] if lines else 0
-        self._curves = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if lines else None)
-
-    def record(self, record: Record) -> None:
-        """Append a record to metrics.jsonl and to the curves."""
-        table = record.get("table")
-        plain = record | {"table": table.to_dict("records")} if isinstance(table, pd.DataFrame) else record
-        self._records.write(json.dumps(plain) + "\n")
-        self._records.flush()
-        self.n_records += 1
-        step = record["step"]
-        for name, value in _curve_points(record):
-            self._curves.add_scalar(name, value, step)
-        if isinstance(table, pd.DataFrame):
-            self._curves.flush()
-
-    def save(self, path: Path, state: Mapping[str, object]) -> None:
-        """Replace a checkpoint."""
-        with replacing(path) as file:
-            torch.save(dict(state), file)
-
-    def close(self) -> None:
-        for name in ("_records", "_curves"):
-            if hasattr(self, name):
-                getattr(self, name).close()
-        self._lock.close()
-
-
-def _curve_points(record: Record) -> Iterator[tuple[str, float]]:
-    if record["kind"] == "train":
-        yield "speed/images_per_s", record["images_per_s"]
-        yield "rate/heads", record["learning_rate"]
-        for domain, terms in record["losses"].items():
-            yield from ((f"{term}/{domain}", value) for term, value in terms.items())
-    elif record["kind"] == "allocation":
-        yield from ((f"allocation/{domain}", weight) for domain, weight in record["weights"].items())
-    elif record["kind"] == "validation":
-        for row in record["table"].to_dict("records"):
-            if row["embedder"] == "student":
-                yield f"r_at_1/{row['index']}/{row['domain']}", row["r_at_1"]
-
-
-def provenance(params: DataParams, catalog: Catalog, device: torch.device) -> dict[str, object]:
-    """What a result depends on besides its parameters."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            command = ["git", "-C", str(PROJECT), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "data": catalog.name,
-        "data_fingerprint": catalog.fingerprint,
-    }
+    Raises:
+        UserError: "no run ..." with the nearest name.
+    """
+    if name != "latest":
+        return run_folder(name, outputs)
+    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
+    found = [(_is_locked(file.parent), file.stat().st_mtime, file.parent) for file in home.glob("*/metrics.jsonl")]
+    if not found:
+        raise UserError(f"parameter 'run': found 'latest', but there are no runs in {home}; train one: train.ipynb")
+    return RunFolder(max(found)[2])

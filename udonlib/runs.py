@@ -14,27 +14,29 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
-from functools import cached_property, partial
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor
 
 from udonlib.domains import Catalog, load_catalog
-from udonlib.embedding import Embed, Load, loading, pixels
+from udonlib.embedding import loading
 from udonlib.errors import UserError
-from udonlib.evaluation import Evaluation, Head, Neighbours, evaluate
-from udonlib.evaluationfiles import load_neighbours, save_neighbours, save_outcomes, save_table
+from udonlib.evaluation import Neighbours
+from udonlib.evaluationfiles import load_neighbours
 from udonlib.images import ImageReader, WindowLoader
-from udonlib.learner import PRECISIONS
+from udonlib.modelevaluation import evaluate_model, save_evaluation
 from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
-from udonlib.runfolder import RunFolder, RunWriter, provenance, run_folder, write_json
+from udonlib.runfolder import RunFolder, run_folder, write_json
+from udonlib.runwriter import RunWriter, provenance
+from udonlib.steering import Commands
 from udonlib.training import Record, Trainer, merged_r_at_1
 
 # What a run may be resumed with although it is another value than it began with.
@@ -67,11 +69,7 @@ class Run(RunFolder):
     def __init__(self, params: TrainParams) -> None:
         super().__init__(params.run_dir)
         if self.status != "new" and not params.overwrite:
-            there = self.params.model_dump(exclude=CHANGEABLE)
-            here = params.model_dump(exclude=CHANGEABLE)
-            differing = [
-                f"{name}: {there[name]!r} there, {here[name]!r} here" for name in here if there[name] != here[name]
-            ]
+            differing = _differences(self.params, params, CHANGEABLE)
             if differing:
                 raise UserError(
                     f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
@@ -119,6 +117,7 @@ class Run(RunFolder):
             summary = self.summary()
             yield {"kind": "end", "step": summary["steps"]} | summary
             return
+        replayed = self._replayed()
         torch.set_num_threads(p.n_threads or len(os.sched_getaffinity(0)))
         device = pick_device(p.device)
         model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,7 +130,7 @@ class Run(RunFolder):
             self.catalog,
             p,
             WindowLoader(reader, p.n_workers),
-            lambda kept: self._evaluate(kept, "val", load).table,
+            lambda kept: evaluate_model(kept, self.catalog, p, "val", load).table,
             {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
         )
         writer = RunWriter(self)
@@ -141,17 +140,27 @@ class Run(RunFolder):
             if p.overwrite:
                 self._clear()
             seconds_before = self._resume(trainer, writer, device)
-            yield {
+            sampler, taken = trainer.sampler, trainer.n_interventions
+            commands = Commands(self.path, sampler.names, taken, sampler.multipliers, sampler.locks, replayed)
+            trainer.commands = commands
+
+            def seconds() -> float:
+                return seconds_before + time.perf_counter() - began - commands.paused_seconds
+
+            start = {
                 "kind": "start",
                 "step": trainer.step,
                 "n_steps": p.steps,
                 "batch_size": p.batch_size,
                 "device": str(device),
+                "n_images": {domain.name: len(domain.splits["train"]) for domain in self.catalog.domains},
             }
+            if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
+                writer.record(start)
+            yield start
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
-                    seconds = seconds_before + time.perf_counter() - began
-                    state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds}
+                    state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
                     state["statistics"] = statistics
                     writer.save(self.last, state)
                 else:
@@ -161,11 +170,11 @@ class Run(RunFolder):
                         writer.save(self.best, best)
                     writer.record(record)
                 yield record
-            train_seconds = seconds_before + time.perf_counter() - began
+            train_seconds = seconds()
             best = self.load_model_state()
             model.load_state_dict(best["model"])
-            evaluation = self._evaluate(model, "test", load, untrained)
-            table = self._save_evaluation(evaluation)
+            evaluation = evaluate_model(model, self.catalog, p, "test", load, untrained)
+            table = save_evaluation(evaluation, self.path, p.seed)
             yield {"kind": "test", "step": trainer.step, "table": table}
             thawed = p.backbone_learning_rate > 0 and trainer.step > p.frozen_steps
             summary = {
@@ -174,16 +183,40 @@ class Run(RunFolder):
                 "train_seconds": round(train_seconds, 1),
                 "images_per_s": self._pace(),
                 **asdict(model_cost(model, p.image_size, thawed)),
-                "seconds": round(seconds_before + time.perf_counter() - began, 1),
+                "seconds": round(seconds(), 1),
                 "best_step": best["step"],
                 "best_validation_r_at_1": best["r_at_1"],
                 "test_r_at_1": merged_r_at_1(table),
                 "skipped_images": {**reader.skipped, **test_reader.skipped},
+                "interventions": trainer.n_interventions,
             }
             write_json(self.path / "summary.json", summary)
             yield {"kind": "end", "step": trainer.step} | summary
+        except BaseException as error:
+            writer.note_end(error)
+            raise
         finally:
             writer.close()
+
+    def _replayed(self) -> Path | None:
+        """The folder of the run whose interventions this one repeats.
+
+        Raises:
+            UserError: it is not finished, or its parameters or data are others: they would not mean the same there.
+        """
+        if self.params.replay is None:
+            return None
+        other = run_folder(self.params.replay, self.params.outputs)
+        if other.path.resolve() == self.path.resolve():
+            raise UserError("parameter 'replay': a run cannot repeat itself: give it another name (run=...)")
+        if other.status != "finished":
+            raise UserError(f"parameter 'replay': run '{other.path.name}' is not finished: {other.state().text}")
+        differing = _differences(other.params, self.params, CHANGEABLE - {"seed"} | {"replay"})
+        if differing:
+            raise UserError(f"parameter 'replay': run '{other.path.name}' differs in {'; '.join(differing)}")
+        if other.provenance()[0]["data_fingerprint"] != self.catalog.fingerprint:
+            raise UserError(f"parameter 'replay': run '{other.path.name}' was trained on other data")
+        return other.path
 
     def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
         """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
@@ -275,45 +308,6 @@ class Run(RunFolder):
             elif path.name != "lock":
                 path.unlink()
 
-    def _evaluate(
-        self,
-        model: EmbeddingModel,
-        subset: Literal["val", "test"],
-        load: Load,
-        untrained: EmbeddingModel | None = None,
-    ) -> Evaluation:
-        """Evaluate student and teachers; beside an untrained model, baselines and shorter embeddings as well."""
-        p = self.params
-        model.eval()
-        device = next(model.parameters()).device
-
-        def features(network: EmbeddingModel, images: Tensor) -> Tensor:
-            return network.features(images.to(device), PRECISIONS[p.precision])
-
-        heads: dict[str, Head | Mapping[str, Head]] = {"student": model.student}
-        if len(model.teachers):
-            heads["teacher"] = dict(model.teachers.items())
-        baselines: dict[str, Embed] = {}
-        if untrained is not None:
-            untrained.eval()
-            heads |= {f"student_{dim}": partial(model.short_embedding, dim) for dim in p.nested_dims}
-            baselines = {
-                "features": lambda images: torch.nn.functional.normalize(features(untrained, images), dim=1),
-                "pixels": pixels,
-            }
-        return evaluate(
-            self.catalog, subset, load, partial(features, model), heads, baselines, k=p.k, batch_size=p.eval_batch_size
-        )
-
-    def _save_evaluation(self, evaluation: Evaluation) -> pd.DataFrame:
-        """Write the table with its intervals, the outcome of every query, and the neighbours in the merged index."""
-        table = evaluation.with_intervals(self.params.seed)
-        save_table(table, self.path)
-        save_outcomes(evaluation.outcomes, self.path / "outcomes.csv.gz")
-        searched = [found for found in evaluation.neighbours.values() if found.embedder in ("student", "teacher")]
-        save_neighbours(searched, self.path / "neighbours.npz")
-        return table
-
     def neighbours(self) -> list[Neighbours]:
         """Neighbours of all test queries in the merged index, for the student and each teacher.
 
@@ -322,6 +316,24 @@ class Run(RunFolder):
         """
         self._check_data()
         return load_neighbours(self.path / "neighbours.npz", self.catalog, "test")
+
+
+def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:
+    then, now = (params.model_dump(exclude=set(apart_from)) for params in (there, here))
+    return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
+
+
+def replay(name: str, outputs: str = "auto", **values: Any) -> Run:
+    """A run that repeats what a person did to a finished one, step by step: on a CPU in float32, to the same bits.
+
+    Args:
+        name: of the run to repeat.
+        outputs: folder of results of both.
+        values: other parameters that do not influence results.
+    """
+    params = run_folder(name, outputs).params
+    update = {"replay": name, "outputs": outputs, "run": "auto", "overwrite": False}
+    return open_run(TrainParams(**(params.model_dump() | update | values)))
 
 
 def open_run(params: TrainParams) -> Run:

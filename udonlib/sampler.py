@@ -32,10 +32,46 @@ def initial_weights(strategy: str, sizes: Sequence[float]) -> Float[np.ndarray, 
     raise ValueError(f"unknown allocation {strategy!r}; valid are dataset_size, balanced, round_robin, fixed")
 
 
+def effective_shares(
+    weights: Float[np.ndarray, "domains"],
+    names: Sequence[str],
+    multipliers: Mapping[str, float],
+    locks: Mapping[str, float],
+) -> Float[np.ndarray, "domains"]:
+    """The allocation that a person's steering makes of the adaptive weights.
+
+        share_d = lock_d                                          for locked domains, summing to L
+        share_d = (1 - L) w_d m_d / sum_free w m                  for the free ones
+
+    A domain without a multiplier has m = 1. Locks that sum to more than 1, or that leave no free domain to take the
+    rest, are divided by their sum, so that all shares sum to 1. Without steering these are the weights, to the bit.
+
+    Raises:
+        ValueError: "no domain is left" where every lock and every weight times multiplier is 0.
+    """
+    if not multipliers and not locks:
+        return np.array(weights, dtype=np.float64)
+    free = np.array([w * multipliers.get(name, 1.0) for name, w in zip(names, weights.tolist(), strict=True)])
+    free[[place for place, name in enumerate(names) if name in locks]] = 0
+    pinned = np.array([locks.get(name, 0.0) for name in names])
+    if pinned.sum() > 1 or free.sum() == 0:
+        free[:] = 0
+        if pinned.sum() == 0:
+            raise ValueError(f"no domain is left: multipliers {dict(multipliers)}, locks {dict(locks)}")
+        return pinned / pinned.sum()
+    return pinned + (1 - pinned.sum()) * free / free.sum()
+
+
 def steps_per_domain(weights: Float[np.ndarray, "domains"], n_steps: int) -> Int[np.ndarray, "domains"]:
-    """Steps of each domain in a schedule: floor(n_steps w_d), and for the last domain all that is left over."""
-    counts = np.floor(n_steps * np.asarray(weights, dtype=np.float64)).astype(np.int64)
-    counts[-1] = n_steps - counts[:-1].sum()
+    """Steps of each domain in a schedule: floor(n_steps w_d), and for the last domain all that is left over.
+
+    The last one of those that have a share at all.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    counts = np.floor(n_steps * weights).astype(np.int64)
+    last = np.flatnonzero(weights)[-1]
+    counts[last] = 0
+    counts[last] = n_steps - counts.sum()
     return counts
 
 
@@ -83,7 +119,8 @@ class Sampler:
     """The schedule of a whole training, window by window.
 
     `window()` draws the domains of the next window; `record()` takes the losses of each trained step; `advance()` ends
-    the window, updates the weights (dynamic strategy) and moves on. As in the reference each window redraws a schedule
+    the window, updates the weights (dynamic strategy) and moves on. `steer()` puts a person's multipliers and locks on
+    the weights, and draws what is left of the window anew. As in the reference each window redraws a schedule
     of the full length and takes its own stretch of it; unlike there, a window's losses are exactly those of its own
     steps, whatever is logged when. Everything that decides what comes next is in `state_dict()`.
 
@@ -127,25 +164,33 @@ class Sampler:
             sizes_or_shares: Sequence[float] = [table[name] for name in names]
         else:
             sizes_or_shares = list(sizes)
-        self.weights = initial_weights(allocation, sizes_or_shares)
-        self.start = 0  # first slot of the current window
+        self.weights = initial_weights(allocation, sizes_or_shares)  # the adaptive ones, whatever a person does
+        self.multipliers: dict[str, float] = {}
+        self.locks: dict[str, float] = {}
+        self.start = 0  # first slot of the current window, or of what was left of it when a person steered
+        self.stop = min(update_every, n_slots)  # the slot after its last one
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._schedule = self._draw()
         self._clear()
 
+    @property
+    def shares(self) -> Float[np.ndarray, "domains"]:
+        """The allocation in force: the weights, or what a person's steering makes of them."""
+        return effective_shares(self.weights, self.names, self.multipliers, self.locks)
+
     def _draw(self) -> np.ndarray:
         self._drawn_from = self._generator.bit_generator.state
-        if self._ordered:
+        if self._ordered and not (self.multipliers or self.locks):
             return round_robin_schedule(len(self.names), self.n_slots)
-        return draw_schedule(self.weights, self.n_slots, self._generator)
+        return draw_schedule(self.shares, self.n_slots, self._generator)
 
     def _clear(self) -> None:
         self.loss_sums = np.zeros(len(self.names))
         self.n_images = np.zeros(len(self.names), dtype=np.int64)
 
     def window(self) -> Int[np.ndarray, "slots"]:
-        """Domain of each slot of the current window; shorter than `update_every` at the end of training."""
-        return self._schedule[self.start : self.start + self.update_every]
+        """Domain of each slot of the current window from `start` on; it is shorter at the end of training."""
+        return self._schedule[self.start : self.stop]
 
     def record(self, name: str, loss_sum: float, n_images: int) -> None:
         """Add the loss, summed over the images of a step, that steers the allocation."""
@@ -155,20 +200,36 @@ class Sampler:
 
     def advance(self) -> None:
         """End the window: update the weights from its losses, draw the next schedule."""
-        self.start += self.update_every
+        self.start, self.stop = self.stop, min(self.stop + self.update_every, self.n_slots)
         if self.strategy == "dynamic":
             updated = updated_weights(self.weights, self.loss_sums, self.n_images)
             self.weights = self.smoothing * self.weights + (1 - self.smoothing) * updated
             self._ordered = False
-        if not self._ordered:
+        if not self._ordered or self.multipliers or self.locks:
             self._schedule = self._draw()
         self._clear()
+
+    def steer(self, multipliers: Mapping[str, float], locks: Mapping[str, float], slot: int) -> None:
+        """Multiply weights and pin shares from `slot` on, in the current window. Its losses so far are kept.
+
+        Args:
+            multipliers: domain -> factor of its weight, not negative; 1 for the others.
+            locks: domain -> share, in [0, 1].
+            slot: the first one that is not trained yet.
+        """
+        assert self.start <= slot <= self.stop, (self.start, slot, self.stop)
+        self.multipliers, self.locks = dict(multipliers), dict(locks)
+        self.start = slot
+        self._schedule = self._draw()
 
     def state_dict(self) -> dict:
         """Everything the rest of the schedule depends on, as plain numbers and lists."""
         return {
             "names": list(self.names),
             "start": self.start,
+            "stop": self.stop,
+            "multipliers": dict(self.multipliers),
+            "locks": dict(self.locks),
             "ordered": self._ordered,
             "weights": self.weights.tolist(),
             "loss_sums": self.loss_sums.tolist(),
@@ -185,6 +246,8 @@ class Sampler:
         if list(state["names"]) != list(self.names):
             raise ValueError(f"state of domains {state['names']} does not fit a sampler of {list(self.names)}")
         self.start = state["start"]
+        self.stop = state.get("stop", min(self.start + self.update_every, self.n_slots))  # older states have none
+        self.multipliers, self.locks = dict(state.get("multipliers", {})), dict(state.get("locks", {}))
         self._ordered = state["ordered"]
         self.weights = np.asarray(state["weights"], dtype=np.float64)
         self._generator.bit_generator.state = state["drawn_from"]

@@ -26,12 +26,17 @@ from udonlib.learner import Learner
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
 from udonlib.sampler import ImageOrder, Sampler
+from udonlib.steering import Commands, Intervention
 
 Record = dict[str, Any]
 
 
 class TrainingError(UserError):
     """The run cannot go on; its last checkpoint is intact."""
+
+
+class RunStoppedError(UserError):
+    """Somebody asked the run to stop after this step; it goes on when it is started again."""
 
 
 class Trainer:
@@ -44,6 +49,9 @@ class Trainer:
         loader: reads planned batches of the train splits.
         validate: evaluates a model as it is and returns the table of `udonlib.evaluation`.
         offline_teachers: frozen specialists by domain, as for `udonlib.learner.Learner`.
+
+    Attributes:
+        commands: where to ask, between two steps, what a person wants; None: nobody steers.
     """
 
     def __init__(
@@ -63,6 +71,9 @@ class Trainer:
         self.step = 0  # steps done
         self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
         self.n_worse = 0  # validations since the best one
+        self._validated = -1  # the step of the latest one
+        self.n_interventions = 0  # of those that matter: see `udonlib.steering`
+        self.commands: Commands | None = None
         self._loader = loader
         self._validate = validate
         self._device = next(model.parameters()).device
@@ -82,8 +93,9 @@ class Trainer:
             seed=params.seed,
         )
         self._order = ImageOrder(names, sizes, params.seed)
-        self._window_order = self._order.state_dict()  # as it was when the current window began
-        self._seen_before = self._order.n_seen()
+        self._window_order = self._order.state_dict()  # as it was at the current window's `start`
+        self.images_seen = dict.fromkeys(names, 0)
+        self._allocated = -1  # the slot at which the latest record of the allocation was made
         self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
 
     def plan_window(self) -> list[list[tuple[str, np.ndarray]]]:
@@ -104,26 +116,25 @@ class Trainer:
         return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse
 
     def train(self) -> Iterator[Record]:
-        """Run to the end, yielding records: `allocation`, `train`, `validation`, `checkpoint` (state worth saving).
+        """Run to the end, yielding records: `allocation`, `train`, `validation`, `steering`, `checkpoint`.
+
+        `checkpoint` says that `state_dict()` is worth saving now; `steering` is what a person asked for, said before it
+        is done.
 
         Raises:
             TrainingError: "step 120: the loss is nan ..." when a loss or a gradient is not finite.
+            RunStoppedError: somebody asked for it.
         """
         p = self.params
         if p.steps == 0 and self.best == -math.inf:  # the recipe `features`: nothing to train, but a model to keep
             yield self._validation_record()
             yield {"kind": "checkpoint", "step": 0}
+        yield from self._obey(self._asked())
         while not self.done:
-            self._seen_before = self._order.n_seen()
             plan = self.plan_window()
             done = self.step - self.sampler.start // p.domains_per_batch
-            if done == 0:
-                yield {
-                    "kind": "allocation",
-                    "step": self.step,
-                    "weights": dict(zip(self.sampler.names, self.sampler.weights.tolist(), strict=True)),
-                    "images_seen": self._seen_before,
-                }
+            if done == 0 and plan and self._allocated != self.sampler.start:
+                yield self._allocation_record()
             clock, since = time.perf_counter(), self.step
             for images, slots in self._loader(plan[done:]):
                 self._train_step(images, slots)
@@ -131,21 +142,79 @@ class Trainer:
                     self.step % every == 0 or self.step == p.steps
                     for every in (p.log_every, p.eval_every, p.checkpoint_every)
                 )
-                ends = self.step - self.sampler.start // p.domains_per_batch == len(plan)
-                if logs or validates or saves or ends:
-                    n_images = (self.step - since) * p.batch_size
-                    record = self._flush()
-                    record["images_per_s"] = n_images / (time.perf_counter() - clock)
-                    yield record
+                ends = self.step * p.domains_per_batch == self.sampler.stop
+                notable = logs or validates or saves or ends
+                if notable:
+                    yield self._train_record(clock, since)
                 if validates:
                     yield self._validation_record()
                 if saves or validates:
                     yield {"kind": "checkpoint", "step": self.step}
-                if logs or validates or saves or ends:
-                    clock, since = time.perf_counter(), self.step
                 if self.done:
                     return
-            self.sampler.advance()
+                asked = self._asked()
+                if asked is not None:
+                    if not notable:
+                        yield self._train_record(clock, since)
+                    yield from self._obey(asked)
+                    if not ends:
+                        self._order.load_state_dict(self._window_order)
+                    break  # plan again: what is left of the window may be another one
+                if notable:
+                    clock, since = time.perf_counter(), self.step
+            if self.step * p.domains_per_batch == self.sampler.stop:
+                self.sampler.advance()
+
+    def _train_record(self, clock: float, since: int) -> Record:
+        """The losses, and the pace since the step `since` at the time `clock`."""
+        n_images = (self.step - since) * self.params.batch_size
+        return self._flush() | {"images_per_s": n_images / (time.perf_counter() - clock)}
+
+    def _asked(self) -> Intervention | None:
+        return None if self.commands is None else self.commands.take(self.step)
+
+    def _obey(self, asked: Intervention | None) -> Iterator[Record]:
+        """Do what was asked for after this step, and what is asked for while the run is paused."""
+        while asked is not None:
+            yield asked.record()
+            self.n_interventions += asked.matters
+            if asked.steers:
+                self._steer(asked)
+                if self.sampler.start < self.sampler.stop:  # else the next window's says it, with the new weights
+                    yield self._allocation_record()
+            if asked.evaluate and self._validated != self.step:
+                yield self._validation_record()
+            if asked.evaluate or asked.save or asked.paused or asked.stop:
+                yield {"kind": "checkpoint", "step": self.step}
+            if asked.stop:
+                raise RunStoppedError(
+                    f"the run was stopped after step {self.step:,} of {self.params.steps:,}, as somebody asked for in "
+                    "its control panel; run the same again to go on from there"
+                )
+            if self.done:
+                return
+            asked = self._asked()
+
+    def _steer(self, asked: Intervention) -> None:
+        """Draw the rest of the window anew; the images that it had planned go back to their places in the order."""
+        slot = self.step * self.params.domains_per_batch
+        trained = self.sampler.window()[: slot - self.sampler.start]
+        self._order.load_state_dict(self._window_order)
+        for d, n in zip(*np.unique(trained, return_counts=True), strict=True):
+            self._order.take(self.sampler.names[d], int(n) * (self.params.batch_size // self.params.domains_per_batch))
+        self._window_order = self._order.state_dict()
+        self.sampler.steer(asked.multipliers, asked.locks, slot)
+
+    def _allocation_record(self) -> Record:
+        self._allocated = self.sampler.start
+        names = self.sampler.names
+        return {
+            "kind": "allocation",
+            "step": self.step,
+            "weights": dict(zip(names, self.sampler.weights.tolist(), strict=True)),
+            "shares": dict(zip(names, self.sampler.shares.tolist(), strict=True)),
+            "images_seen": dict(self.images_seen),
+        }
 
     def _train_step(self, images: Tensor, slots: Sequence[tuple[str, np.ndarray]]) -> None:
         # Dropout and the like draw from the global generator: seeding it by step makes it part of the state for free.
@@ -186,6 +255,7 @@ class Trainer:
                         "'backbone_learning_rate', add 'warmup_steps', or set 'max_grad_norm'"
                     )
                 loss = values.get("ce_teacher" if self.params.sampler_loss == "teacher" else "ce_student")
+                self.images_seen[name] += n
                 self.sampler.record(name, n * (values["ce_student"] if loss is None else loss), n)
                 domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
                 for term, value in values.items():
@@ -196,15 +266,12 @@ class Trainer:
             "kind": "train",
             "step": self.step,
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
-            "images_seen": {
-                name: self._seen_before[name] + int(n)
-                for name, n in zip(self.sampler.names, self.sampler.n_images, strict=True)
-            },
+            "images_seen": dict(self.images_seen),
             "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
         }
 
     def _validation_record(self) -> Record:
-        table = self._validate(self.kept)
+        table, self._validated = self._validate(self.kept), self.step
         value = merged_r_at_1(table)
         best = value > self.best
         self.best = max(self.best, value)
@@ -217,11 +284,15 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "n_worse": self.n_worse,
+            "validated": self._validated,
             "model": self.model.state_dict(),
             "average": self.kept.state_dict() if self.kept is not self.model else None,
             "optimizer": self.learner.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "order": self._window_order,
+            "images_seen": dict(self.images_seen),
+            "allocated": self._allocated,
+            "n_interventions": self.n_interventions,
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -232,6 +303,12 @@ class Trainer:
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self._order.load_state_dict(state["order"])
+        self._window_order = state["order"]
+        before, n_images = self._order.n_seen(), self.sampler.n_images.tolist()
+        seen = {name: before[name] + n for name, n in zip(self.sampler.names, n_images, strict=True)}
+        self.images_seen = dict(state.get("images_seen", seen))  # older states have none of this and what follows
+        self._allocated, self._validated = state.get("allocated", -1), state.get("validated", -1)
+        self.n_interventions = state.get("n_interventions", 0)
         self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
 
 

@@ -1,0 +1,29 @@
+"""A small finished run whose test images are a map: what the tests of the embedding explorer look at."""
+
+from pathlib import Path
+
+from tests.catalogs import write_uned_tree
+from udonlib import embeddingmaps, presets, runs
+from udonlib.notebookparams import EmbeddingsParams
+
+# Classes of each split and their images: 2 x (6 + 5 + 4) queries, and one domain with an index of its own.
+SIZES = {"train": (4, 3, 5), "val": (3, 3), "test": (6, 5, 4)}
+N_QUERIES, N_INDEX = 30, 42  # flags: 15 other images of the test classes, 12 train images
+
+
+def train(folder: Path, name: str = "small", **values: object) -> Path:
+    """Train a run of two domains for two steps on a tree beside its results; returns the folder of results."""
+    data = folder / "data"
+    if not data.exists():
+        write_uned_tree(data, sizes=SIZES, index_of="flags")
+    settings = {"data": str(data), "outputs": str(folder / "results"), "run": name, "steps": 2, "eval_every": 2}
+    settings |= {"domains_per_batch": 2, "batch_size": 8, "n_threads": 1, "warmup_steps": 1, "precision": "float32"}
+    run = runs.open_run(presets.load("smoke", **settings | values))
+    for _ in run.train():
+        pass
+    return folder / "results"
+
+
+def open_small(results: Path, **values: object) -> embeddingmaps.EmbeddingMap:
+    """The map of the last run, not embedded."""
+    return embeddingmaps.open_map(EmbeddingsParams(outputs=str(results), n_threads=1, **values))

@@ -1,0 +1,24 @@
+"""What every control of the notebooks has: a name to be found by, and an answer while a cell trains."""
+
+import re
+from typing import TypeVar
+
+from ipywidgets import DOMWidget
+
+Control = TypeVar("Control", bound=DOMWidget)
+
+
+def named(widget: Control, name: str) -> Control:
+    """Give a widget the CSS class `udon-<name>`; signs that a class cannot have become _."""
+    widget.add_class("udon-" + re.sub(r"[^A-Za-z0-9_-]", "_", name))
+    return widget
+
+
+def answering(widget: Control) -> Control:
+    """Have a control's messages answered by whichever thread of the kernel is free.
+
+    Some versions of ipykernel pin them to the thread that published last, which is the busy one while a cell trains.
+    """
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = None
+    return widget

@@ -1,0 +1,239 @@
+"""One run as a row of the table of all runs: what its small files say, and what of them cannot be read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from udonlib.errors import ParameterError
+from udonlib.gridtables import EMBEDDERS
+from udonlib.params import TrainParams
+from udonlib.runfolder import RunFolder
+
+TAIL = 1 << 18  # bytes of metrics.jsonl that hold its last validation, with room to spare
+UNREADABLE = "unreadable"
+UNKNOWN = math.nan
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """What the files of one run say; NaN, None or "" where they do not.
+
+    run: the folder's name. state, text: of `RunFolder.state`, a word and a sentence. problem: what cannot be read, ""
+    where all can. step of steps: done, and asked for. r_at_1, mmp: of the test queries in the merged index, mean over
+    the domains, in percent, with 95% intervals over queries; mmp is mMP@k. validation: the best R@1 on the validation
+    queries so far. interventions: how often a person changed what is trained. train_seconds, images_per_s,
+    n_parameters_trained: cost.
+    seconds_left: at the pace since the last start, validations included; None: too early, or not training. began,
+    ended: seconds since 1970, of the first start and of the last record or the summary. data: name, with the domains
+    where they are not all. fingerprint: of the data. values: every parameter as it was saved. changes: those of them
+    that are not what most runs of the same recipe have.
+    """
+
+    run: str
+    state: str = UNREADABLE
+    text: str = ""
+    problem: str = ""
+    recipe: str = ""
+    seed: int | None = None
+    data: str = ""
+    fingerprint: str = ""
+    step: int | None = None
+    steps: int | None = None
+    r_at_1: float = UNKNOWN
+    r_at_1_low: float = UNKNOWN
+    r_at_1_high: float = UNKNOWN
+    mmp: float = UNKNOWN
+    mmp_low: float = UNKNOWN
+    mmp_high: float = UNKNOWN
+    k: int = 5
+    validation: float = UNKNOWN
+    interventions: int = 0
+    train_seconds: float = UNKNOWN
+    images_per_s: float = UNKNOWN
+    n_parameters_trained: float = UNKNOWN
+    seconds_left: float | None = None
+    began: float = UNKNOWN
+    ended: float = UNKNOWN
+    values: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def going(self) -> bool:
+        """Whether somebody trains it at this moment."""
+        return self.state in ("training", "paused")
+
+    @property
+    def open(self) -> bool:
+        """Whether steps are missing: it trains, or may be gone on with."""
+        return self.state not in ("finished", "new", UNREADABLE)
+
+
+def read_row(folder: Path) -> RunRow:
+    """Read one run; `problem` says what cannot be read, and the rest is there all the same."""
+    run, problems = RunFolder(folder), _Problems(folder)
+    if not (folder / "params.yaml").exists():
+        return RunRow(folder.name, problem="no params.yaml: not a run, or one that never began")
+    values = problems.read("params.yaml", lambda path: _mapping(yaml.safe_load(path.read_text())), {})
+    if values:
+        problems.read("params.yaml", lambda path: vars(run).update(params=TrainParams(**values)), None)
+    starts = problems.read("provenance.json", lambda path: _starts(run.provenance()), [])
+    tail = problems.read("metrics.jsonl", _tail, [])
+    steered = problems.read("steering.jsonl", lambda path: sum(each.matters for each in run.interventions()), 0)
+    row = RunRow(folder.name, values=values, interventions=steered)
+    row = problems.read("metrics.jsonl", lambda path: _from_start(row, starts, tail), row)
+    if (folder / "summary.json").exists():
+        row = replace(row, state="finished", ended=(folder / "summary.json").stat().st_mtime)
+        summary = problems.read("summary.json", lambda path: _mapping(run.summary()), {})
+        row = problems.read("summary.json", lambda path: _with_costs(row, summary), row)
+        embedder = EMBEDDERS["features"] if row.recipe == "features" else "student"
+        row = problems.read("evaluation.csv", lambda path: _with_test(row, run.evaluation(), embedder), row)
+    if values:
+        row = problems.read("summary.json", lambda path: with_state(row, run), row)
+    return replace(row, problem="; ".join(dict.fromkeys(problems.found)))
+
+
+def _from_start(row: RunRow, starts: list[dict[str, Any]], tail: list[dict[str, Any]]) -> RunRow:
+    """What is known from the first step on: settings, data, how far it is, when it began, its pace."""
+    domains = row.values.get("domains", "all")
+    only = "" if domains == "all" else ": " + ", ".join(map(str, domains if isinstance(domains, list) else [domains]))
+    first, last = (starts[0], starts[-1]) if starts else ({}, {})
+    step = max((int(record["step"]) for record in tail), default=0)
+    times = [_seconds(start.get("time", "")) for start in (first, last)]
+    scores = [float(record["r_at_1"]) for record in tail if record["kind"] == "validation" and "r_at_1" in record]
+    paces = sorted(float(record["images_per_s"]) for record in tail if record["kind"] == "train")
+    return replace(
+        row,
+        recipe=str(row.values.get("recipe", "")),
+        seed=row.values.get("seed") if isinstance(row.values.get("seed"), int) else None,
+        data=str(first.get("data") or Path(str(row.values.get("data", ""))).stem) + only,
+        fingerprint=str(first.get("data_fingerprint", "")),
+        step=step,
+        steps=row.values.get("steps") if isinstance(row.values.get("steps"), int) else None,
+        validation=max(scores, default=UNKNOWN),
+        images_per_s=paces[len(paces) // 2] if paces else UNKNOWN,
+        began=times[0],
+        seconds_left=None,
+    )
+
+
+def with_state(row: RunRow, run: RunFolder) -> RunRow:
+    """The row with the run's state at this moment, and what time is left."""
+    known = run.state()
+    if (known.name, known.text) == (row.state, row.text):
+        return row
+    row = replace(row, state=known.name, text=known.text)
+    if not row.open:
+        return row
+    records = run.path / "metrics.jsonl"
+    ended = records.stat().st_mtime if records.exists() else row.began
+    return replace(row, ended=ended, seconds_left=_seconds_left(row, run, ended))
+
+
+def _seconds_left(row: RunRow, run: RunFolder, until: float) -> float | None:
+    """Missing steps at the pace between the last start and the last record; that has validations in it."""
+    try:
+        last = run.provenance()[-1]
+        done, seconds = (row.step or 0) - int(last.get("from_step", 0)), until - _seconds(last["time"])
+    except (IndexError, KeyError, TypeError, ValueError, OSError):
+        return None
+    if row.state != "training" or row.steps is None or done <= 0 or not seconds > 0:
+        return None
+    return max(0, row.steps - (row.step or 0)) * seconds / done
+
+
+def _with_costs(row: RunRow, summary: dict[str, Any]) -> RunRow:
+    numbers: dict[str, Any] = {
+        name: float(summary.get(name, UNKNOWN)) for name in ("train_seconds", "n_parameters_trained")
+    }
+    step = int(summary["steps"]) if "steps" in summary else row.step
+    return replace(
+        row,
+        **numbers,
+        step=step,
+        images_per_s=float(summary.get("images_per_s", row.images_per_s)) or UNKNOWN,
+        validation=float(summary.get("best_validation_r_at_1", row.validation)),
+    )
+
+
+def _with_test(row: RunRow, evaluation: pd.DataFrame, embedder: str) -> RunRow:
+    rows = evaluation[evaluation["embedder"] == embedder]
+    rows = rows[(rows["index"] == "merged") & (rows["domain"] == "mean")]
+    if rows.empty:
+        raise ValueError(f"no mean of {embedder} in the merged index")
+    found = rows.iloc[0]
+    mmp = next(name for name in evaluation if name.startswith("mmp_at_") and name[7:].isdigit())
+    columns = {"r_at_1": "r_at_1", "mmp": mmp}
+    ends = ("", "_low", "_high")
+    numbers: dict[str, Any] = {
+        name + end: float(found.get(of + end, UNKNOWN)) for name, of in columns.items() for end in ends
+    }
+    return replace(row, **numbers, k=int(mmp[7:]))
+
+
+class _Problems:
+    """Reads the files of a run, and keeps what is wrong with them, a line for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = folder, list[str]()
+
+    def read(self, name: str, how: Callable[[Path], Any], otherwise: Any) -> Any:
+        """What `how` makes of a file, or `otherwise` where it cannot."""
+        try:
+            return how(self.folder / name)
+        except ParameterError as error:
+            text, *more = [line.partition("; valid: ")[0] for line in str(error).splitlines()]
+            self.found.append(f"{name}: of another version: {text}" + (f" (and {len(more)} more)" if more else ""))
+        except FileNotFoundError:
+            self.found.append(f"{name}: missing")
+        except OSError as error:
+            self.found.append(f"{name}: cannot be read: {error.strerror}")
+        except (
+            yaml.YAMLError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as e:
+            self.found.append(f"{name}: damaged: {(str(e).splitlines() or [type(e).__name__])[0]}")
+        return otherwise
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected names and values, found {type(value).__name__}")
+    return value
+
+
+def _starts(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of starts, found {type(value).__name__}")
+    return [_mapping(start) for start in value]
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The last records of metrics.jsonl; a line that is still being written is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - TAIL))
+        lines = file.read().split(b"\n")[:-1]
+    return [_mapping(json.loads(line)) for line in lines[1 if start else 0 :] if line]
+
+
+def _seconds(time: Any) -> float:
+    try:
+        return datetime.strptime(str(time), "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except ValueError:
+        return UNKNOWN

@@ -1,0 +1,143 @@
+"""All runs of a folder of results as one table: a row for each folder, also for one that cannot be read.
+
+Nothing but small files is opened, and a run is read again only when one of them has changed, so that the table of many
+runs can be asked for every second while some of them train.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+from udonlib.errors import UserError, nearest
+from udonlib.params import PROJECT, WITHOUT_EFFECT
+from udonlib.runfolder import RunFolder
+from udonlib.runrows import RunRow, read_row, with_state
+
+# What a row is made of: `lock` and `tensorboard/` say nothing that these do not.
+WATCHED = (
+    *("params.yaml", "provenance.json", "metrics.jsonl", "summary.json", "evaluation.csv", "outcomes.csv.gz"),
+    *("control.json", "steering.jsonl", "ended.json"),
+)
+HERE = {*WITHOUT_EFFECT, "recipe", "data", "images", "domains"}  # not among `changes`: columns, or without effect
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+class RunReader:
+    """The runs of a folder of results, read again only where files have changed.
+
+    Args:
+        outputs: folder of results; "auto": the project's outputs/.
+        pattern: of the names to read, such as "udon*"; or "all".
+    """
+
+    def __init__(self, outputs: str = "auto", pattern: str = "all") -> None:
+        self.home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()) / "runs"
+        self.pattern = "*" if pattern == "all" else pattern
+        self._known: dict[str, tuple[Signature, RunRow]] = {}
+        self._rows: list[RunRow] = []
+
+    def read(self) -> list[RunRow]:
+        """One row for each folder, the best test R@1 first; runs without one follow, the last that began first.
+
+        While nothing changes it is the same list again.
+        """
+        known, self._known = self._known, {}
+        for folder in self._folders():
+            signature = _signature(folder)
+            before, row = known.get(folder.name, ((), None))
+            if row is None or signature != before:
+                row = read_row(folder)
+            elif row.open:  # whether its process lives is in no file
+                row = with_state(row, RunFolder(folder))
+            self._known[folder.name] = (signature, row)
+        same = known.keys() == self._known.keys() and all(known[n][1] is self._known[n][1] for n in known)
+        if not same:
+            rows = with_changes([row for _, row in self._known.values()])
+            self._rows = sorted(rows, key=lambda row: (-_or(row.r_at_1, -1.0), -_or(row.began, 0.0), row.run))
+        return self._rows
+
+    def signature(self, run: str) -> Signature:
+        """What changes whenever a file of the run does."""
+        return self._known[run][0] if run in self._known else ()
+
+    def _folders(self) -> list[Path]:
+        try:
+            found = sorted(path for path in self.home.iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{self.home}: cannot be read: {error.strerror}") from None
+        return [path for path in found if fnmatch.fnmatchcase(path.name, self.pattern)]
+
+
+def with_changes(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Fill in `changes`: each parameter whose value is not what most of these rows of the same recipe have.
+
+    Where two values are as frequent, the one that is more frequent among all rows counts as the usual one.
+    """
+    of_recipe: dict[tuple[str, str], Counter[str]] = {}
+    of_all: dict[str, Counter[str]] = {}
+    for row in rows:
+        for name in row.values.keys() - HERE:
+            value = repr(row.values[name])
+            of_recipe.setdefault((row.recipe, name), Counter())[value] += 1
+            of_all.setdefault(name, Counter())[value] += 1
+    usual = {key: max(found, key=lambda v: (found[v], of_all[key[1]][v], v)) for key, found in of_recipe.items()}
+    unusual = (
+        {n: v for n, v in row.values.items() if n not in HERE and repr(v) != usual[row.recipe, n]} for row in rows
+    )
+    return [replace(row, changes=changes) for row, changes in zip(rows, unusual, strict=True)]
+
+
+def table(rows: Sequence[RunRow]) -> pd.DataFrame:
+    """The rows as a table, a column for each field of RunRow."""
+    return pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__))
+
+
+def find_row(rows: Sequence[RunRow], name: str, parameter: str) -> RunRow:
+    """The row of a run. Raises: UserError naming the parameter, with the nearest name."""
+    found = next((row for row in rows if row.run == name), None)
+    if found is None:
+        raise UserError(f"parameter '{parameter}': no run {name!r}; {nearest(name, [row.run for row in rows])}")
+    return found
+
+
+def choose_two(rows: Sequence[RunRow]) -> tuple[str, str] | None:
+    """Two runs that are worth comparing, (A, B): B is the best that was trained, A the best of another recipe.
+
+    Both have the data that most trained runs have, and the same seed if possible. Where nothing fits, the two that come
+    first; None: fewer than two that can be read.
+    """
+    readable = [row for row in rows if row.values]
+    if len(readable) < 2:
+        return None
+    trained = [row for row in readable if row.step and not math.isnan(row.r_at_1)]
+    data = Counter(row.fingerprint for row in trained)
+    trained = [row for row in trained if data[row.fingerprint] == max(data.values())]
+    if len(trained) < 2:
+        return readable[1].run, readable[0].run
+    best, *others = trained
+    others.sort(key=lambda row: (row.recipe == best.recipe, row.seed != best.seed))  # stable: the better one first
+    return others[0].run, best.run
+
+
+def _signature(folder: Path) -> Signature:
+    found = []
+    for name in WATCHED:
+        try:
+            stat = (folder / name).stat()
+        except OSError:
+            continue
+        found.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(found)
+
+
+def _or(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else value

@@ -1,0 +1,318 @@
+"""What a person asks of a run while it trains, and what the run did about it: two files in the run's folder.
+
+    control.json      what is wanted now: multipliers and locks of domains, pause, requests. Whoever steers replaces it.
+    steering.jsonl    every intervention with its step, in order. The run writes it; resuming and `replay` repeat it.
+
+The training loop looks at control.json between two steps (one `stat`), so a run is steered from its own notebook, from
+another one, or from a terminal, and whether papermill or a person started it. An intervention holds the whole state of
+the steering and not a difference, so that one alone can be read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from udonlib.errors import UserError, nearest
+from udonlib.storage import replacing
+
+VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
+MAX_MULTIPLIER = 10.0
+POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
+
+Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Control(BaseModel):
+    """The contents of control.json. Requests are counters: a request is made by raising one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: int = Field(VERSION, ge=VERSION, le=VERSION)
+    number: int = Field(0, ge=0, description="changes so far")
+    panel: str = Field("", description="who made the last one")
+    multipliers: dict[str, Multiplier] = Field({}, description="domain -> factor of its adaptive weight; else 1")
+    locks: dict[str, Share] = Field({}, description="domain -> share of the steps that it is pinned to")
+    paused: bool = Field(False, description="wait between two steps")
+    evaluate: int = Field(0, ge=0, description="requests to validate now")
+    save: int = Field(0, ge=0, description="requests to save a checkpoint now")
+    stop: int = Field(0, ge=0, description="requests to stop after this step; the run stays unfinished")
+
+    @field_validator("multipliers")
+    @classmethod
+    def _without_ones(cls, multipliers: dict[str, float]) -> dict[str, float]:
+        return {domain: factor for domain, factor in multipliers.items() if factor != 1}
+
+
+class Intervention(BaseModel):
+    """A line of steering.jsonl: what was done after `step` steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    step: int
+    panel: str = ""
+    steers: bool = Field(False, description="multipliers or locks have changed")
+    multipliers: dict[str, Multiplier] = {}
+    locks: dict[str, Share] = {}
+    paused: bool = False
+    evaluate: bool = False
+    save: bool = False
+    stop: bool = False
+    refused: str = Field("", description="why nothing was done")
+
+    @property
+    def matters(self) -> bool:
+        """Whether the weights of the finished run depend on it: it changed the allocation, or made a validation."""
+        return self.steers or self.evaluate
+
+    def record(self) -> dict[str, Any]:
+        """As a record of the run."""
+        return {"kind": "steering"} | self.model_dump()
+
+    def __str__(self) -> str:
+        """Say what was done, for a person: "emoji ×2, flags locked at 30%"."""
+        if self.refused:
+            return f"refused: {self.refused}"
+        done = [f"{name} ×{value:g}" for name, value in self.multipliers.items() if value != 1 and self.steers]
+        done += [f"{name} locked at {share:.1%}" for name, share in self.locks.items() if self.steers]
+        done += ["the allocation left alone"] if self.steers and not done else []
+        done += [
+            word
+            for word, asked in (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop))
+            if asked
+        ]
+        return ", ".join([*done, *(["paused"] if self.paused else [])]) or "resumed"
+
+
+def read_control(folder: Path) -> Control:
+    """Read what is wanted of the run in this folder; nothing where the file is missing.
+
+    Raises:
+        UserError: "<file>: ..." where it cannot be read.
+    """
+    file = folder / "control.json"
+    try:
+        return Control.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return Control()
+    except (OSError, ValidationError) as error:
+        findings = error.errors() if isinstance(error, ValidationError) else []
+        where = ".".join(map(str, findings[0]["loc"])) if findings else ""
+        what = f"{where + ': ' if where else ''}{findings[0]['msg']}" if findings else str(error)
+        raise UserError(f"{file}: {what}; mend it, or remove it") from None
+
+
+def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
+    """Change what is wanted of a run, and leave the rest as others have set it. Returns what is wanted now.
+
+    Args:
+        folder: of the run.
+        panel: who asks.
+        changes: fields of `Control`. `multipliers` and `locks` are mappings that are merged into those there, with None
+            for a domain to be taken out; `evaluate`, `save` and `stop` are True to ask for it once.
+
+    Raises:
+        UserError: a value that is not valid; a control file that cannot be read.
+    """
+    with _locked(folder):
+        before = read_control(folder)
+        values = before.model_dump() | {"number": before.number + 1, "panel": panel}
+        for name, value in changes.items():
+            if name in ("multipliers", "locks"):
+                merged = values[name] | dict(value)
+                values[name] = {domain: number for domain, number in merged.items() if number is not None}
+            elif name in ("evaluate", "save", "stop"):
+                values[name] += bool(value)
+            else:
+                values[name] = value
+        try:
+            after = Control.model_validate(values)
+        except ValidationError as error:
+            finding = error.errors()[0]
+            place = ".".join(map(str, finding["loc"]))
+            raise UserError(f"steering: {place}: found {finding['input']!r}: {finding['msg']}") from None
+        _write_control(folder, after)
+    return after
+
+
+def interventions(folder: Path) -> list[Intervention]:
+    """Read what was done to the run in this folder; a line that is still being written is left out.
+
+    Raises:
+        UserError: "<file>, line 3: ..." for a line that is none of ours.
+    """
+    file = folder / "steering.jsonl"
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
+        if line.endswith(b"\n"):
+            try:
+                found.append(Intervention.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f"{file}, line {number}: {error.errors()[0]['msg']}") from None
+    return found
+
+
+class Commands:
+    """What the training loop asks between two steps: is there anything to do?
+
+    Interventions in the log that the state of the training does not hold yet come again at their steps, until a person
+    does something new: then the rest of them leaves the log, since the run has taken another way.
+
+    Args:
+        folder: of the run, whose control.json is read and whose steering.jsonl is written.
+        names: the run's domains.
+        n_taken: interventions that matter and that the state holds already.
+        multipliers: of the state.
+        locks: of the state.
+        replay: folder of another run whose interventions to repeat; this one cannot be steered then.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        n_taken: int = 0,
+        multipliers: Mapping[str, float] | None = None,
+        locks: Mapping[str, float] | None = None,
+        replay: Path | None = None,
+    ) -> None:
+        self.paused_seconds = 0.0
+        self._folder, self._names, self._replays = folder, tuple(names), replay is not None
+        self._multipliers, self._locks = dict(multipliers or {}), dict(locks or {})
+        self._log = interventions(folder)
+        places = [place for place, entry in enumerate(self._log) if entry.matters]
+        if n_taken > len(places):
+            raise UserError(
+                f"{folder / 'steering.jsonl'}: {len(places)} interventions, where the checkpoint holds {n_taken}: "
+                "restore the file, or begin anew (overwrite=true)"
+            )
+        self._place = places[n_taken - 1] + 1 if n_taken else 0  # of the next one in the log to be repeated
+        if replay is not None:
+            others = [entry for entry in interventions(replay) if entry.matters]
+            self._log = [*self._log[: self._place], *others[n_taken:]]
+        to_come = [entry for entry in self._log[self._place :] if entry.matters]
+        then = (to_come[-1].multipliers, to_come[-1].locks) if to_come else (self._multipliers, self._locks)
+        with _locked(folder):
+            for leftover in folder.glob("control.json.*.tmp"):  # of a panel that was killed while writing
+                leftover.unlink()
+            wanted = read_control(folder)
+            if self._replays or wanted.number == 0:
+                wanted = wanted.model_copy(update={"multipliers": then[0], "locks": then[1]})
+            # A pause ends with the process that was paused, and requests made before this one began are void.
+            _write_control(folder, wanted.model_copy(update={"paused": False}))
+            # What is to be repeated is wanted already: only what differs from it is new.
+            self._seen = read_control(folder).model_copy(update={"multipliers": then[0], "locks": then[1]})
+            self._stamp = self._stat()
+        # Somebody moved a slider while the run was not running: that comes first.
+        self._changed = (wanted.multipliers, wanted.locks) != then
+        self._number = max([wanted.number, *(entry.number for entry in self._log[: self._place])])
+
+    def _stat(self) -> tuple[int, int, int]:
+        try:
+            found = os.stat(self._folder / "control.json")
+        except FileNotFoundError:
+            return 0, 0, 0
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def take(self, step: int) -> Intervention | None:
+        """What is to be done after `step` steps, one thing at a time; None: train on. Waits while the run is paused."""
+        while (asked := self._asked(step)) is None and self._seen.paused:
+            began = time.monotonic()
+            time.sleep(POLL_SECONDS)
+            self.paused_seconds += time.monotonic() - began
+        return asked
+
+    def _asked(self, step: int) -> Intervention | None:
+        stamp = self._stat()
+        if stamp != self._stamp or self._changed:
+            self._stamp, self._changed = stamp, False
+            asked = self._read(step)
+            if asked is not None:
+                return asked
+        while self._place < len(self._log) and self._log[self._place].step <= step:
+            entry = self._log[self._place]
+            self._place += 1
+            if entry.matters:
+                # It happens once more, after this step; what it asked for besides belongs to the past.
+                again = {"step": step, "paused": False, "save": False, "stop": False}
+                return self._done(entry.model_copy(update=again))
+        return None
+
+    def _read(self, step: int) -> Intervention | None:
+        """What has changed in control.json since it was last read."""
+        values: dict[str, Any] = {"step": step, "multipliers": self._multipliers, "locks": self._locks}
+        values["paused"] = self._seen.paused
+        try:
+            wanted, before = read_control(self._folder), self._seen
+            self._check(wanted)
+        except UserError as error:  # what cannot be followed is said once, and changes nothing
+            return self._new(Intervention(number=self._number + 1, refused=str(error), **values))
+        self._seen = wanted
+        asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
+        wished = wanted.multipliers, wanted.locks
+        steers = wished != (before.multipliers, before.locks)
+        # A validation ends the repeating too: then what is wanted comes at once.
+        steers |= asked["evaluate"] and wished != (self._multipliers, self._locks)
+        if not (steers or any(asked.values()) or wanted.paused != before.paused):
+            return None
+        values |= {"panel": wanted.panel, "paused": wanted.paused, **asked}
+        if self._replays and (steers or asked["evaluate"]):
+            refused = "this run repeats another one's interventions: it can be paused, saved and stopped, not steered"
+            values |= {"evaluate": False, "refused": refused}
+        elif steers:
+            values |= {"steers": True, "multipliers": wanted.multipliers, "locks": wanted.locks}
+        number = wanted.number if wanted.number > self._number else self._number + 1
+        return self._new(Intervention(number=number, **values))
+
+    def _check(self, wanted: Control) -> None:
+        for field in ("multipliers", "locks"):
+            for name in getattr(wanted, field):
+                if name not in self._names:
+                    raise UserError(f"control.json: {field}: no domain '{name}'; {nearest(name, self._names)}")
+        if not any(wanted.locks.get(name, wanted.multipliers.get(name, 1.0)) > 0 for name in self._names):
+            raise UserError("control.json: no domain is left to train: every multiplier or lock is 0")
+
+    def _new(self, entry: Intervention) -> Intervention:
+        """Write something new into the log, before it is done. Where it matters, what was to be repeated is void."""
+        rest = self._log[self._place :]
+        past = [other for other in rest if entry.matters and not other.matters and other.step <= entry.step]
+        self._log = [*self._log[: self._place], *past, entry, *([] if entry.matters else rest)]
+        self._place += len(past) + 1
+        return self._done(entry, new=True)
+
+    def _done(self, entry: Intervention, new: bool = False) -> Intervention:
+        if self._replays and not new:
+            entry = entry.model_copy(update={"number": self._number + 1})
+            self._log[self._place - 1] = entry
+        self._multipliers, self._locks = entry.multipliers, entry.locks
+        self._number = max(self._number, entry.number)
+        if new or self._replays:  # else it stands there already
+            with replacing(self._folder / "steering.jsonl") as file:
+                for line in self._log[: self._place] if self._replays else self._log:
+                    file.write(line.model_dump_json().encode() + b"\n")
+        return entry
+
+
+def _write_control(folder: Path, control: Control) -> None:
+    with replacing(folder / "control.json") as file:
+        file.write((json.dumps(control.model_dump(), indent=1) + "\n").encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep two writers of control.json from losing each other's change. Waits for the other one."""
+    if not folder.is_dir():
+        raise UserError(f"there is no run in {folder} to be steered")
+    with (folder / "control.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

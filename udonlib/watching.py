@@ -1,0 +1,106 @@
+"""A run looked at from outside: its files, read as they grow. The run may be trained by any process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from udonlib.domains import load_catalog
+from udonlib.live import Progress
+from udonlib.runfolder import RunFolder, RunState
+from udonlib.runs import Run
+from udonlib.steering import Control, Intervention, read_control
+
+
+class Watch:
+    """What is known of a run; `update()` reads what is new, and costs a few `stat` where nothing is.
+
+    Attributes:
+        progress: from the records so far.
+        state: what is going on.
+        control: what is wanted of the run.
+        interventions: what was done to it.
+        n_images: domain -> training images, from the run's first record.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.n_images: dict[str, int] = {}
+        self.control, self.state = Control(), RunState("new", "not started yet")
+        self.interventions: list[Intervention] = []
+        self._offset, self._inode = 0, -1
+        self._stamps: tuple[Any, ...] = ()
+        self._looked = -10.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._now, self._then = 0.0, 0.0
+        self.progress = Progress(self.folder.params, lambda: self._now)
+
+    def domains(self) -> tuple[str, ...]:
+        """The run's domains: from its records, or from its data before it has any."""
+        known = tuple(self.progress.weights or self.n_images)
+        if known:
+            return known
+        if isinstance(self.folder, Run):
+            return tuple(self.folder.catalog.names)
+        p = self.folder.params
+        return tuple(load_catalog(p.data, p.domains, p.images).names)
+
+    def update(self) -> bool:
+        """Read what is new. Returns whether anything is.
+
+        Raises:
+            UserError: a file of the run that cannot be read.
+        """
+        files = ("metrics.jsonl", "control.json", "steering.jsonl", "summary.json", "ended.json")
+        stamps = tuple(map(self._stamp, files))
+        # A process that was killed leaves no trace but the lock that nobody holds: look for it now and then.
+        if stamps == self._stamps and time.monotonic() - self._looked < 2.0:
+            return False
+        changed, self._stamps, self._looked = stamps != self._stamps, stamps, time.monotonic()
+        before = self.state
+        if changed:
+            self._read_records()
+            self.control, self.interventions = read_control(self.folder.path), self.folder.interventions()
+        self.state = self.folder.state()
+        going = {"training": "running", "paused": "paused", "finished": "finished"}
+        self.progress.state = going.get(self.state.name, "stopped")
+        return changed or self.state != before
+
+    def _stamp(self, name: str) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.folder.path / name)
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+    def _read_records(self) -> None:
+        file = self.folder.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        with file.open("rb") as records:
+            found = os.fstat(records.fileno())
+            if found.st_ino != self._inode or found.st_size < self._offset:  # the run was begun again, or resumed
+                self._inode, self._offset = found.st_ino, 0
+                self._begin()
+            records.seek(self._offset)
+            for line in records.read().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    self._offset += len(line)
+                    self._take(json.loads(line))
+
+    def _take(self, record: dict[str, Any]) -> None:
+        """Take in one record, by a clock that stands still while nobody trains: pauses must not slow the estimate."""
+        written = record.get("time", self._then)
+        if record["kind"] == "train":
+            n_images = (record["step"] - self.progress.step) * self.folder.params.batch_size
+            self._now += n_images / record["images_per_s"] if record["images_per_s"] else 0.0
+        elif record["kind"] == "validation":
+            self._now += max(0.0, written - self._then)
+        elif record["kind"] == "start":
+            self.n_images = dict(record.get("n_images", {}))
+        self._then = written
+        self.progress.update(record)
