@@ -56,7 +56,7 @@ class TestEveryKind:
         augment(images, kind, 20, seeded())
         assert torch.equal(images, before)
 
-    @pytest.mark.parametrize("kind", set(KINDS) - {"none"})
+    @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"none"}))
     def test_every_image_is_changed_by_itself_and_anew_each_time(self, kind: str) -> None:
         images, generator = noise(1).expand(12, -1, -1, -1), seeded()
         views = torch.cat([augment(images, kind, 13, generator), augment(images, kind, 13, generator)])

@@ -61,7 +61,8 @@ def test_the_train_notebook_leaves_figures_that_show_everywhere(trained):
 
 def test_the_train_notebook_reports_progress_in_few_plain_lines(trained):
     lines = text(trained / "train.ipynb").splitlines()
-    assert re.match(r"step 0/12 \(0%\)", lines[0])
+    assert "not started yet; to steer it: notebooks/steer.ipynb" in lines[0]
+    assert re.match(r"step 0/12 \(0%\)", lines[1])
     assert re.match(
         r"step 12/12 \(100%\)  \d+ images/s  loss \d+\.\d\d  R@1 \d+\.\d .*test R@1 \d+\.\d, finished in", lines[-1]
     )

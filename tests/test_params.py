@@ -216,6 +216,7 @@ def test_what_influences_results_changes_the_run_name(name):
         "nested_dims": [16],
         "offline_teachers": "x",
         "relational": "excess",
+        "replay": "x",
         "sampler_smoothing": 0.5,
         "teacher_hidden_dims": [3],
         "weights": "x",

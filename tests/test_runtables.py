@@ -209,3 +209,33 @@ def test_the_table_has_a_column_for_everything(tmp_path):
     table = runtables.table(RunReader(str(tmp_path)).read())
     assert table["run"].tolist() == ["one"]
     assert table["r_at_1"].tolist() == [50]
+
+
+def test_a_run_that_is_named_is_compared_with_the_best_of_another_recipe_and_its_seed(tmp_path):
+    for place, (name, recipe, seed) in enumerate(
+        [("best", "udon", 0), ("same_recipe", "udon", 1), ("other_seed", "us_rr", 0), ("wanted", "us_rr", 1)]
+    ):
+        loss = {"sampler_loss": "student"} if recipe == "us_rr" else {}
+        write_run(tmp_path, name, {"emoji": [1.0] * (9 - place) + [0.0] * place}, recipe=recipe, seed=seed, **loss)
+    found = RunReader(str(tmp_path)).read()
+    assert [row.run for row in found] == ["best", "same_recipe", "other_seed", "wanted"]
+    assert choose_two(found) == ("other_seed", "best")
+    assert choose_two(found, b="same_recipe") == ("wanted", "same_recipe")
+    assert choose_two(found, a="wanted") == ("wanted", "best")
+    assert choose_two(found, a="best") == ("best", "other_seed")
+    assert choose_two(found, a="best", b="best") == ("best", "best")
+
+
+def test_the_time_left_does_not_count_pauses(tmp_path):
+    folder = write_run(tmp_path, "paused", finished=False, began="2026-01-01T00:00:00+0000", step=10)
+    start = 1767225600
+    writer = RunWriter(RunFolder(folder))  # somebody trains it
+    entry = {"kind": "steering", "step": 10, "number": 1}
+    with (folder / "metrics.jsonl").open("a") as records:
+        for seconds, paused in ((20, True), (3620, False)):
+            records.write(json.dumps(entry | {"paused": paused, "time": start + seconds}) + "\n")
+    os.utime(folder / "metrics.jsonl", (start + 3630, start + 3630))
+    row = rows(tmp_path)["paused"]
+    writer.close()
+    assert row.state == "training"
+    assert row.seconds_left == pytest.approx(90)  # 30 of 40 steps, at 3 seconds a step

@@ -715,3 +715,86 @@ def test_the_latest_run_is_the_one_that_trains_or_else_the_one_that_wrote_last(s
     with (home / "older" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert find_run("latest", str(tmp_path)).path.name == "older"
+
+
+# What a run that went another way must not keep
+
+
+def test_the_best_model_of_a_way_that_was_left_is_not_kept(data, tmp_path):
+    run = open_run(params(data, tmp_path, eval_every=5, checkpoint_every=5))
+    training = run.train()
+    for record in training:
+        if record["kind"] == "train" and record["step"] == 7:
+            change_control(run.path, evaluate=True)
+        if record["kind"] == "validation" and record["step"] == 7:
+            break  # killed before the checkpoint that knows of this validation
+    if record["best"]:
+        assert (run.path / "checkpoints" / "next.pt").exists()
+    else:  # make it the best, so that the test holds whatever this tiny model finds
+        torch.save(run.load_model_state() | {"step": 7, "r_at_1": 99.0}, run.path / "checkpoints" / "next.pt")
+    training.close()
+    change_control(run.path, multipliers={"emoji": 0.0})
+    finish(open_run(run.params))
+    validated = dict(zip(run.validation()["step"], run.validation()["r_at_1"], strict=True))
+    assert 7 not in validated
+    assert run.summary()["best_step"] in validated
+    assert not (run.path / "checkpoints" / "next.pt").exists()
+
+
+def test_a_best_model_that_the_checkpoint_knows_is_kept(data, plain, tmp_path):
+    shutil.copytree(plain.path, tmp_path / "runs" / "plain")
+    run = open_run(plain.params.model_copy(update={"outputs": str(tmp_path)}))
+    (run.path / "summary.json").unlink()
+    state = checkpoint(run)
+    best = run.load_model_state() | {"step": state["validated"], "r_at_1": state["best"]}
+    torch.save(best, run.best.with_name("next.pt"))  # killed between the two files
+    run.best.unlink()
+    finish(run)
+    assert run.summary()["best_step"] == state["validated"]
+    assert run.evaluation().equals(plain.evaluation())
+
+
+def test_muting_all_that_has_a_share_is_refused_and_the_run_goes_on(data, tmp_path):
+    shares = {"emoji": 1.0, "flags": 1.0, "earth": 0.0}
+    run = open_run(params(data, tmp_path, sampler="fixed", fixed_shares=shares))
+    drive(run, {3: {"multipliers": {"emoji": 0.0, "flags": 0.0}}})
+    [entry] = run.interventions()
+    assert "no domain is left to train" in entry.refused
+    assert run.state().name == "finished"
+
+
+def test_a_muted_domain_keeps_its_weight_until_it_is_let_go(data, tmp_path):
+    run = open_run(params(data, tmp_path, update_every=2))
+    drive(run, {2: {"multipliers": {"emoji": 0.0}}, 8: {"multipliers": {"emoji": None}}})
+    table = run.allocation().pivot(index="step", columns="domain")
+    muted = table.loc[4:7]
+    assert muted["weight"]["emoji"].nunique() == 1
+    assert muted["weight"]["emoji"].iloc[0] > 0.2
+    assert (muted["share"]["emoji"] == 0).all()
+    assert table["weight"].sum(axis=1).to_numpy() == pytest.approx(1)
+    assert table.loc[8]["share"]["emoji"] == pytest.approx(table.loc[8]["weight"]["emoji"])
+
+
+def test_several_changes_at_a_step_leave_one_allocation_of_it(data, tmp_path):
+    run = open_run(params(data, tmp_path))
+    waits = threading.Event()
+
+    def steer_while_paused():
+        while run.state().name != "paused" and not waits.wait(0.01):
+            pass
+        for factor in (2.0, 3.0):
+            number = change_control(run.path, multipliers={"emoji": factor}).number
+            while run.interventions()[-1].number < number and not waits.wait(0.01):
+                pass
+        change_control(run.path, paused=False)
+
+    thread = threading.Thread(target=steer_while_paused, daemon=True)
+    thread.start()
+    drive(run, {3: {"paused": True}})
+    waits.set()
+    thread.join(10)
+    table = run.allocation()
+    assert not table.duplicated(["step", "domain"]).any()
+    found = table[table["step"] == 3].set_index("domain")
+    weights, names = found["weight"].to_numpy(), list(found.index)
+    assert found["share"].to_numpy() == pytest.approx(effective_shares(weights, names, {"emoji": 3.0}, {}))

@@ -1,8 +1,10 @@
 """Colours that everybody can tell apart on every page, and a renderer that never blocks a notebook."""
 
+import base64
 import copy
 import importlib.util
 import itertools
+import threading
 
 import numpy as np
 import plotly.graph_objects as go
@@ -107,9 +109,30 @@ def test_a_browser_that_dies_costs_the_images_and_not_the_figures(monkeypatch, c
         raise RuntimeError("Executor is closed.")
 
     monkeypatch.setattr(kaleido, "calc_fig_sync", die)
+    monkeypatch.setattr(kaleido, "calc_fig", die)
     renderer = style._PngOrNothing()
     figure = go.Figure(go.Bar(y=[1])).to_dict()
     drawn = [copy.copy(renderer).to_mimebundle(figure) for _ in range(3)]  # as plotly does
     assert drawn == [{}, {}, {}]
-    assert len(calls) == 1
+    assert len(calls) == 2  # the one browser, then one of its own
     assert capsys.readouterr().out.count("Static images of figures are off") == 1
+
+
+def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsys):
+    import kaleido
+
+    over = threading.Event()
+
+    async def draw(figure, opts, kopts):
+        return b"png of " + opts["format"].encode()
+
+    monkeypatch.setattr(style, "PNG_SECONDS", 0.2)
+    monkeypatch.setattr(kaleido, "calc_fig_sync", lambda *_, **__: over.wait(20))
+    monkeypatch.setattr(kaleido, "calc_fig", draw)
+    renderer = style._PngOrNothing()
+    figure = go.Figure(go.Bar(y=[1])).to_dict()
+    drawn = [copy.copy(renderer).to_mimebundle(figure)["image/png"] for _ in range(2)]
+    over.set()
+    assert [base64.b64decode(png) for png in drawn] == [b"png of png"] * 2
+    assert renderer.ways == [style._by_a_browser_of_its_own]  # nobody waits for the other one again
+    assert capsys.readouterr().out == ""

@@ -23,8 +23,8 @@ from udonlib.errors import UserError
 from udonlib.evaluation import Evaluation, evaluate, loading
 from udonlib.images import ImageReader
 from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel
-from udonlib.runs import Run, pick_device
+from udonlib.models import EmbeddingModel, pick_device
+from udonlib.runs import Run
 
 # What specialists must share: the images they see, where those come from, and the size of their embedding.
 SHARED = ("data", "images", "image_size", "precision", "on_bad_image", "k", "student_dim")

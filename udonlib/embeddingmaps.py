@@ -28,12 +28,12 @@ from udonlib.evaluationfiles import load_outcomes
 from udonlib.gaps import GROUPS, paired
 from udonlib.images import ImageReader
 from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel
+from udonlib.models import EmbeddingModel, pick_device
 from udonlib.neighbourhoods import Lists, lists
 from udonlib.notebookparams import EmbeddingsParams
 from udonlib.params import PROJECT
 from udonlib.runfolder import RunFolder
-from udonlib.runs import Run, load_run, pick_device
+from udonlib.runs import Run, load_run
 from udonlib.sources import Source
 
 NO_QUERY = "not a query"

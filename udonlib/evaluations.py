@@ -45,11 +45,10 @@ from udonlib.evaluationfiles import load_neighbours, load_outcomes, save_neighbo
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
 from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel
+from udonlib.models import EmbeddingModel, pick_device
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import PROJECT
 from udonlib.runfolder import write_json, write_text
-from udonlib.runs import pick_device
 from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
 

@@ -48,7 +48,8 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     name; this does not. Shows every later UserError as its message alone.
 
     Args:
-        cells: sources of the cells in the order in which they ran; the last parameters cell counts.
+        cells: sources of the cells in the order in which they ran; the last parameters cell counts. Empty ones, of a
+            kernel that keeps no history: the values are those that the notebook's names have now.
         model: what to build.
 
     Raises:
@@ -64,6 +65,8 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
             own, injected = assigned, {}
         elif kind == "injected":
             injected = injected | assigned
+    if not any(cells):  # a kernel that keeps no history, such as nbval's
+        own = _namespace(known)
     if own is None:
         raise UserError("no parameters cell has run: run the cell with the parameters first")
     chosen = {name: value for name, value in own.items() if value is not None}
@@ -97,6 +100,20 @@ def friendly_errors() -> None:
     shell = get_ipython()
     if shell is not None:
         shell.set_custom_exc((UserError,), show)
+
+
+def _namespace(known: Iterable[str]) -> dict[str, Any] | None:
+    """Read the parameters from the notebook's names, where the cells that set them are not known; None: there are none.
+
+    Good enough right after the parameters cell, when no name has become something else yet.
+    """
+    from IPython.core.getipython import get_ipython  # only notebooks need IPython
+
+    shell = get_ipython()
+    names = shell.user_ns if shell is not None else {}
+    wanted = {*known, *names.get("__annotations__", {})} & set(names)
+    plain = str | int | float | dict | list | tuple | None
+    return {name: names[name] for name in wanted if isinstance(names[name], plain)} or None
 
 
 def _assignments(cell: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:

@@ -118,7 +118,8 @@ class RunFolder:
             for seen in [record["images_seen"]]
             for domain, weight in record["weights"].items()
         ]
-        return pd.DataFrame(rows, columns=["step", "domain", "weight", "share", "images_seen"])
+        table = pd.DataFrame(rows, columns=["step", "domain", "weight", "share", "images_seen"])
+        return table.drop_duplicates(["step", "domain"], keep="last", ignore_index=True)  # several changes at a step
 
     def interventions(self) -> list[Intervention]:
         """What a person did to the run, in order; empty for a run that was left alone."""

@@ -121,12 +121,7 @@ class RunPage:
         for pick, wanted in zip(picked, (self.params.run_a, self.params.run_b), strict=True):
             otherwise = latest if wanted == "latest" else None
             names.append(next((name for name in (pick, wanted) if name in there), otherwise))
-        auto = choose_two(self.rows)
-        for place in (1, 0):
-            if names[place] is None and auto is not None:
-                names[place] = auto[place] if auto[place] != names[1 - place] else auto[1 - place]
-        a, b = names
-        return None if a is None or b is None else (a, b)
+        return choose_two(self.rows, *names)
 
     # What the cells show
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from udonlib.gridtables import EMBEDDERS
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 
-TAIL = 1 << 18  # bytes of metrics.jsonl that hold its last validation, with room to spare
+TAIL = 1 << 23  # bytes of metrics.jsonl that are read: a hundred thousand steps of a run that logs often
 UNREADABLE = "unreadable"
 UNKNOWN = math.nan
 
@@ -139,15 +140,23 @@ def with_state(row: RunRow, run: RunFolder) -> RunRow:
 
 
 def _seconds_left(row: RunRow, run: RunFolder, until: float) -> float | None:
-    """Missing steps at the pace between the last start and the last record; that has validations in it."""
+    """Missing steps at the pace between the last start and the last record; validations are in it, pauses are not."""
     try:
         last = run.provenance()[-1]
-        done, seconds = (row.step or 0) - int(last.get("from_step", 0)), until - _seconds(last["time"])
+        began = _seconds(last["time"])
+        done, seconds = (row.step or 0) - int(last.get("from_step", 0)), until - began
+        seconds -= _paused_seconds(_tail(run.path / "metrics.jsonl"), began)
     except (IndexError, KeyError, TypeError, ValueError, OSError):
         return None
     if row.state != "training" or row.steps is None or done <= 0 or not seconds > 0:
         return None
     return max(0, row.steps - (row.step or 0)) * seconds / done
+
+
+def _paused_seconds(records: list[dict[str, Any]], since: float) -> float:
+    """How long a person held the run up: from each record of a pause to the next one of steering."""
+    steering = [r for r in records if r["kind"] == "steering" and r.get("time", 0) >= since]
+    return float(sum(b["time"] - a["time"] for a, b in itertools.pairwise(steering) if a["paused"]))
 
 
 def _with_costs(row: RunRow, summary: dict[str, Any]) -> RunRow:

@@ -31,7 +31,7 @@ from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_neighbours
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.modelevaluation import evaluate_model, save_evaluation
-from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
+from udonlib.models import EmbeddingModel, create_model, model_cost, pick_device, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
 from udonlib.runfolder import RunFolder, run_folder, write_json
@@ -41,22 +41,6 @@ from udonlib.training import Record, Trainer, merged_r_at_1
 
 # What a run may be resumed with although it is another value than it began with.
 CHANGEABLE = WITHOUT_EFFECT - {"seed"}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes a GPU where there is one.
-
-    Raises:
-        UserError: "parameter 'device': ..." for a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind = name.partition(":")[0]
-    if not available[kind]:
-        valid = ", ".join(kind for kind, there in available.items() if there)
-        raise UserError(f"parameter 'device': found {name!r}, which this machine does not have; valid: auto, {valid}")
-    return torch.device(name)
 
 
 class Run(RunFolder):
@@ -141,7 +125,15 @@ class Run(RunFolder):
                 self._clear()
             seconds_before = self._resume(trainer, writer, device)
             sampler, taken = trainer.sampler, trainer.n_interventions
-            commands = Commands(self.path, sampler.names, taken, sampler.multipliers, sampler.locks, replayed)
+            commands = Commands(
+                self.path,
+                sampler.names,
+                taken,
+                sampler.multipliers,
+                sampler.locks,
+                replayed,
+                lambda: sampler.weights.tolist(),
+            )
             trainer.commands = commands
 
             def seconds() -> float:
@@ -162,12 +154,12 @@ class Run(RunFolder):
                 if record["kind"] == "checkpoint":
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
                     state["statistics"] = statistics
-                    writer.save(self.last, state)
+                    writer.save_last(state)
                 else:
                     if record["kind"] == "validation" and record["best"]:
                         best = {"model": trainer.kept.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
                         best["statistics"] = statistics
-                        writer.save(self.best, best)
+                        writer.save_best(best)
                     writer.record(record)
                 yield record
             train_seconds = seconds()
@@ -227,6 +219,9 @@ class Run(RunFolder):
             state = torch.load(self.last, map_location=device, weights_only=True)
             trainer.load_state_dict(state)
             n_records, seconds = state["n_records"], state["seconds"]
+            writer.settle(state)
+        else:
+            writer.settle(None)
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
         return seconds
 

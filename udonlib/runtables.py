@@ -109,23 +109,34 @@ def find_row(rows: Sequence[RunRow], name: str, parameter: str) -> RunRow:
     return found
 
 
-def choose_two(rows: Sequence[RunRow]) -> tuple[str, str] | None:
+def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = None) -> tuple[str, str] | None:
     """Two runs that are worth comparing, (A, B): B is the best that was trained, A the best of another recipe.
 
-    Both have the data that most trained runs have, and the same seed if possible. Where nothing fits, the two that come
-    first; None: fewer than two that can be read.
+    Both have the same data, that of most trained runs, and the same seed if possible. Where nothing fits, the two that
+    come first; None: fewer than two that can be read.
+
+    Args:
+        rows: best first.
+        a: A where it is chosen already.
+        b: B where it is chosen already.
     """
     readable = [row for row in rows if row.values]
     if len(readable) < 2:
         return None
+    if a is not None and b is not None:
+        return a, b
     trained = [row for row in readable if row.step and not math.isnan(row.r_at_1)]
-    data = Counter(row.fingerprint for row in trained)
-    trained = [row for row in trained if data[row.fingerprint] == max(data.values())]
-    if len(trained) < 2:
-        return readable[1].run, readable[0].run
-    best, *others = trained
-    others.sort(key=lambda row: (row.recipe == best.recipe, row.seed != best.seed))  # stable: the better one first
-    return others[0].run, best.run
+    fixed = next((row for row in rows if row.run in (a, b)), None)
+    if fixed is None:
+        data = Counter(row.fingerprint for row in trained)
+        most = next((row.fingerprint for row in trained if data[row.fingerprint] == max(data.values())), "")
+        fixed = next((row for row in trained if row.fingerprint == most), readable[0])
+    others = [row for row in trained if row.run != fixed.run and row.fingerprint == fixed.fingerprint]
+    others = others or [row for row in readable if row.run != fixed.run]
+    if a is not None and trained and trained[0].run != a and trained[0] in others:
+        return a, trained[0].run
+    others.sort(key=lambda row: (row.recipe == fixed.recipe, row.seed != fixed.seed))  # stable: the better one first
+    return (a, others[0].run) if a is not None else (others[0].run, fixed.run)
 
 
 def _signature(folder: Path) -> Signature:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -81,10 +82,29 @@ class RunWriter:
         if isinstance(table, pd.DataFrame):
             self._curves.flush()
 
-    def save(self, path: Path, state: Mapping[str, object]) -> None:
-        """Replace a checkpoint."""
-        with replacing(path) as file:
-            torch.save(dict(state), file)
+    def save_best(self, state: Mapping[str, object]) -> None:
+        """Keep the best model so far aside, until a checkpoint knows of it: a killed run may go on another way."""
+        _save(self._next, state)
+
+    def save_last(self, state: Mapping[str, object]) -> None:
+        """Replace the checkpoint to go on from, and with it the best model."""
+        _save(self.folder.last, state)
+        if self._next.exists():
+            self._next.replace(self.folder.best)
+
+    def settle(self, state: Mapping[str, Any] | None) -> None:
+        """Decide about a best model that was kept aside when the run was killed: does the checkpoint know of it?"""
+        if not self._next.exists():
+            return
+        kept = torch.load(self._next, map_location="cpu", weights_only=True)
+        if state is not None and (state["validated"], state["best"]) == (kept["step"], kept["r_at_1"]):
+            self._next.replace(self.folder.best)
+        else:
+            self._next.unlink()
+
+    @property
+    def _next(self) -> Path:
+        return self.folder.best.with_name("next.pt")
 
     def note_end(self, error: BaseException) -> None:
         """Say why the run is not being trained any more, for those who look at it later."""
@@ -138,3 +158,8 @@ def provenance(params: DataParams, catalog: Catalog, device: torch.device) -> di
         "data": catalog.name,
         "data_fingerprint": catalog.fingerprint,
     }
+
+
+def _save(path: Path, state: Mapping[str, object]) -> None:
+    with replacing(path) as file:
+        torch.save(dict(state), file)

@@ -199,10 +199,17 @@ class Sampler:
         self.n_images[d] += n_images
 
     def advance(self) -> None:
-        """End the window: update the weights from its losses, draw the next schedule."""
+        """End the window: update the weights from its losses, draw the next schedule.
+
+        A domain that a person has muted keeps its weight until it is let go.
+        """
         self.start, self.stop = self.stop, min(self.stop + self.update_every, self.n_slots)
         if self.strategy == "dynamic":
             updated = updated_weights(self.weights, self.loss_sums, self.n_images)
+            muted = (self.shares == 0) & (self.n_images == 0)
+            if muted.any():  # by a person: else its weight would shrink from window to window
+                updated[muted] = self.weights[muted]
+                updated[~muted] *= (1 - updated[muted].sum()) / updated[~muted].sum()
             self.weights = self.smoothing * self.weights + (1 - self.smoothing) * updated
             self._ordered = False
         if not self._ordered or self.multipliers or self.locks:

@@ -79,7 +79,8 @@ def open_sampler(params: SamplerParams) -> Explored:
     check = _check(params, source)
     check_setting = None
     if check:
-        whole = catalog if len(catalog.names) == len(_domains(check)) else _catalog(params, check.params, check, "all")
+        names = _domains(check)
+        whole = catalog if list(catalog.names) == names else _catalog(params, check.params, check, tuple(names))
         if set(_domains(check)) - set(curves):
             if params.check != "auto":
                 raise UserError(

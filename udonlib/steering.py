@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,6 +175,7 @@ class Commands:
         multipliers: of the state.
         locks: of the state.
         replay: folder of another run whose interventions to repeat; this one cannot be steered then.
+        weights: the adaptive weights now, in the order of the names; None: all are more than 0.
     """
 
     def __init__(
@@ -185,9 +186,11 @@ class Commands:
         multipliers: Mapping[str, float] | None = None,
         locks: Mapping[str, float] | None = None,
         replay: Path | None = None,
+        weights: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         self.paused_seconds = 0.0
         self._folder, self._names, self._replays = folder, tuple(names), replay is not None
+        self._weights = weights or (lambda: [1.0] * len(names))
         self._multipliers, self._locks = dict(multipliers or {}), dict(locks or {})
         self._log = interventions(folder)
         places = [place for place, entry in enumerate(self._log) if entry.matters]
@@ -279,8 +282,9 @@ class Commands:
             for name in getattr(wanted, field):
                 if name not in self._names:
                     raise UserError(f"control.json: {field}: no domain '{name}'; {nearest(name, self._names)}")
-        if not any(wanted.locks.get(name, wanted.multipliers.get(name, 1.0)) > 0 for name in self._names):
-            raise UserError("control.json: no domain is left to train: every multiplier or lock is 0")
+        weights = zip(self._names, self._weights(), strict=True)
+        if not any(wanted.locks.get(name, weight * wanted.multipliers.get(name, 1.0)) > 0 for name, weight in weights):
+            raise UserError("control.json: no domain is left to train: every lock, or weight times multiplier, is 0")
 
     def _new(self, entry: Intervention) -> Intervention:
         """Write something new into the log, before it is done. Where it matters, what was to be repeated is void."""

@@ -4,11 +4,13 @@ All of it reads on a light and on a dark page: backgrounds are transparent, text
 white and on #111111. A domain has the same colour everywhere.
 """
 
+import asyncio
 import base64
+import contextlib
 import importlib.util
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import plotly.graph_objects as go
@@ -35,6 +37,7 @@ EMBEDDERS = {  # name -> colour, fill pattern: told apart without colour, too
     "pixels": ("#a8a8a8", "."),
 }
 PNG_WIDTH = 900  # pixels
+PNG_SECONDS = 45  # for one image; a browser that starts on a busy machine needs some of them for its first one
 # JupyterLab shows a figure's image until the mouse is on it, then the figure; without this, in the image's own width.
 FIT_IMAGES = "<style>.jp-RenderedPlotly .plot-img { max-width: 100%; }</style>"
 AXIS = {"font": {"size": 13}, "standoff": 8}
@@ -62,32 +65,49 @@ TEMPLATE = go.layout.Template(
 
 
 class _PngOrNothing(PngRenderer):
-    """A PNG beside the interactive figure. After a first failure none: a dead browser must not block a notebook."""
+    """A PNG beside the interactive figure; none where no browser draws one: a dead browser must not block a notebook.
+
+    One browser draws all figures. Now and then it does not come up, or dies, and kaleido would wait for it without
+    limit: then each figure gets a browser of its own, and where that does not answer either, there are no more images.
+    """
 
     def __init__(self) -> None:
         super().__init__(width=PNG_WIDTH, scale=1)
-        self.failures: list[str] = []  # a list, since plotly draws with shallow copies of its renderers
+        # What is still to be tried; a list, since plotly draws with shallow copies of its renderers.
+        self.ways: list[Callable[..., bytes]] = [_by_the_one_browser, _by_a_browser_of_its_own]
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
-        png: list[bytes] = []
-        if not self.failures:
-            # kaleido waits without limit for a server whose browser is gone: hence the thread.
-            call = threading.Thread(target=self._draw, args=(fig_dict, png), daemon=True)
-            call.start()
-            call.join(timeout=60)
-        if not png and not self.failures:
-            self.failures.append("no answer")
-            print("Static images of figures are off from here: the browser that draws them does not answer.")
-        return {"image/png": base64.b64encode(png[0]).decode()} if png else {}
-
-    def _draw(self, fig_dict: dict[str, Any], png: list[bytes]) -> None:
-        import kaleido  # optional: without it figures are interactive only
-
         size = {"width": self.width, "height": fig_dict["layout"].get("height", 450), "scale": self.scale}
-        try:
-            png.append(kaleido.calc_fig_sync(fig_dict, opts={"format": "png", **size}))
-        except Exception:  # whatever a browser can die of; the figure shows without its image
-            png.clear()
+        while self.ways:
+            png: list[bytes] = []
+            call = threading.Thread(
+                target=_try, args=(self.ways[0], fig_dict, {"format": "png", **size}, png), daemon=True
+            )
+            call.start()
+            call.join(timeout=PNG_SECONDS)
+            if png:
+                return {"image/png": base64.b64encode(png[0]).decode()}
+            self.ways.pop(0)
+            if not self.ways:
+                print("Static images of figures are off from here: the browser that draws them does not answer.")
+        return {}
+
+
+def _try(way: Callable[..., bytes], figure: dict[str, Any], options: dict[str, Any], png: list[bytes]) -> None:
+    with contextlib.suppress(Exception):  # whatever a browser can die of; the figure shows without its image
+        png.append(way(figure, options))
+
+
+def _by_the_one_browser(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    import kaleido  # optional: without it figures are interactive only
+
+    return kaleido.calc_fig_sync(figure, opts=options)
+
+
+def _by_a_browser_of_its_own(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    import kaleido
+
+    return asyncio.run(kaleido.calc_fig(figure, opts=options, kopts={"mathjax": False}))
 
 
 def use_renderer() -> str:

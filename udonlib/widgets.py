@@ -55,7 +55,7 @@ _open: dict[Path, Panel] = {}  # the panels of this kernel, by the run's folder
 
 
 def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
-    """Show the panel of a run. Where nobody looks at the kernel, say what a panel would say, in a line.
+    """Show the panel of a run. Where it has finished, or nobody looks at the kernel, a line says where it stands.
 
     Args:
         run: the run, its name or path, or "latest": the one that trains now, or that wrote last.
@@ -66,7 +66,8 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
     if isinstance(run, str):
         run = find_run(run, outputs)
     _ = run.params
-    if has_front_end():
+    finished = run.status == "finished" and not run.params.overwrite
+    if has_front_end() and not finished:
         if (before := _open.pop(run.path, None)) is not None:
             before.close()  # the cell was run again, and nobody sees the former panel any more
         panel = _open[run.path] = Panel(run)
@@ -74,7 +75,7 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
         panel.start()
         return panel
     text = run.state().text
-    how = "" if run.status == "finished" else f'; to steer it: notebooks/steer.ipynb with run = "{run.path.name}"'
+    how = "" if finished else f'; to steer it: notebooks/steer.ipynb with run = "{run.path.name}"'
     print(f"{run.path.name}: {text}{how}", flush=True)
     return None
 

@@ -39,7 +39,7 @@ SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page
 }
-SECONDS = 12.0  # how long a condition is waited for, where a test does not say
+SECONDS = 60.0  # how long a condition is waited for, where a test does not say
 
 READY = """() => {
     const panel = window.jupyterapp?.shell.currentWidget;

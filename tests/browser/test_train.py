@@ -26,9 +26,9 @@ def test_all_of_it_runs_and_shows(lab: Lab, tmp_path):
     assert notebook.cell_errors() == []
     assert notebook.errors == []
 
-    live = notebook.output(TRAINING)
+    live = notebook.output(TRAINING).last  # below the panel
     assert live.locator(".udon-live").is_visible()
-    assert live.locator("polyline").count() == 5  # losses of two domains; R@1 of both and their mean
+    assert live.locator(".udon-live polyline").count() == 5  # losses of two domains; R@1 of both and their mean
     assert "test R@1" in live.inner_text()
     assert "finished in" in live.inner_text()
     assert only_run(tmp_path).summary()["steps"] == 12
