@@ -9,6 +9,7 @@
 # Another Python:                            make train PYTHON=python3.12
 # An environment that is active already:     make train VENV= PYTHON=python
 # Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
+# Some tests:                                make test TESTS=tests/test_sampler.py
 # Another grid, two runs at a time:          make ablations ARGS='-p rows no_kl,no_rel -p jobs 2'
 
 ifndef PYTHON
@@ -43,7 +44,12 @@ ablations: $(READY)
 	@echo "The executed notebook is outputs/ablations.ipynb; tables and logs are in outputs/ablations/."
 
 test: $(READY)
+ifdef TESTS
 	$(PY) -m pytest $(TESTS)
+else
+	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/browser
+	$(PY) -m pytest tests/browser
+endif
 
 check: $(READY)
 	$(PY) -m ruff check .

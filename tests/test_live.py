@@ -1,6 +1,7 @@
 """What is shown while a run trains: few lines in a log, one output in a cell, an honest estimate of the time."""
 
 import io
+import itertools
 import math
 import re
 from contextlib import redirect_stdout
@@ -272,3 +273,13 @@ def test_a_run_without_steps_is_done_from_the_beginning():
     progress = live.Progress(TrainParams(recipe="features", eval_every=300), Clock())
     assert progress.line().startswith("step 0/0 (100%)")
     assert "step 0 / 0 (100%)" in live.page(progress)
+
+
+def test_a_long_curve_keeps_points_that_are_evenly_spread():
+    curve = []
+    for step in range(5, 20_001, 5):
+        live._extend(curve, step, float(step))
+    steps = [step for step, _ in curve]
+    assert len(curve) <= live.CURVE_POINTS
+    assert (steps[0], steps[-1]) == (5, 20_000)
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 5 * 20_000 / live.CURVE_POINTS

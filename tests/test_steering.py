@@ -179,7 +179,9 @@ def test_a_line_that_is_none_of_ours_is_named(tmp_path, line):
         ({"multipliers": {"emoji": 2.0}, "paused": True}, "paused"),
         ({"stop": True}, "stopped"),
         ({}, "resumed"),
-        ({"paused": True, "refused": "no domain 'x'"}, "refused: no domain 'x'"),
+        ({"paused": True, "refused": "no domain 'x'"}, "refused: no domain 'x', paused"),
+        ({"steers": True, "locks": dict.fromkeys("abcdefg", 0.1)}, "7 domains locked"),
+        ({"steers": True, "multipliers": {"a": 2.0}, "locks": {"a": 0.5}}, "a locked at 50.0%"),
     ],
 )
 def test_an_intervention_says_what_was_done(values, text):
@@ -526,3 +528,36 @@ def test_the_log_is_replaced_whole(tmp_path):
         assert len(before.readlines()) == 1
     assert len(interventions(tmp_path)) == 2
     assert os.listdir(tmp_path).count("steering.jsonl") == 1
+
+
+def test_a_stop_beside_a_refused_allocation_stops_and_the_refused_is_taken_back(tmp_path):
+    commands = follow(tmp_path)
+    change_control(tmp_path, "me", multipliers={"emoji": 2.0})
+    assert commands.take(1).multipliers == {"emoji": 2.0}
+    change_control(tmp_path, "me", multipliers=dict.fromkeys(NAMES, 0.0), stop=True)
+    refused = commands.take(2)
+    assert "no domain is left" in refused.refused
+    assert (refused.stop, refused.steers, refused.multipliers) == (True, False, {"emoji": 2.0})
+    assert read_control(tmp_path).multipliers == {"emoji": 2.0}
+    assert commands.take(3) is None
+    change_control(tmp_path, "me", locks={"flags": 0.5})
+    assert commands.take(4).locks == {"flags": 0.5}
+
+
+def test_numbers_go_on_from_the_log_where_the_control_file_was_removed(tmp_path):
+    commands = follow(tmp_path)
+    first = change_control(tmp_path, "me", multipliers={"emoji": 2.0}).number
+    commands.take(1)
+    (tmp_path / "control.json").unlink()
+    second = change_control(tmp_path, "me", save=True).number
+    assert second > first
+    assert commands.take(2).number == second
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(UserError, match="cannot be written to, so the run cannot be steered: Permission denied"):
+        change_control(tmp_path, save=True)

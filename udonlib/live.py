@@ -126,7 +126,7 @@ class Progress:
             case "allocation":
                 self.weights = dict(record["weights"])
                 self.shares = dict(record["shares"] if "shares" in record else record["weights"])
-                _extend(self.allocations, step, self.shares)
+                self.allocations.append((step, self.shares))
             case "steering":
                 done = Intervention(**{name: value for name, value in record.items() if name not in ("kind", "time")})
                 self.interventions.append((step, str(done)))
@@ -319,8 +319,13 @@ def _polyline(curve: Curve, progress: Progress, width: int, colour: str) -> str:
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
 
 
-def _extend(curve: list[tuple[int, Any]], step: int, value: Any) -> None:
-    """Append a point; a curve that grows long loses every second one."""
+def _extend(curve: Curve, step: int, value: float) -> None:
+    """Append a point; a curve that has grown long keeps points that are evenly spread over its steps."""
     curve.append((step, value))
     if len(curve) > CURVE_POINTS:
-        del curve[1:-1:2]
+        apart = (step - curve[0][0]) / (CURVE_POINTS / 2)
+        kept = curve[:1]
+        for point in curve[1:-1]:
+            if point[0] - kept[-1][0] >= apart:
+                kept.append(point)
+        curve[:] = [*kept, curve[-1]]

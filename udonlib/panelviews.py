@@ -66,8 +66,9 @@ def numbers(progress: Progress, domain: str) -> str:
     curve = progress.r_at_1.get(domain)
     bar = ""
     if share is not None:
-        rect = f'<rect width="{40 * share / largest:.1f}" height="10" y="3" rx="2" fill="{colour}"/>'
-        bar = f'<svg width="42" height="16" style="vertical-align:middle">{rect}</svg> {share:.1%}'
+        rect = f'<rect width="{34 * share / largest:.1f}" height="10" y="3" rx="2" fill="{colour}"/>'
+        text = f'<span style="display:inline-block;width:46px">{share:.1%}</span>'
+        bar = f'<svg width="36" height="16" style="vertical-align:middle">{rect}</svg>{text}'
     return _cells(
         [
             f"{progress.weights[domain]:.1%}" if domain in progress.weights else "–",
@@ -80,7 +81,7 @@ def numbers(progress: Progress, domain: str) -> str:
     )
 
 
-WIDTHS = (50, 92, 50, 50, 54, 38)  # pixels
+WIDTHS = (48, 92, 46, 48, 58, 36)  # pixels
 
 
 def _cells(texts: Sequence[str]) -> str:
@@ -112,11 +113,12 @@ def loss_chart(progress: Progress) -> str:
 def allocation_chart(progress: Progress) -> str:
     """The shares of steps as stacked areas; what has not been trained yet shows what is in force."""
     colours, areas = domain_colours(progress.domains), []
-    steps = [step for step, _ in progress.allocations]
+    allocations = _spread(progress)
+    steps = [step for step, _ in allocations]
     ends = [*steps[1:], max(progress.step, steps[-1])] if steps else []
     base = [0.0] * len(steps)
     for name, colour in colours.items():
-        tops = [low + shares.get(name, 0.0) for low, (_, shares) in zip(base, progress.allocations, strict=True)]
+        tops = [low + shares.get(name, 0.0) for low, (_, shares) in zip(base, allocations, strict=True)]
         upper = [point for a, b, y in zip(steps, ends, tops, strict=True) for point in ((a, y), (b, y))]
         lower = [point for a, b, y in zip(steps, ends, base, strict=True) for point in ((a, y), (b, y))]
         if upper:
@@ -124,6 +126,16 @@ def allocation_chart(progress: Progress) -> str:
             areas.append(f'<polygon points="{outline}" fill="{colour}"><title>{html.escape(name)}</title></polygon>')
         base = tops
     return _chart("share of steps", "".join(areas) + _marks(progress), progress, 1.0, "{:.0%}")
+
+
+def _spread(progress: Progress) -> list[tuple[int, dict[str, float]]]:
+    """The allocations that can be told apart in the chart: a pixel apart, or made by an intervention."""
+    apart, marked = _end(progress) / WIDTH, {step for step, _ in progress.interventions}
+    kept: list[tuple[int, dict[str, float]]] = []
+    for step, shares in progress.allocations:
+        if not kept or step - kept[-1][0] >= apart or step in marked:
+            kept.append((step, shares))
+    return kept
 
 
 def _marks(progress: Progress) -> str:

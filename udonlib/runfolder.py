@@ -93,7 +93,12 @@ class RunFolder:
         """Records of one kind in their order; a line that is still being written is left out."""
         file = self.path / "metrics.jsonl"
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        records = (json.loads(line) for line in lines if line.endswith(b"\n"))
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records += [json.loads(line)] if line.endswith(b"\n") else []
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: not a record: {error}") from None
         return [record for record in records if record["kind"] == kind]
 
     def losses(self) -> pd.DataFrame:
@@ -203,8 +208,8 @@ def _wants_pause(path: Path) -> bool:
     """Whether a pause is still wanted: it ends with the process, and the log does not say so."""
     try:
         return read_control(path).paused
-    except UserError:
-        return False
+    except UserError:  # nobody can have asked the run to go on
+        return True
 
 
 def _is_locked(path: Path) -> bool:

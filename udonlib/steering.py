@@ -81,17 +81,19 @@ class Intervention(BaseModel):
 
     def __str__(self) -> str:
         """Say what was done, for a person: "emoji ×2, flags locked at 30%"."""
-        if self.refused:
-            return f"refused: {self.refused}"
-        done = [f"{name} ×{value:g}" for name, value in self.multipliers.items() if value != 1 and self.steers]
-        done += [f"{name} locked at {share:.1%}" for name, share in self.locks.items() if self.steers]
-        done += ["the allocation left alone"] if self.steers and not done else []
-        done += [
-            word
-            for word, asked in (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop))
-            if asked
-        ]
-        return ", ".join([*done, *(["paused"] if self.paused else [])]) or "resumed"
+        done = [f"refused: {self.refused}"] if self.refused else []
+        if self.steers:
+            free = {name: value for name, value in self.multipliers.items() if name not in self.locks}
+            done += _named([f"{name} ×{value:g}" for name, value in free.items()], "multiplied")
+            done += _named([f"{name} locked at {share:.1%}" for name, share in self.locks.items()], "locked")
+            done = done or ["the allocation left alone"]
+        requests = (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop), ("paused", self.paused))
+        return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
+
+
+def _named(texts: list[str], what: str) -> list[str]:
+    """The texts, or where they are many, how many there are."""
+    return texts if len(texts) <= 4 else [f"{len(texts)} domains {what}"]
 
 
 def read_control(folder: Path) -> Control:
@@ -126,7 +128,9 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     """
     with _locked(folder):
         before = read_control(folder)
-        values = before.model_dump() | {"number": before.number + 1, "panel": panel}
+        # The file may have been removed: then the log knows how far the numbers have come.
+        number = 1 + max([before.number, *(entry.number for entry in interventions(folder)[-1:])])
+        values = before.model_dump() | {"number": number, "panel": panel}
         for name, value in changes.items():
             if name in ("multipliers", "locks"):
                 merged = values[name] | dict(value)
@@ -218,7 +222,7 @@ class Commands:
             self._stamp = self._stat()
         # Somebody moved a slider while the run was not running: that comes first.
         self._changed = (wanted.multipliers, wanted.locks) != then
-        self._number = max([wanted.number, *(entry.number for entry in self._log[: self._place])])
+        self._number = max((entry.number for entry in self._log), default=0)
 
     def _stat(self) -> tuple[int, int, int]:
         try:
@@ -254,19 +258,23 @@ class Commands:
     def _read(self, step: int) -> Intervention | None:
         """What has changed in control.json since it was last read."""
         values: dict[str, Any] = {"step": step, "multipliers": self._multipliers, "locks": self._locks}
-        values["paused"] = self._seen.paused
         try:
             wanted, before = read_control(self._folder), self._seen
-            self._check(wanted)
-        except UserError as error:  # what cannot be followed is said once, and changes nothing
-            return self._new(Intervention(number=self._number + 1, refused=str(error), **values))
-        self._seen = wanted
+        except UserError as error:  # what cannot be read is said once, and changes nothing
+            values |= {"refused": str(error), "paused": self._seen.paused}
+            return self._new(Intervention(number=self._number + 1, **values))
         asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
+        try:
+            self._check(wanted)
+        except UserError as error:  # the allocation stays; what is asked for besides is done
+            values["refused"] = str(error)
+            wanted = self._taken_back(wanted, before)
+        self._seen = wanted
         wished = wanted.multipliers, wanted.locks
         steers = wished != (before.multipliers, before.locks)
         # A validation ends the repeating too: then what is wanted comes at once.
         steers |= asked["evaluate"] and wished != (self._multipliers, self._locks)
-        if not (steers or any(asked.values()) or wanted.paused != before.paused):
+        if not (steers or any(asked.values()) or wanted.paused != before.paused or "refused" in values):
             return None
         values |= {"panel": wanted.panel, "paused": wanted.paused, **asked}
         if self._replays and (steers or asked["evaluate"]):
@@ -276,6 +284,15 @@ class Commands:
             values |= {"steers": True, "multipliers": wanted.multipliers, "locks": wanted.locks}
         number = wanted.number if wanted.number > self._number else self._number + 1
         return self._new(Intervention(number=number, **values))
+
+    def _taken_back(self, wanted: Control, before: Control) -> Control:
+        """Put the allocation that was wanted before a refusal into the file, unless somebody has changed it since."""
+        update = {"multipliers": before.multipliers, "locks": before.locks}
+        with _locked(self._folder):
+            if read_control(self._folder) == wanted:
+                _write_control(self._folder, wanted.model_copy(update=update))
+                self._stamp = self._stat()
+        return wanted.model_copy(update=update)
 
     def _check(self, wanted: Control) -> None:
         for field in ("multipliers", "locks"):
@@ -317,6 +334,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep two writers of control.json from losing each other's change. Waits for the other one."""
     if not folder.is_dir():
         raise UserError(f"there is no run in {folder} to be steered")
-    with (folder / "control.lock").open("w") as file:
+    try:
+        file = (folder / "control.lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to, so the run cannot be steered: {error.strerror}") from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from udonlib.domains import load_catalog
+from udonlib.errors import UserError
 from udonlib.live import Progress
 from udonlib.runfolder import RunFolder, RunState
 from udonlib.runs import Run
@@ -22,6 +23,7 @@ class Watch:
         state: what is going on.
         control: what is wanted of the run.
         interventions: what was done to it.
+        problem: what of its files cannot be read, in a sentence; "" for nothing.
         n_images: domain -> training images, from the run's first record.
     """
 
@@ -30,6 +32,7 @@ class Watch:
         self.n_images: dict[str, int] = {}
         self.control, self.state = Control(), RunState("new", "not started yet")
         self.interventions: list[Intervention] = []
+        self.problem = ""
         self._offset, self._inode = 0, -1
         self._stamps: tuple[Any, ...] = ()
         self._looked = -10.0
@@ -50,11 +53,7 @@ class Watch:
         return tuple(load_catalog(p.data, p.domains, p.images).names)
 
     def update(self) -> bool:
-        """Read what is new. Returns whether anything is.
-
-        Raises:
-            UserError: a file of the run that cannot be read.
-        """
+        """Read what is new. Returns whether anything is; what cannot be read is said in `problem`."""
         files = ("metrics.jsonl", "control.json", "steering.jsonl", "summary.json", "ended.json")
         stamps = tuple(map(self._stamp, files))
         # A process that was killed leaves no trace but the lock that nobody holds: look for it now and then.
@@ -63,8 +62,13 @@ class Watch:
         changed, self._stamps, self._looked = stamps != self._stamps, stamps, time.monotonic()
         before = self.state
         if changed:
+            self.problem = ""
             self._read_records()
-            self.control, self.interventions = read_control(self.folder.path), self.folder.interventions()
+            try:
+                self.interventions = self.folder.interventions()
+                self.control = read_control(self.folder.path)
+            except UserError as error:
+                self.problem = str(error)
         self.state = self.folder.state()
         going = {"training": "running", "paused": "paused", "finished": "finished"}
         self.progress.state = going.get(self.state.name, "stopped")
@@ -90,14 +94,20 @@ class Watch:
             for line in records.read().splitlines(keepends=True):
                 if line.endswith(b"\n"):
                     self._offset += len(line)
-                    self._take(json.loads(line))
+                    try:
+                        self._take(json.loads(line))
+                    except (ValueError, KeyError, TypeError) as error:
+                        self.problem = f"{file}: a record cannot be read and is left out: {error!r}"
 
     def _take(self, record: dict[str, Any]) -> None:
         """Take in one record, by a clock that stands still while nobody trains: pauses must not slow the estimate."""
         written = record.get("time", self._then)
         if record["kind"] == "train":
-            n_images = (record["step"] - self.progress.step) * self.folder.params.batch_size
-            self._now += n_images / record["images_per_s"] if record["images_per_s"] else 0.0
+            pace = record["images_per_s"]
+            training = (record["step"] - self.progress.step) * self.folder.params.batch_size / pace if pace else 0.0
+            passed = written - self._then
+            # Checkpoints and drawing take time, too; much more is a pause, or the time between two processes.
+            self._now += passed if training <= passed < 60 + 5 * training else training
         elif record["kind"] == "validation":
             self._now += max(0.0, written - self._then)
         elif record["kind"] == "start":

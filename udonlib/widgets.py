@@ -43,14 +43,15 @@ BUTTONS = {  # name -> text, explanation, icon
     "by-size": ("By size", "lock all domains at their share of the training images"),
     "only": ("Only ticked", "give the domains without a tick no steps"),
 }
-NAME_WIDTH = 72  # pixels
+NAME_WIDTH = 72  # pixels; up to twice that for long names
 SMALL = {"width": "28px", "flex": "0 0 auto", "padding": "0"}  # a button that is an icon
 STYLE = "<style>.udon-panel .widget-readout { min-width: 38px; max-width: 38px; text-align: right; }</style>"
-STRETCHED = {"flex": "1 1 120px", "width": "auto", "min_width": "120px", "max_width": "240px"}  # a slider
+STRETCHED = {"flex": "1 1 96px", "width": "auto", "min_width": "96px", "max_width": "240px"}  # a slider
 POLL_SECONDS = 0.15  # between two looks at the run's files
 DRAW_SECONDS = 0.5  # between two redraws
 
 
+Wish = tuple[Mapping[str, float], Mapping[str, float]]
 _open: dict[Path, Panel] = {}  # the panels of this kernel, by the run's folder
 
 
@@ -89,12 +90,12 @@ class Panel:
         self._folder = folder.path
         self._silent = False  # controls are being set, not moved by a person
         self._sent: tuple[int, float] | None = None  # number and time of a change that is not in force yet
-        self._answer, self._problem, self._unreadable = "", "", ""
-        self._foreign, self._synchronised = "", 0
+        self._answer, self._problem = "", ""
+        self._foreign = ""
+        self._wished: Wish = ({}, {})  # the multipliers and locks that this panel knows of
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with suppress(UserError):  # the thread's first look shows it
-            self.watch.update()
+        self.watch.update()
         self.domains = self.watch.domains()
         self._build()
         self._show_values()
@@ -156,14 +157,18 @@ class Panel:
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         yield self._row("by-loss", "uniform", "by-size", "only", before=[label])
         yield self.adopt
-        spaces = [{"flex": "0 0 auto", "width": f"{width}px"} for width in (18, NAME_WIDTH)]
+        width = NAME_WIDTH if max(map(len, self.domains)) < 9 else 2 * NAME_WIDTH
+        spaces = [{"flex": "0 0 auto", "width": f"{pixels}px"} for pixels in (18, width)]
         spaces += [STRETCHED, SMALL, SMALL]
         empty = [ipywidgets.HTML(layout=dict(space)) for space in spaces]
         yield ipywidgets.HBox([*empty, ipywidgets.HTML(panelviews.headings(panelviews.COLUMNS))])
         colours = domain_colours(self.domains)
         for domain in self.domains:
-            text = f'<span style="color:{colours[domain]}">■</span> {html.escape(domain)}'
-            name = ipywidgets.HTML(text, layout={"width": f"{NAME_WIDTH}px", "flex": "0 0 auto"})
+            name = ipywidgets.HTML(
+                f'<div style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap" title="{html.escape(domain)}">'
+                f'<span style="color:{colours[domain]}">■</span> {html.escape(domain)}</div>',
+                layout={"width": f"{width}px", "flex": "0 0 auto"},
+            )
             controls = [self.ticks[domain], name, self.sliders[domain], self.locks[domain], self.resets[domain]]
             yield ipywidgets.HBox([*controls, self.numbers[domain]], layout={"align_items": "center"})
 
@@ -186,7 +191,7 @@ class Panel:
             self._problem = str(error)
             return
         self._problem = ""
-        self._sent, self._synchronised = (wanted.number, time.monotonic()), wanted.number
+        self._sent, self._wished = (wanted.number, time.monotonic()), (wanted.multipliers, wanted.locks)
 
     def _set(self, multipliers: Mapping[str, float], locks: Mapping[str, float]) -> None:
         """Steer all domains at once, and let the controls say so."""
@@ -223,13 +228,18 @@ class Panel:
             with suppress(UserError):
                 wanted = read_control(self._folder)
                 multipliers, locks = wanted.multipliers, wanted.locks
-                self._synchronised, self._foreign = wanted.number, ""
+                self._wished, self._foreign = (wanted.multipliers, wanted.locks), ""
                 self.adopt.layout.display = "none"
         with self._silently():
             for domain in self.domains:
                 wish = (multipliers or {}).get(domain, 1.0)
                 self.sliders[domain].value = min((abs(factor - wish), factor) for factor in FACTORS)[1]
                 self.locks[domain].value = domain in (locks or {})
+
+    def _shown(self) -> tuple[dict[str, float], set[str]]:
+        """What the controls show: multipliers other than 1, and locked domains."""
+        factors = {domain: slider.value for domain, slider in self.sliders.items() if slider.value != 1}
+        return factors, {domain for domain, lock in self.locks.items() if lock.value}
 
     # Displays: written by the thread
 
@@ -250,46 +260,54 @@ class Panel:
         drawn, due = 0.0, True
         while not self._stop.wait(POLL_SECONDS):
             try:
-                due |= self.watch.update() or bool(self._unreadable)
-                self._unreadable = ""
+                due |= self.watch.update()
                 answered = self._look_for_answers()
                 if answered or ((due or self._problem) and time.monotonic() - drawn >= DRAW_SECONDS):
                     self._draw()
                     drawn, due = time.monotonic(), False
-            except UserError as error:
-                self._unreadable = str(error)
+            except Exception as error:  # a thread that ends would leave a panel that looks alive
+                self._problem = f"The panel cannot follow the run: {error!r}"
                 self._draw_status()
 
     def _look_for_answers(self) -> bool:
         """Whether the change that was asked for last is in force now; and whether somebody else asked for one."""
         control = self.watch.control
-        if control.number > self._synchronised and control.panel not in (self.name, ""):
-            self._synchronised = control.number
-            self._foreign = f"Another panel ({control.panel}) has changed what is wanted; the last change counts."
+        wish = control.multipliers, control.locks
+        if self._foreign and self._shown() == (control.multipliers, set(control.locks)):
+            self._foreign, self.adopt.layout.display = "", "none"
+        elif self._sent is None and wish != self._wished and control.panel != self.name:
+            self._wished = wish
+            who = f"Another panel ({control.panel})" if control.panel else "Somebody"
+            self._foreign = f"{who} has changed the allocation that is wanted; for each domain the last change counts."
             self.adopt.layout.display = ""
         if self._sent is None:
             return False
         number, when = self._sent
-        taken = [entry for entry in self.watch.interventions if entry.number >= number]
+        taken = [e for e in self.watch.interventions if e.number >= number and e.panel == self.name]
         if not taken:
             return False
         self._sent = None
         seconds = time.monotonic() - when
         self._answer = f"After step {taken[-1].step:,}, {seconds:.1f} s after you asked: {taken[-1]}."
+        if taken[-1].refused:
+            self._show_values()  # what was refused has been taken back
         return True
 
     def _draw(self) -> None:
         progress = self.watch.progress
         self._draw_status()
         for domain, numbers in self.numbers.items():
-            _put(numbers, panelviews.numbers(progress, domain))
-        _put(self.charts, panelviews.charts(progress) if progress.allocations else "")
+            numbers.value = panelviews.numbers(progress, domain)
+        self.charts.value = panelviews.charts(progress) if progress.allocations else ""
 
     def _draw_status(self) -> None:
         state = self.watch.state
         going, heard = state.name in ("training", "paused"), self._is_heard()
-        notes = [self._unreadable, self._problem, self._foreign]
-        if not heard:
+        notes = [self.watch.problem, self._problem, self._foreign]
+        locked = sum(self.watch.control.locks.values())
+        if locked > 1.0001:
+            notes.append(f"The locks sum to {locked:.0%}: each is divided by that, and the other domains get no steps.")
+        if not heard and state.name != "finished":
             notes.append(
                 "This run is trained by another version of udonlib, which does not read this panel's file: it can be "
                 "looked at, not steered."
@@ -300,10 +318,8 @@ class Panel:
             notes.append("Sent; waiting for the end of the step.")
         n_steered = sum(entry.matters for entry in self.watch.interventions)
         notes += [self._answer, f"Interventions so far: {n_steered}." if n_steered else ""]
-        _put(
-            self.status,
-            panelviews.status(self.watch.progress, self._folder.name, state.text, list(filter(None, notes))),
-        )
+        said = list(filter(None, notes))
+        self.status.value = panelviews.status(self.watch.progress, self._folder.name, state.text, said)
         for name, button in self.buttons.items():
             wrong_time = (name == "pause" and state.name != "training") or (name == "resume" and state.name != "paused")
             request = name in ("stop", "evaluate", "save")
@@ -331,8 +347,3 @@ def _button(name: str, text: str, tip: str, icon: str = "") -> ipywidgets.Button
 
 def _without_sender(action: Callable[[], None]) -> Callable[[ipywidgets.Button], None]:
     return lambda _: action()
-
-
-def _put(widget: ipywidgets.HTML, text: str) -> None:
-    if widget.value != text:
-        widget.value = text
