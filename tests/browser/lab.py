@@ -261,12 +261,10 @@ class Notebook:
                 const done = () => { window.udonRuns -= 1; };
                 void window.jupyterapp.commands.execute(name).then(done, done);
                 const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel;
-                let left = 4;  // see READY
-                const timer = setInterval(() => {
-                    left -= 1;
-                    if (left < 0 || window.udonRuns === 0 || !kernel || kernel.isDisposed) {
+                const timer = setInterval(() => {  // see READY
+                    if (window.udonRuns === 0 || !kernel || kernel.isDisposed) {
                         clearInterval(timer);
-                    } else {
+                    } else if (kernel.status !== "busy") {
                         kernel.requestKernelInfo().catch(() => {});
                     }
                 }, 1500);
