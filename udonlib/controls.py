@@ -17,7 +17,7 @@ def named(widget: Control, name: str) -> Control:
 def answering(widget: Control) -> Control:
     """Have a control's messages answered by whichever thread of the kernel is free.
 
-    Some versions of ipykernel pin them to the thread that published last, which is the busy one while a cell trains.
+    ipykernel 7.4 sends them to the thread that published last, which is the busy one while a cell trains.
     """
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = None

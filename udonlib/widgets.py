@@ -133,7 +133,7 @@ class Panel:
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
     def _build_controls(self, domain: str) -> None:
-        tick = ipywidgets.Checkbox(indent=False, layout={"width": "18px", "flex": "0 0 auto"})
+        tick = answering(ipywidgets.Checkbox(indent=False, layout={"width": "18px", "flex": "0 0 auto"}))
         options = [(f"×{factor:g}" if factor else "none", factor) for factor in FACTORS]
         look = {"continuous_update": False, "layout": dict(STRETCHED)}
         slider = answering(ipywidgets.SelectionSlider(options=options, value=1.0, **look))

@@ -41,14 +41,9 @@ SETTINGS = {
 }
 SECONDS = 60.0  # how long a condition is waited for, where a test does not say
 
-# Now and then a kernel that has just started sleeps on a message until the next one comes: hence the asking again.
 READY = """() => {
     const panel = window.jupyterapp?.shell.currentWidget;
     const kernel = panel?.sessionContext?.session?.kernel;
-    if (kernel && window.udonInfo !== kernel.id && Date.now() - (window.udonAsked ?? 0) > 2000) {
-        window.udonAsked = Date.now();
-        kernel.requestKernelInfo().then(() => { window.udonInfo = kernel.id; }, () => {});
-    }
     return Boolean(panel?.context?.isReady && panel.sessionContext.isReady && kernel
         && window.udonInfo === kernel.id && kernel.status === "idle");
 }"""
@@ -260,14 +255,6 @@ class Notebook:
                 window.udonRuns = (window.udonRuns ?? 0) + 1;
                 const done = () => { window.udonRuns -= 1; };
                 void window.jupyterapp.commands.execute(name).then(done, done);
-                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel;
-                const timer = setInterval(() => {  // see READY
-                    if (window.udonRuns === 0 || !kernel || kernel.isDisposed) {
-                        clearInterval(timer);
-                    } else if (kernel.status !== "busy") {
-                        kernel.requestKernelInfo().catch(() => {});
-                    }
-                }, 1500);
             }""",
             name,
         )
