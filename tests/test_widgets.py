@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from IPython.display import DisplayHandle
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
@@ -172,6 +173,29 @@ def test_a_finished_run_can_be_looked_at_and_not_steered(run):
     assert "finished after" in opened.status.value
     assert all(button.disabled for button in opened.buttons.values())
     assert all(slider.disabled for slider in opened.sliders.values())
+    opened.close()
+
+
+def test_a_panel_leaves_plain_html_in_its_place_when_the_run_has_finished(begun):
+    run, records = begun
+    shown = []
+
+    class Place(DisplayHandle):
+        def update(self, what):
+            shown.append(what)
+
+    opened = widgets.Panel(run)
+    opened.start(Place())
+    assert shown == []
+    for _ in records:
+        pass
+    opened._thread.join(20)
+    [left] = shown
+    assert "finished after" in left.data
+    assert "share of steps" in left.data
+    seen = run.records("train")[-1]["images_seen"]
+    assert all(f"{n:,}" in left.data for n in seen.values())
+    assert not opened._thread.is_alive()
     opened.close()
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import TypeVar
 
-from ipywidgets import DOMWidget
+from ipywidgets import Button, DOMWidget
 
 Control = TypeVar("Control", bound=DOMWidget)
 
@@ -22,3 +22,8 @@ def answering(widget: Control) -> Control:
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = None
     return widget
+
+
+def button(name: str, text: str, tip: str, icon: str = "") -> Button:
+    """A button with a name, as wide as its text. `icon` is one of Font Awesome's."""
+    return answering(named(Button(description=text, tooltip=tip, icon=icon, layout={"width": "auto"}), name))

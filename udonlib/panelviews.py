@@ -50,7 +50,7 @@ def status(progress: Progress, name: str, text: str, notes: Sequence[str]) -> st
 
 def headings(columns: Sequence[str]) -> str:
     """The line above the domains' numbers; `columns` as in `numbers`."""
-    wrapped = "white-space:normal;line-height:1.2;display:inline-block"
+    wrapped = "white-space:normal;line-height:1.2;display:inline-block;font-size:11px"
     return _cells([f'<span style="{wrapped}">{html.escape(column)}</span>' for column in columns])
 
 
@@ -76,7 +76,7 @@ def numbers(progress: Progress, domain: str) -> str:
             f"{terms['ce_teacher']:.2f}" if "ce_teacher" in terms else "–",
             f"{terms['ce_student']:.2f}" if "ce_student" in terms else "–",
             f"{progress.images_seen.get(domain, 0):,}",
-            f"{curve[-1][1]:.1f}" if curve else "–",
+            f'<span title="validated after step {curve[-1][0]:,}">{curve[-1][1]:.1f}</span>' if curve else "–",
         ]
     )
 
@@ -90,6 +90,16 @@ def _cells(texts: Sequence[str]) -> str:
         f'<span style="{style.format(width)}">{text}</span>' for width, text in zip(WIDTHS, texts, strict=True)
     )
     return f'<div style="font-size:12px;font-variant-numeric:tabular-nums;white-space:nowrap">{cells}</div>'
+
+
+def page(progress: Progress, head: str) -> HTML:
+    """The panel without its controls, for a run that has ended: what a saved notebook keeps. `head` is of `status`."""
+    colours = domain_colours(progress.domains)
+    name = '<td style="text-align:left;padding:0 12px 0 0"><span style="color:{}">■</span> {}</td><td>{}</td>'
+    rows = [name.format("transparent", "", headings(COLUMNS))]
+    rows += [name.format(colour, html.escape(domain), numbers(progress, domain)) for domain, colour in colours.items()]
+    table = f'<table style="font-size:13px;margin:0 0 8px">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+    return HTML(f'<div class="udon-panel">{head}{table}{charts(progress)}</div>')
 
 
 def charts(progress: Progress) -> str:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import DisplayHandle, display
 
 from udonlib import panelviews
-from udonlib.controls import answering, named
+from udonlib.controls import answering, button, named
 from udonlib.errors import UserError
 from udonlib.live import has_front_end
 from udonlib.runfolder import RunFolder, find_run
@@ -72,8 +72,7 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
         if (before := _open.pop(run.path, None)) is not None:
             before.close()  # the cell was run again, and nobody sees the former panel any more
         panel = _open[run.path] = Panel(run)
-        display(panel.widget)
-        panel.start()
+        panel.start(display(panel.widget, display_id=True))
         return panel
     text = run.state().text
     how = "" if finished else f'; to steer it: notebooks/steer.ipynb with run = "{run.path.name}"'
@@ -95,6 +94,7 @@ class Panel:
         self._wished: Wish = ({}, {})  # the multipliers and locks that this panel knows of
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._place: DisplayHandle | None = None
         self.watch.update()
         self.domains = self.watch.domains()
         self._build()
@@ -104,21 +104,21 @@ class Panel:
 
     def _build(self) -> None:
         self.status, self.charts = (named(ipywidgets.HTML(), name) for name in ("status", "charts"))
-        self.buttons = {name: _button(name, *said) for name, said in BUTTONS.items()}
-        actions: dict[str, Callable[[], None]] = {
-            "pause": lambda: self._ask(paused=True),
-            "resume": lambda: self._ask(paused=False),
-            "stop": lambda: self._ask(stop=True, paused=False),
-            "evaluate": lambda: self._ask(evaluate=True),
-            "save": lambda: self._ask(save=True),
-            "by-loss": lambda: self._set({}, {}),
-            "uniform": lambda: self._set({}, dict.fromkeys(self.domains, 1 / len(self.domains))),
-            "by-size": lambda: self._set({}, _shares(self.watch.n_images)),
-            "only": self._only_ticked,
+        self.buttons = {name: button(name, *said) for name, said in BUTTONS.items()}
+        actions: dict[str, Callable[[Any], None]] = {
+            "pause": lambda _: self._ask(paused=True),
+            "resume": lambda _: self._ask(paused=False),
+            "stop": lambda _: self._ask(stop=True, paused=False),
+            "evaluate": lambda _: self._ask(evaluate=True),
+            "save": lambda _: self._ask(save=True),
+            "by-loss": lambda _: self._set({}, {}),
+            "uniform": lambda _: self._set({}, dict.fromkeys(self.domains, 1 / len(self.domains))),
+            "by-size": lambda _: self._set({}, self._by_size()),
+            "only": lambda _: self._only_ticked(),
         }
         for name, action in actions.items():
-            self.buttons[name].on_click(_without_sender(action))
-        self.adopt = _button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
+            self.buttons[name].on_click(action)
+        self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
         self.adopt.on_click(lambda _: self._show_values())
         self.adopt.layout.display = "none"
         self.ticks: dict[str, ipywidgets.Checkbox] = {}
@@ -138,7 +138,7 @@ class Panel:
         look = {"continuous_update": False, "layout": dict(STRETCHED)}
         slider = answering(ipywidgets.SelectionSlider(options=options, value=1.0, **look))
         lock = ipywidgets.ToggleButton(icon="lock", tooltip="pin the share that it has now", layout=dict(SMALL))
-        reset = _button(f"reset-{domain}", "", "back to ×1, unlocked", "undo")
+        reset = button(f"reset-{domain}", "", "back to ×1, unlocked", "undo")
         reset.layout = dict(SMALL)
         slider.observe(lambda change: self._moved(domain, change["new"]), "value")
         lock.observe(lambda change: self._locked(domain, change["new"]), "value")
@@ -206,6 +206,10 @@ class Panel:
             return
         self._set({domain: 0.0 for domain in self.domains if domain not in ticked}, {})
 
+    def _by_size(self) -> dict[str, float]:
+        sizes = self.watch.n_images
+        return {domain: n / sum(sizes.values()) for domain, n in sizes.items()}
+
     def _moved(self, domain: str, factor: float) -> None:
         self._ask(multipliers={domain: factor})
 
@@ -243,9 +247,15 @@ class Panel:
 
     # Displays: written by the thread
 
-    def start(self) -> None:
-        """Draw from now on, until `close()` or the end of the kernel."""
+    def start(self, place: DisplayHandle | None = None) -> None:
+        """Draw from now on, until `close()`, the run's end or that of the kernel.
+
+        Args:
+            place: where the panel is displayed; plain HTML takes its place when the run has finished, since a saved
+                notebook keeps no widgets.
+        """
         if self._thread is None:
+            self._place = place
             self._draw()
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
@@ -265,6 +275,10 @@ class Panel:
                 if answered or ((due or self._problem) and time.monotonic() - drawn >= DRAW_SECONDS):
                     self._draw()
                     drawn, due = time.monotonic(), False
+                if self._place is not None and self.watch.state.name == "finished":
+                    self._draw()
+                    self._place.update(panelviews.page(self.watch.progress, self.status.value))
+                    return
             except Exception as error:  # a thread that ends would leave a panel that looks alive
                 self._problem = f"The panel cannot follow the run: {error!r}"
                 self._draw_status()
@@ -320,10 +334,10 @@ class Panel:
         notes += [self._answer, f"Interventions so far: {n_steered}." if n_steered else ""]
         said = list(filter(None, notes))
         self.status.value = panelviews.status(self.watch.progress, self._folder.name, state.text, said)
-        for name, button in self.buttons.items():
+        for name, control in self.buttons.items():
             wrong_time = (name == "pause" and state.name != "training") or (name == "resume" and state.name != "paused")
             request = name in ("stop", "evaluate", "save")
-            button.disabled = not heard or state.name == "finished" or wrong_time or (request and not going)
+            control.disabled = not heard or state.name == "finished" or wrong_time or (request and not going)
         for domain in self.domains:
             idle = not heard or state.name in ("finished", "new", "unreadable")
             for control in (self.locks[domain], self.resets[domain], self.ticks[domain]):
@@ -334,16 +348,3 @@ class Panel:
         """Whether the process that trains the run reads the control file as this version writes it."""
         notes = self.watch.folder.provenance()
         return not notes or notes[-1].get("steering") == VERSION
-
-
-def _shares(n_images: Mapping[str, int]) -> dict[str, float]:
-    return {domain: n / sum(n_images.values()) for domain, n in n_images.items()}
-
-
-def _button(name: str, text: str, tip: str, icon: str = "") -> ipywidgets.Button:
-    made = ipywidgets.Button(description=text, tooltip=tip, icon=icon, layout={"width": "auto"})
-    return answering(named(made, name))
-
-
-def _without_sender(action: Callable[[], None]) -> Callable[[ipywidgets.Button], None]:
-    return lambda _: action()
