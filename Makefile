@@ -2,7 +2,7 @@
 # make test    build the environment, then run all tests
 # make ablations   run the grid of README's table, or what of it is not finished, and compare: an hour or two
 # make check   lint, types, import layers, clean notebooks
-# make lab     open the notebooks in JupyterLab
+# make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
 # make thumbnails   draw the start page's pictures again, out of the executed notebooks in outputs/
 #
@@ -59,7 +59,9 @@ check: $(READY)
 	$(PY) -m nbstripout --verify --keep-id $(NOTEBOOKS)
 
 lab: $(READY)
-	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH} \
+	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
+		--LabApp.default_url=/lab/tree/notebooks/README.md \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(READY)

@@ -90,6 +90,7 @@ class Server:
         without = ("UDON_LIVE", "JPY_SESSION_NAME")  # the kernels must find out themselves that a person looks
         environment = {name: value for name, value in os.environ.items() if name not in without}
         environment |= {f"JUPYTER_{name}_DIR": str(path) for name, path in homes.items()}
+        environment |= {"JUPYTER_CONFIG_PATH": str(NOTEBOOKS / ".jupyter")}  # as with `make lab`
         environment |= {"IPYTHONDIR": str(self._folder / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         with socket.socket() as free:
@@ -193,12 +194,16 @@ class Lab:
         copy = copy or name
         if parameters or not (self.server.root / copy).exists():
             copy_with(NOTEBOOKS / name, self.server.root / copy, **parameters)
-        self._n_pages += 1
-        page = self._context.new_page()
-        page.goto(self.server.address(copy, f"page{self._n_pages}"))
-        notebook = Notebook(page, self.server)
+        notebook = Notebook(self.visit(copy), self.server)
         notebook.wait_ready()
         return notebook
+
+    def visit(self, path: str) -> Page:
+        """Open any file of the server."""
+        self._n_pages += 1
+        page = self._context.new_page()
+        page.goto(self.server.address(path, f"page{self._n_pages}"))
+        return page
 
     def close(self) -> None:
         """Close the pages and end their kernels."""
