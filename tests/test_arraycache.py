@@ -39,6 +39,22 @@ def test_a_broken_file_is_computed_anew_and_said_to_be(tmp_path, content):
     assert len(notes) == 1
 
 
+def test_whichever_byte_of_a_file_has_changed_the_arrays_are_whole(tmp_path):
+    file = file_of(tmp_path, "kind", KEY)
+    kept(tmp_path, "kind", KEY, of(1.0, []))
+    content = file.read_bytes()
+    read_again = 0
+    for place in range(len(content)):
+        for flipped in (0x01, 0xFF):
+            file.write_bytes(content[:place] + bytes([content[place] ^ flipped]) + content[place + 1 :])
+            calls: list[float] = []
+            found = kept(tmp_path, "kind", KEY, of(2.0, calls))
+            assert found.keys() == {"values"}
+            assert found["values"].tolist() == [2.0 if calls else 1.0] * 3
+            read_again += not calls
+    assert 0 < read_again < len(content)
+
+
 def test_a_file_of_another_fingerprint_is_not_taken(tmp_path):
     calls: list[float] = []
     kept(tmp_path, "kind", KEY, of(1.0, calls))

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.embeddings import N_INDEX, N_QUERIES, open_small, train
+from tests.catalogs import write_uned_tree
+from tests.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, train
 from udonlib import embeddingmaps, runs
 from udonlib.embeddingmaps import NO_QUERY
 from udonlib.errors import UserError
@@ -170,7 +171,7 @@ def test_a_run_without_teachers_has_one_view(results):
     assert found.views == ("student",)
     assert "gap" not in found.points
     with pytest.raises(
-        UserError, match=r"run 'plain' \(recipe 'us_rr'\) has no teacher; a finished run with teachers: small"
+        UserError, match=r"run 'plain' \(recipe 'us_rr'\) has no teacher; finished runs with teachers: small"
     ):
         open_small(results, run="plain", embedder="teacher")
 
@@ -196,5 +197,13 @@ def test_what_cannot_be_shown_is_refused_in_one_message(results, tmp_path, found
 def test_an_unfinished_run_is_refused_with_the_finished_ones(tmp_path):
     results = train(tmp_path)
     (results / "runs" / "small" / "summary.json").rename(results / "kept.json")
-    with pytest.raises(UserError, match=r"run 'small' is unfinished; there is no finished run in .* yet"):
+    with pytest.raises(UserError, match=r"run 'small' is unfinished; finished runs: none yet"):
         open_small(results, run="small")
+
+
+def test_a_map_whose_images_were_elsewhere_is_read_where_its_data_is_now(tmp_path):
+    write_uned_tree(tmp_path / "data", sizes=SIZES, index_of="flags")
+    results = train(tmp_path, images=str(tmp_path / "data" / "images"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    found = open_small(results, data=str(tmp_path / "moved"))
+    assert found.catalog.store.read(found.points["path"][0])

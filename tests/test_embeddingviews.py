@@ -11,7 +11,7 @@ from tests.embeddings import N_INDEX, N_QUERIES, open_small, train
 from udonlib import embeddingmaps, embeddingsheets, embeddingviews
 from udonlib.errors import UserError
 from udonlib.neighbourhoods import confusions, hubness, hubs
-from udonlib.sheets import RIGHT, WRONG
+from udonlib.sheets import RIGHT_INK, WRONG_INK
 from udonlib.style import domain_colours
 
 N_POINTS = N_QUERIES + 27
@@ -170,9 +170,9 @@ def test_a_region_shows_its_images_and_what_is_near_of_another_domain(found):
     wrong = np.flatnonzero(found.points["result"] == "wrong")
     right = np.flatnonzero(found.points["result"] == "right")
     no_pairs = {"n_pairs": 0}
-    assert frames(embeddingsheets.region_sheet(found, wrong, **no_pairs).data, WRONG) > 1000 * len(wrong) ** 0
-    assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, WRONG) < 400
-    assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, RIGHT) > 1000
+    assert frames(embeddingsheets.region_sheet(found, wrong, **no_pairs).data, WRONG_INK) > 1000 * len(wrong) ** 0
+    assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, WRONG_INK) < 400
+    assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, RIGHT_INK) > 1000
 
 
 def test_a_query_shows_student_and_teacher_with_their_hits(found):
@@ -180,7 +180,7 @@ def test_a_query_shows_student_and_teacher_with_their_hits(found):
     both = hits["student"] + hits["teacher"]
     best, worst = int(both.argmax()), int(both.argmin())
     assert both[best] > both[worst]
-    marks = [frames(embeddingsheets.query_sheet(found, query).data, RIGHT) for query in (best, worst)]
+    marks = [frames(embeddingsheets.query_sheet(found, query).data, RIGHT_INK) for query in (best, worst)]
     assert marks[0] > marks[1]
 
 
@@ -192,8 +192,8 @@ def test_an_item_and_the_hubs_show_who_finds_them(found):
         < Image.open(io.BytesIO(embeddingsheets.hub_sheet(found, 5).data)).size[1]
     )
     for hub in table.head(3).itertuples():
-        wrong = frames(embeddingsheets.item_sheet(found, hub.position).data, WRONG)
+        wrong = frames(embeddingsheets.item_sheet(found, hub.position).data, WRONG_INK)
         assert (wrong > 400) == (hub.n_right < hub.n_lists)
     never = set(range(N_INDEX)) - set(table["position"])
     for position in sorted(never)[:1]:
-        assert frames(embeddingsheets.item_sheet(found, position).data, WRONG) < 400
+        assert frames(embeddingsheets.item_sheet(found, position).data, WRONG_INK) < 400

@@ -40,7 +40,6 @@ def write_run(
     folder = outputs / "runs" / name
     folder.mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
-    (folder / "provenance.json").write_text("[]")
     tables, arrays = [], {}
     for embedder in embedders:
         for domain in domains:
@@ -81,8 +80,8 @@ def test_latest_is_the_run_with_teachers_that_finished_last(outputs):
     write_run(outputs, "newer", age=20)
     plain(outputs)
     (write_run(outputs, "unfinished") / "summary.json").unlink()
-    assert gapruns.find_run("latest", str(outputs)).path.name == "newer"
-    assert gapruns.find_run("older", str(outputs)).path.name == "older"
+    assert gapruns.find_run("latest", "teacher", str(outputs)).path.name == "newer"
+    assert gapruns.find_run("older", "teacher", str(outputs)).path.name == "older"
     assert gapruns.find_run(str(outputs / "runs" / "older")).path.name == "older"
 
 
@@ -90,29 +89,29 @@ def test_a_run_without_teachers_is_refused_with_the_runs_that_have_some(outputs)
     write_run(outputs, "taught")
     plain(outputs)
     with pytest.raises(
-        UserError, match=r"'plain' \(recipe 'us_rr'\) has no teachers to compare; runs that have: taught$"
+        UserError, match=r"'plain' \(recipe 'us_rr'\) has no teacher; finished runs with teachers: taught$"
     ):
-        gapruns.find_run("plain", str(outputs))
+        gapruns.find_run("plain", "teacher", str(outputs))
 
 
 def test_an_unfinished_run_and_a_misspelt_one_are_refused(outputs):
     (write_run(outputs, "half") / "summary.json").unlink()
     with pytest.raises(UserError, match="'half' is unfinished; finished runs with teachers: none yet"):
-        gapruns.find_run("half", str(outputs))
+        gapruns.find_run("half", "teacher", str(outputs))
     with pytest.raises(UserError, match="no run 'hafl'.*did you mean 'half'"):
-        gapruns.find_run("hafl", str(outputs))
+        gapruns.find_run("hafl", "teacher", str(outputs))
 
 
 def test_a_run_of_another_version_is_not_the_latest(outputs):
     write_run(outputs, "ours", age=50)
     params = write_run(outputs, "foreign") / "params.yaml"
     params.write_text(params.read_text() + "colour: blue\n")
-    assert gapruns.find_run("latest", str(outputs)).path.name == "ours"
+    assert gapruns.find_run("latest", "teacher", str(outputs)).path.name == "ours"
 
 
 def test_without_any_run_the_message_says_what_to_do(outputs):
-    with pytest.raises(UserError, match=r"no finished run with teachers in .*; train one with recipe 'udon'"):
-        gapruns.find_run("latest", str(outputs))
+    with pytest.raises(UserError, match=r"no finished run with teachers in .*; train one: make train"):
+        gapruns.find_run("latest", "teacher", str(outputs))
 
 
 def test_domains_may_be_called_by_digits(tmp_path):
@@ -234,3 +233,19 @@ def test_data_that_has_moved_is_read_where_it_is_now(outputs):
     (outputs.parent / "data").rename(moved)
     found = gapruns.open_gaps(GapParams(run="taught", outputs=str(outputs), k=3, data=str(moved)))
     assert found.catalog.root == moved
+
+
+@pytest.mark.parametrize("by", ["data", "images"])
+def test_a_run_whose_images_were_elsewhere_is_read_where_they_are_now(outputs, by):
+    data = outputs.parent / "data"
+    write_run(outputs, "taught", images=str(data / "images"))
+    moved = outputs.parent / "elsewhere"
+    if by == "data":
+        data.rename(moved)
+        values = {"data": str(moved)}
+    else:
+        (data / "images").rename(moved)
+        values = {"images": str(moved)}
+    found = gapruns.open_gaps(GapParams(run="taught", outputs=str(outputs), k=3, **values))
+    domain = found.catalog.domains[0]
+    assert found.catalog.store.read(domain.queries("test").paths[0])

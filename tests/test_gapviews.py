@@ -163,13 +163,13 @@ def test_a_gallery_shows_queries_of_its_group_with_both_lists(catalog, group):
     student = [[s, True] for s in right for _ in right]
     teacher = [[t, False] for _ in right for t in right]
     shown = pixels(gapviews.gap_gallery(pair(catalog, student, teacher), catalog, group, k=2))
-    frames = {colour: near(colour, shown) for colour in (sheets.RIGHT, sheets.WRONG)}
+    frames = {colour: near(colour, shown) for colour in (sheets.RIGHT_INK, sheets.WRONG_INK)}
     middle = 320  # pixels; between the two lists
     n_right = 1 + (group in ("both", "student only")) + (group in ("both", "teacher only"))
     tile = 88 * 88 - 80 * 80
-    assert frames[sheets.RIGHT].sum() == pytest.approx(n_right * tile, rel=0.25)
-    assert frames[sheets.WRONG].sum() == pytest.approx((4 - n_right) * tile, rel=0.25)
-    left = frames[sheets.RIGHT][:, :middle].sum() / tile
+    assert frames[sheets.RIGHT_INK].sum() == pytest.approx(n_right * tile, rel=0.25)
+    assert frames[sheets.WRONG_INK].sum() == pytest.approx((4 - n_right) * tile, rel=0.25)
+    left = frames[sheets.RIGHT_INK][:, :middle].sum() / tile
     assert round(left) == 1 + (group in ("both", "student only"))
 
 
@@ -189,5 +189,5 @@ def test_a_gallery_is_the_same_for_the_same_seed_and_shares_queries_among_domain
 def test_a_gallery_without_queries_says_so(catalog):
     parts = pair(catalog, [[True, True]], [[True, True]])
     shown = pixels(gapviews.gap_gallery(parts, catalog, "student only"))
-    assert not near(sheets.RIGHT, shown).any()
+    assert not near(sheets.RIGHT_INK, shown).any()
     assert near(sheets.FAINT, shown).any()

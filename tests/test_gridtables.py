@@ -8,7 +8,7 @@ from tests.grids import finish, small_grid
 from udonlib.errors import UserError
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.gridtables import collect, export, label, markdown
-from udonlib.steering import Intervention
+from udonlib.interventions import Intervention
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_run_that_a_person_steered_is_not_counted_as_what_its_parameters_do(gr
         assert "no_kl" in collect(grid).rows  # what does not change the weights does no harm
         for asked in ({"steers": True, "multipliers": {"emoji": 2.0}}, {"evaluate": True}):
             file.write_text(Intervention(number=1, step=2, **asked).model_dump_json() + "\n")
-            with pytest.raises(UserError, match=f"run '{run.path.name}' of row 'no_kl' was steered by hand"):
+            with pytest.raises(UserError, match=f"a person intervened in run '{run.path.name}' of row 'no_kl'"):
                 collect(grid)
     finally:
         file.unlink()

@@ -7,7 +7,7 @@ import pytest
 
 from udonlib import plots, style
 from udonlib.domains import Catalog, Domain, Split
-from udonlib.steering import Intervention
+from udonlib.interventions import Intervention
 
 DOMAINS = ["emoji", "flags", "earth"]
 
@@ -158,7 +158,7 @@ def test_a_run_without_steps_has_figures_that_say_so():
         assert [note.text for note in figure.layout.annotations] == ["nothing was trained in this run"]
 
 
-def test_interventions_that_changed_the_allocation_are_marked_at_their_steps():
+def test_interventions_that_the_result_depends_on_are_marked_at_their_steps():
     rows = [(0, "emoji", 0.25, 0), (0, "flags", 0.75, 0), (40, "emoji", 0.6, 900), (40, "flags", 0.4, 3900)]
     table = pd.DataFrame(rows, columns=["step", "domain", "share", "images_seen"])
     entries = [
@@ -169,10 +169,10 @@ def test_interventions_that_changed_the_allocation_are_marked_at_their_steps():
     ]
     fig = plots.allocation_curves(table, 150, entries)
     [mark] = traces(fig, "intervention")
-    assert list(mark.x) == [40, 90]
-    assert list(mark.text) == ["emoji ×4.5", "flags locked at 40.0%"]
-    assert [(line.x0, line.x1, line.xref) for line in fig.layout.shapes] == [(40, 40, "x"), (90, 90, "x")]
-    assert fig.layout.title.text == "Allocation (interventions by hand: 2)"
+    assert list(mark.x) == [40, 60, 90]
+    assert list(mark.text) == ["emoji ×4.5", "validated", "flags locked at 40.0%"]
+    assert [(line.x0, line.x1, line.xref) for line in fig.layout.shapes] == [(x, x, "x") for x in (40, 60, 90)]
+    assert fig.layout.title.text == "Allocation (interventions by hand: 3)"
     area, _ = traces(fig, "emoji")
     assert list(area.x) == [0, 40, 150]  # the mark moves nothing
 

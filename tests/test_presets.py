@@ -23,6 +23,7 @@ def project(tmp_path, monkeypatch):
     """A project folder with presets of its own."""
     (tmp_path / "params" / "ablations").mkdir(parents=True)
     monkeypatch.setattr(presets, "PROJECT", tmp_path)
+    monkeypatch.setattr("udonlib.params.PROJECT", tmp_path)
 
     def write(name: str, content: str | bytes):
         path = tmp_path / "params" / name

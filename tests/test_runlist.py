@@ -77,7 +77,7 @@ def test_many_changes_are_shortened_and_a_steered_run_is_marked():
     row = RunRow("one", **DONE | {"changes": {f"p{i}": i for i in range(7)}}, interventions=2)
     html = runlist.row_html(row)
     assert cell(html, "one", "changes") == "p0: 0, p1: 1, p2: 2, p3: 3 and 3 more"
-    assert cell(html, "one", "state") == "✓ finished <small>steered 2×</small>"
+    assert cell(html, "one", "state") == "✓ finished <small>2 interventions</small>"
 
 
 def test_open_runs_come_with_what_to_do():

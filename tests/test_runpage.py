@@ -223,3 +223,48 @@ def test_the_saved_page_of_a_live_table_holds_the_static_one(runs, screen):
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "<script>" in bundle["text/html"]
     assert pd.Series(bundle["text/plain"].splitlines()).str.startswith("best").any()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", '{"kind": "train"}', '{"kind": "train", "step": 9, "losses": [1], "images_seen": 3}'],
+    ids=["no_record", "no_step", "no_losses"],
+)
+def test_damaged_records_are_said_where_their_figures_would_be(runs, screen, line):
+    with (runs / "runs" / "best" / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    made = page(runs, run_a="plain", run_b="best")
+    made.curves()
+    assert "not shown" in screen.shown[0].text
+    made.differences()
+    assert "emoji" in screen.shown[1].text
+
+
+def test_a_cell_that_runs_again_is_kept_up_to_date_in_its_new_output_alone(runs, screen):
+    made = page(runs, live=True)
+    made.table()
+    for _ in range(3):
+        made.names()
+        made.gallery("A")
+        made.gallery("B")
+    made.widget.a = "third"
+    made.refresh()
+    assert [number for number, _ in screen.updates] == [7, 8, 9]
+
+
+def test_the_thread_outlives_whatever_goes_wrong_once(runs, screen, monkeypatch):
+    monkeypatch.setattr(runpage, "POLL_SECONDS", 0.01)
+    made = page(runs, live=True)
+    made.table()
+    calls = []
+
+    def refresh() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise TypeError("damaged")
+        made.close()
+
+    monkeypatch.setattr(made, "refresh", refresh)
+    made._count_views({"views": 1})
+    made._thread.join(5)
+    assert len(calls) == 2

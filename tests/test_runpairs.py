@@ -197,3 +197,12 @@ def test_neighbours_of_recipe_features_are_not_kept(searched, tmp_path):
     folder = write_searched_run(tmp_path / "results", "third", recipe="features", steps=0, sampler_loss="student")
     with pytest.raises(UserError, match="run 'third' is of recipe 'features', whose neighbours are not kept"):
         runpairs.neighbours(Pair(searched.a, RunFolder(folder), searched.outcomes, ()))
+
+
+def test_a_pair_whose_images_were_elsewhere_is_read_where_its_data_is_now(tmp_path):
+    write_uned_tree(tmp_path / "data")
+    images = str(tmp_path / "data" / "images")
+    folders = [write_searched_run(tmp_path / "results", name, images=images) for name in ("one", "other")]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    catalog, _ = runpairs.neighbours(open_pair(*map(RunFolder, folders)), str(tmp_path / "moved"))
+    assert catalog.store.read(catalog.domains[0].queries("test").paths[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 
@@ -208,6 +209,15 @@ def test_bad_images_are_counted_in_the_summary(tmp_path):
         finish(open_run(params(data, tmp_path)))
     run = finish(open_run(params(data, tmp_path, on_bad_image="skip")))
     assert f"flags/{bad.name}" in run.summary()["skipped_images"]
+
+
+def test_a_run_may_lie_anywhere(data, tmp_path):
+    run = finish(open_run(params(data, tmp_path)))
+    elsewhere = tmp_path / "moved" / "mine"
+    shutil.copytree(run.path, elsewhere)
+    loaded = load_run(str(elsewhere))
+    assert (loaded.path, loaded.status) == (elsewhere, "finished")
+    assert loaded.load_model_state()["step"] == run.load_model_state()["step"]
 
 
 def test_an_unknown_run_is_answered_with_the_nearest(data, tmp_path):

@@ -11,11 +11,11 @@ import pytest
 from tests.runfolders import write_run
 from udonlib import runtables
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention
 from udonlib.runfolder import RunFolder
 from udonlib.runrows import RunRow
 from udonlib.runtables import RunReader, choose_two, find_row, with_changes
 from udonlib.runwriter import RunWriter
-from udonlib.steering import Intervention
 
 
 def rows(outputs: Path, pattern: str = "all") -> dict[str, RunRow]:
@@ -72,7 +72,7 @@ def test_a_run_of_recipe_features_counts_as_its_features(tmp_path):
             "params.yaml: of another version: parameter 'lost_parameter'",
         ),
         ("params.yaml", b"\xff\xfe", "params.yaml: damaged: "),
-        ("provenance.json", "{}", "provenance.json: damaged: "),
+        ("provenance.json", "{}", "provenance.json: damaged: not a run's provenance"),
         ("provenance.json", "", "provenance.json: damaged: "),
         ("metrics.jsonl", "no json\n", "metrics.jsonl: damaged: "),
         ("metrics.jsonl", '{"kind": "train"}\n', "damaged: "),
@@ -153,6 +153,39 @@ def test_while_nothing_changes_nothing_is_read_again(tmp_path, monkeypatch):
     assert {row.run for row in reader.read()} == {"two", "three"}
     assert reader.signature("one") == ()
     assert reader.signature("two") != ()
+
+
+def test_a_run_that_was_left_is_not_read_again_until_somebody_trains_it(tmp_path, monkeypatch):
+    folder = write_run(tmp_path, "left", finished=False, step=20)
+    reader = RunReader(str(tmp_path))
+    first = reader.read()
+    assert [row.state for row in first] == ["lost"]
+    reads: list[Path] = []
+    true = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, *args: reads.append(path) or true(path, *args))
+    before = reader.signature("left")
+    assert reader.read() is first
+    assert reads == []
+    writer = RunWriter(RunFolder(folder))
+    assert [row.state for row in reader.read()] == ["training"]
+    assert reader.signature("left") != before
+    writer.close()
+    assert [row.state for row in reader.read()] == ["lost"]
+
+
+def test_a_note_of_the_end_that_is_damaged_is_not_laid_to_another_file(tmp_path):
+    (write_run(tmp_path, "left", finished=False, step=20) / "ended.json").write_text("[]")
+    row = rows(tmp_path)["left"]
+    assert (row.state, row.problem) == ("lost", "")
+
+
+def test_a_state_that_cannot_be_told_has_a_line_of_its_own(tmp_path, monkeypatch):
+    def fail(run: RunFolder) -> None:
+        raise TypeError("no state")
+
+    monkeypatch.setattr(RunFolder, "state", fail)
+    write_run(tmp_path, "left", finished=False)
+    assert rows(tmp_path)["left"].problem == "the state: damaged: no state"
 
 
 def test_only_interventions_that_change_what_is_trained_count_as_steering(tmp_path):

@@ -1,5 +1,6 @@
 """The explorer's picture follows its sliders, and the parameters that it names make the same simulation."""
 
+import dataclasses
 import re
 import shlex
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from tests.test_samplerruns import opened, write_sampled_run
-from udonlib import samplerexplorer, samplerruns
+from udonlib import samplerexplorer, simulation
 from udonlib.samplerexplorer import Explorer
 from udonlib.simulation import outcome, simulate
 
@@ -40,7 +41,7 @@ def test_a_person_gets_sliders_and_a_log_a_figure(outputs, monkeypatch):
 
 def test_the_table_holds_what_the_simulation_gives(explorer):
     e = explorer.explored
-    for place, one in enumerate(samplerruns.simulations(e)):
+    for place, one in enumerate(e.simulations):
         for row in outcome(one, e.setting.sizes).itertuples():
             share, passes, loss = rows(explorer)[row.domain][3 * place : 3 * place + 3]
             assert float(share.lstrip("▼ ")) == pytest.approx(100 * row.share, abs=0.051)
@@ -105,7 +106,21 @@ def test_the_parameters_that_it_names_make_the_same_simulation(outputs, explorer
     assert set(e.params.strategies) == set(strategies)
     for strategy in strategies:
         named, moved = (simulate(c, s, strategy) for c, s in ((e.curves, e.setting), (curves, setting)))
-        np.testing.assert_allclose(named.shares, moved.shares, atol=1e-3)
+        np.testing.assert_array_equal(named.shares, moved.shares)
+
+
+def test_names_of_domains_are_quoted_for_the_shell_and_for_yaml(outputs, explorer):
+    names = dict(zip(("emoji", "flags", "logos"), ("it's; $HOME", "1", "on"), strict=True))
+    e = explorer.explored
+    curves = {names[name]: curve for name, curve in e.curves.items()}
+    sizes = {names[name]: n for name, n in e.setting.sizes.items()}
+    renamed = Explorer(dataclasses.replace(e, curves=curves, setting=dataclasses.replace(e.setting, sizes=sizes)))
+    for row in renamed.curves.values():
+        row["half_images"].value = 123.456789
+    option, text = shlex.split(renamed.command())
+    assert option == "-y"
+    moved = {name: row["half_images"].value for name, row in renamed.curves.items()}
+    assert yaml.safe_load(text) == {"half_images": moved}
 
 
 def test_an_untouched_explorer_has_nothing_to_change(explorer):
@@ -135,7 +150,7 @@ def test_no_strategy_and_too_many_windows_say_so(explorer, monkeypatch):
     for toggle in explorer.strategies.values():
         toggle.value = False
     assert "choose a strategy" in explorer.figures.value
-    monkeypatch.setattr(samplerexplorer, "MAX_DRAWS", 1000)
+    monkeypatch.setattr(simulation, "MAX_DRAWS", 1000)
     explorer.strategies["dynamic"].value = True
     assert "10 windows would take too long" in explorer.figures.value
 

@@ -11,11 +11,11 @@ import yaml
 from tests.catalogs import write_uned_tree
 from udonlib import samplerruns
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention
 from udonlib.learningcurves import LearningCurve
 from udonlib.notebookparams import SamplerParams
 from udonlib.params import TrainParams
 from udonlib.simulation import Setting, deviation, simulate
-from udonlib.steering import Intervention
 
 DOMAINS = ("emoji", "flags", "logos")
 SIZES = dict.fromkeys(DOMAINS, 12)  # of the tree's train split
@@ -142,7 +142,7 @@ def test_without_a_run_curves_are_drawn_from_the_data(tmp_path):
     assert e.setting.steps == 50
     assert {name: curve.start for name, curve in e.curves.items()} == dict.fromkeys(DOMAINS, pytest.approx(np.log(3)))
     assert samplerruns.checked(e).empty
-    assert len(samplerruns.simulations(e)) == 4
+    assert len(e.simulations) == 4
     with pytest.raises(UserError, match="'curves': no finished run of several domains in .*curves=drawn"):
         opened(tmp_path / "nothing", curves="latest")
 
@@ -179,6 +179,12 @@ def test_runs_are_chosen_by_name_and_pattern_once_each(outputs):
     assert len(opened(outputs, runs="udon-*").runs) == samplerruns.MAX_RUNS
 
 
+def test_runs_of_the_same_name_are_two_and_a_run_named_twice_is_one(outputs):
+    other = write_sampled_run(outputs.parent / "others", "udon-s0", "round_robin")
+    chosen = opened(outputs, runs=f"udon-s0,{outputs}/../results/runs/udon-s0,{other},turns").runs
+    assert samplerruns.labels(chosen) == ["results/runs/udon-s0", "others/runs/udon-s0", "turns"]
+
+
 def steer(folder: Path, step: int, shares: dict[str, float], **done: object) -> None:
     """Let a person have changed the allocation of a written run, and paused it one step later."""
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -199,11 +205,10 @@ def test_the_effective_share_is_shown_where_a_run_was_steered(outputs):
     assert alone["share"].equals(alone["weight"])
     assert samplerruns.steerings(run) == []
     steer(run.path, 40, {"emoji": 0.8, "flags": 0.1, "logos": 0.1}, locks={"emoji": 0.8})
-    table = samplerruns.allocations([run]).query("step == 40").set_index("domain")
+    table = samplerruns.recorded_allocation(run).query("step == 40").set_index("domain")
     assert table["share"].to_dict() == {"emoji": 0.8, "flags": 0.1, "logos": 0.1}
     assert table["weight"].to_dict() == alone.query("step == 30").set_index("domain")["weight"].to_dict()
     assert [str(act) for act in samplerruns.steerings(run)] == ["emoji locked at 80.0%"]
-    assert samplerruns.allocations([]).columns.tolist() == ["run", "step", "domain", "weight", "share"]
 
 
 def test_other_data_than_the_runs_may_be_named_where_it_has_moved(outputs):
@@ -265,4 +270,4 @@ def test_one_domain_alone_gets_everything(outputs):
     write_sampled_run(outputs, "specialist", domains=("emoji",), recipe="specialist", strategy="round_robin", age=-5)
     assert "specialist" not in [run.path.name for run in opened(outputs, runs="*").runs]
     alone = opened(outputs, curves="specialist")
-    assert all((one.shares == 1).all() for one in samplerruns.simulations(alone))
+    assert all((one.shares == 1).all() for one in alone.simulations)

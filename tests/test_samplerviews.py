@@ -5,7 +5,8 @@ import pytest
 
 from tests.catalogs import write_uned_tree
 from tests.test_samplerruns import DOMAINS, opened, steer, write_sampled_run
-from udonlib import samplerruns, samplerviews
+from udonlib import samplerruns, samplerviews, simulation
+from udonlib.errors import UserError
 from udonlib.samplerruns import Explored
 from udonlib.simulation import deviation, outcome
 from udonlib.style import domain_colours
@@ -68,7 +69,7 @@ def test_curves_that_a_person_changed_do_not_pass_for_fitted(tmp_path, drawn):
 def test_each_strategy_has_areas_that_add_up(explored):
     fig = samplerviews.strategy_chart(explored)
     assert titles(fig) == ["dynamic", "round_robin", "balanced", "dataset_size"]
-    for axis, one in zip(("y", "y2", "y3", "y4"), samplerruns.simulations(explored), strict=True):
+    for axis, one in zip(("y", "y2", "y3", "y4"), explored.simulations, strict=True):
         areas = [trace for trace in fig.data if trace.yaxis == axis]
         np.testing.assert_allclose(np.sum([area.y for area in areas], axis=0), 100, rtol=1e-5)
         assert [area.name for area in areas] == list(DOMAINS)
@@ -88,7 +89,7 @@ def test_an_odd_strategy_leaves_an_empty_corner_without_axes(tmp_path, drawn):
 
 def test_dots_show_share_passes_and_loss_and_rings_who_starves(explored):
     fig = samplerviews.outcome_chart(explored)
-    found = {one.strategy: outcome(one, explored.setting.sizes) for one in samplerruns.simulations(explored)}
+    found = {one.strategy: outcome(one, explored.setting.sizes) for one in explored.simulations}
     for strategy, table in found.items():
         share, passes, loss = traces(fig, strategy)
         np.testing.assert_allclose(share.x, 100 * table["share"], rtol=1e-5)
@@ -148,6 +149,41 @@ def test_interventions_are_marked_at_their_steps(explored):
     emoji = traces(fig, "udon-s0")[0]
     assert dict(zip(emoji.x, emoji.y, strict=True))[40] == pytest.approx(80)
     assert "a person steered this run" in samplerviews.check_chart(explored).layout.title.text
+
+
+def test_runs_of_the_same_name_are_drawn_each_by_itself(tmp_path):
+    write_sampled_run(tmp_path / "results", "udon-s0")
+    other = write_sampled_run(tmp_path / "others", "udon-s0", "round_robin")
+    e = opened(tmp_path / "results", runs=f"udon-s0,{other}")
+    steer(other, 40, {"emoji": 0.8, "flags": 0.1, "logos": 0.1}, locks={"emoji": 0.8})
+    fig = samplerviews.run_chart(e)
+    keys = [trace.name for trace in fig.data if trace.x[0] is None]
+    assert keys == ["results/runs/udon-s0", "others/runs/udon-s0 (▲ steered: 1)"]
+    own, others = (
+        next(t for t in traces(fig, f"{folder}/runs/udon-s0") if len(t.x) > 1) for folder in ("results", "others")
+    )
+    for line, run in ((own, e.runs[0]), (others, e.runs[1])):
+        shares = run.allocation().query("domain == 'emoji'")["share"]
+        np.testing.assert_allclose(line.y[:-1], 100 * shares, rtol=1e-5)
+    assert "results/runs/udon-s0, others/runs/udon-s0" in repr(samplerviews.explored_table(e))
+
+
+def test_strategies_are_simulated_once_for_all_that_shows_them(explored, monkeypatch):
+    made = []
+    true = simulation.simulate
+    monkeypatch.setattr(simulation, "simulate", lambda *args: made.append(args[2]) or true(*args))
+    samplerviews.strategy_chart(explored)
+    samplerviews.outcome_chart(explored)
+    samplerviews.verdict_table(explored)
+    assert made == list(explored.params.strategies)
+
+
+def test_too_many_windows_are_refused_and_a_check_of_too_many_says_so(explored, monkeypatch):
+    monkeypatch.setattr(simulation, "MAX_DRAWS", 1000)
+    with pytest.raises(UserError, match="'update_every': found 30 for 300 steps, but 10 windows would take too long"):
+        samplerviews.strategy_chart(explored)
+    [note] = samplerviews.check_chart(explored).layout.annotations
+    assert "would take too long" in note.text
 
 
 def test_figures_without_runs_say_so(drawn):

@@ -147,10 +147,10 @@ def test_the_gallery_frames_right_and_wrong_neighbours(catalog):
     right = sheets.query_gallery([neighbours(catalog, "emoji", [[True] * 5])], catalog)
     wrong = sheets.query_gallery([neighbours(catalog, "emoji", [[False] * 5])], catalog)
     # Below the line that explains the marks.
-    n_right, n_wrong = (near(sheets.RIGHT, pixels(image)[40:]).sum() for image in (right, wrong))
+    n_right, n_wrong = (near(sheets.RIGHT_INK, pixels(image)[40:]).sum() for image in (right, wrong))
     assert n_right > 5 * 4 * 90 * 4  # five frames of four sides, four pixels wide
     assert n_wrong < A_FEW
-    assert near(sheets.WRONG, pixels(wrong)[40:]).sum() > 5 * 4 * 90 * 4
+    assert near(sheets.WRONG_INK, pixels(wrong)[40:]).sum() > 5 * 4 * 90 * 4
     assert right.format == "jpeg"
 
 
@@ -168,7 +168,7 @@ def test_the_gallery_takes_right_and_wrong_queries_of_every_domain_of_one_embedd
         neighbours(catalog, "emoji", [[True] * 5], embedder="teacher"),
     ]
     image = sheets.query_gallery(parts, catalog)
-    assert near(sheets.RIGHT, pixels(image)[40:]).sum() < A_FEW
+    assert near(sheets.RIGHT_INK, pixels(image)[40:]).sum() < A_FEW
     again = sheets.query_gallery(reversed(parts), catalog)
     assert again.data == image.data
 
@@ -176,7 +176,7 @@ def test_the_gallery_takes_right_and_wrong_queries_of_every_domain_of_one_embedd
 def test_the_gallery_shows_fewer_neighbours_where_there_are_fewer(catalog):
     part = neighbours(catalog, "emoji", [[True, False]])
     part.position[0, 1] = -1
-    assert near(sheets.WRONG, pixels(sheets.query_gallery([part], catalog))[40:]).sum() < A_FEW
+    assert near(sheets.WRONG_INK, pixels(sheets.query_gallery([part], catalog))[40:]).sum() < A_FEW
 
 
 def test_neighbours_of_other_data_are_refused_rather_than_marked_wrongly(catalog):
@@ -218,3 +218,10 @@ def test_names_that_are_too_long_or_not_latin_are_cut_and_replaced():
     assert not dark[:, 84:].any()
     sheet.write(100, 0, "漢字", "#000000")
     assert (np.asarray(sheet.canvas).min(axis=2) < 128)[:, 100:].any()
+
+
+def test_names_and_texts_of_facts_are_text_and_not_markup():
+    table = sheets.facts_table({"<i>a": "<b>one", "b": "two"})
+    assert "&lt;i&gt;a</th>" in table.html
+    assert "&lt;b&gt;one</td>" in table.html
+    assert table.text == "<i>a  <b>one\nb     two"

@@ -23,14 +23,15 @@ import torch
 from tests.catalogs import write_uned_tree
 from tests.test_runs import assert_same_state, checkpoint, finish
 from tests.test_training import SMALL, make, same, weights
-from udonlib import steering
+from udonlib import presets, steering
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention
 from udonlib.params import TrainParams
 from udonlib.runfolder import STATES, RunFolder, find_run, last_step
-from udonlib.runs import open_run, replay
+from udonlib.runs import open_run
 from udonlib.sampler import effective_shares
-from udonlib.steering import Intervention, change_control
+from udonlib.steering import change_control
 from udonlib.training import RunStoppedError
 
 NAMES = ("emoji", "flags", "earth")
@@ -511,6 +512,14 @@ def test_a_checkpoint_of_the_version_before_steering_goes_on_to_the_same_bits(da
 # Replays
 
 
+def replay(name, outputs, **values):
+    """The run that train.ipynb opens for `-p replay NAME`."""
+    cell = "preset: str = 'smoke'\nreplay: str = None\noutputs: str = None"
+    given = {"replay": name, "outputs": str(outputs)} | values
+    injected = "# Parameters\n" + "\n".join(f"{key} = {value!r}" for key, value in given.items())
+    return open_run(presets.from_notebook([cell, injected]))
+
+
 def test_a_replay_ends_in_the_same_bits(steered, tmp_path):
     shutil.copytree(steered.path, tmp_path / "runs" / "steered")
     again = finish(replay("steered", str(tmp_path)))
@@ -528,6 +537,7 @@ def test_a_replay_can_be_killed_and_cannot_be_steered(steered, tmp_path):
     [refused] = [record for record in run.records("steering") if record["refused"]]
     assert (refused["step"], refused["steers"]) == (4, False)
     assert "repeats another one's interventions" in refused["refused"]
+    assert steering.read_control(run.path).multipliers == steered.interventions()[-1].multipliers  # taken back
     finish(replay("steered", str(tmp_path), run="again"))
     assert_same_training(steered, run)
     assert run.allocation().equals(steered.allocation())
@@ -631,6 +641,38 @@ def test_a_run_that_another_process_trains_is_being_trained(steered, tmp_path):
     assert RunFolder(folder).state().name == "lost"
 
 
+def test_a_pause_before_what_is_yet_to_be_repeated_is_seen(data, tmp_path):
+    run = open_run(params(data, tmp_path, checkpoint_every=2))
+    drive(run, {9: {"multipliers": {"emoji": 3.0}}}, until=10)
+    first = open_run(params(data, tmp_path / "first", checkpoint_every=2))
+    drive(first, {}, until=3)
+    shutil.copy(run.path / "steering.jsonl", first.path)  # as if it had been killed at once after step 9
+    again = open_run(first.params)
+    seen = []
+
+    def follow():
+        end = time.monotonic() + 20
+        while again.state().name != "paused" and time.monotonic() < end:
+            time.sleep(0.02)
+        seen.append(again.state().name)
+        seen.append(change_control(again.path, paused=False).number)
+
+    person = threading.Thread(target=follow)
+    for record in again.train():
+        if record["kind"] == "start":
+            change_control(again.path, paused=True)
+            person.start()
+    person.join(20)
+    done = again.interventions()
+    assert [(entry.step, entry.paused, entry.steers) for entry in done] == [
+        (2, True, False),
+        (2, False, False),
+        (9, False, True),
+    ]
+    assert seen == ["paused", done[1].number]
+    assert again.status == "finished"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -649,6 +691,33 @@ def test_a_run_with_a_broken_file_is_unreadable_and_names_it(steered, tmp_path, 
     state = RunFolder(tmp_path / "run").state()
     assert state.name == "unreadable"
     assert name in state.text or "parameter 'steps'" in state.text
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"kind": 3}', '"stopped"', '{"kind": "odd", "reason": ""}'])
+def test_a_run_whose_end_cannot_be_read_is_lost(steered, tmp_path, content):
+    shutil.copytree(steered.path, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "ended.json").write_text(content)
+    assert RunFolder(tmp_path / "run").state().name == "lost"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[{}]", "{}", "[[1]]", "3"])
+def test_a_provenance_that_is_none_is_named(steered, tmp_path, content):
+    shutil.copytree(steered.path, tmp_path / "run")
+    (tmp_path / "run" / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match=r"provenance\.json: not a run's provenance"):
+        RunFolder(tmp_path / "run").provenance()
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", "3", '{"kind": "train"}', '{"kind": "train", "step": null}'])
+def test_a_record_that_is_none_is_named_with_its_line(steered, tmp_path, line):
+    shutil.copytree(steered.path, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("r+") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(line + "\n" + content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: not a record"):
+        RunFolder(tmp_path / "run").records("train")
 
 
 @pytest.mark.parametrize("length", [10, 20_000, 300_000])

@@ -13,8 +13,9 @@ import pytest
 
 from udonlib import steering
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention, interventions
 from udonlib.params import PROJECT
-from udonlib.steering import Commands, Control, Intervention, change_control, interventions, read_control
+from udonlib.steering import Commands, Control, change_control, read_control
 
 NAMES = ("emoji", "flags", "earth")
 
@@ -561,3 +562,26 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(UserError, match="cannot be written to, so the run cannot be steered: Permission denied"):
         change_control(tmp_path, save=True)
+
+
+# While a process loads
+
+
+def test_what_is_asked_for_while_the_process_loads_counts(tmp_path):
+    change_control(tmp_path, stop=True, save=True, paused=True)  # of a process that is gone
+    before = read_control(tmp_path)
+    change_control(tmp_path, "a person", stop=True)
+    asked = follow(tmp_path, before=before).take(0)
+    assert (asked.step, asked.stop, asked.save, asked.paused) == (0, True, False, False)
+    assert interventions(tmp_path) == [asked]
+
+
+def test_a_pause_while_the_process_loads_counts(tmp_path):
+    before = read_control(tmp_path)
+    change_control(tmp_path, paused=True)
+    commands = follow(tmp_path, before=before)
+    assert commands.take(0).paused
+    thread = resume_after(tmp_path, 0.2)
+    assert not commands.take(0).paused
+    thread.join()
+    assert commands.paused_seconds > 0.1

@@ -14,11 +14,12 @@ from tests.catalogs import write_uned_tree
 from tests.test_runs import finish
 from tests.test_training import SMALL
 from udonlib import watching
+from udonlib.interventions import Intervention
 from udonlib.live import Progress
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 from udonlib.runs import open_run
-from udonlib.steering import Intervention, change_control
+from udonlib.steering import change_control
 from udonlib.watching import Watch
 
 NAMES = ("emoji", "flags")
@@ -241,7 +242,7 @@ def test_a_process_that_was_killed_is_missed_although_no_file_tells(written, mon
     assert not watch.update()
 
 
-@pytest.mark.parametrize("name", ["control.json", "steering.jsonl"])
+@pytest.mark.parametrize("name", ["control.json", "steering.jsonl", "provenance.json"])
 def test_a_file_that_cannot_be_read_is_named(written, name):
     watch = Watch(RunFolder(written.path))
     watch.update()
@@ -255,12 +256,37 @@ def test_a_file_that_cannot_be_read_is_named(written, name):
     assert watch.problem == ""
 
 
-def test_a_record_that_cannot_be_read_is_named_and_the_run_is_followed_on(written):
+def test_each_file_that_cannot_be_read_is_named_and_hides_no_other(written):
+    change_control(written.path, "mine", multipliers={"emoji": 2.0})
+    for name in ("steering.jsonl", "provenance.json"):
+        (written.path / name).write_text("{\n")
+    watch = Watch(RunFolder(written.path))
+    watch.update()
+    assert "steering.jsonl" in watch.problem
+    assert "provenance.json" in watch.problem
+    assert watch.control.multipliers == {"emoji": 2.0}
+    assert watch.heard  # as far as one can tell
+
+
+def test_what_could_not_be_read_is_tried_again_although_nothing_is_new(written, monkeypatch):
+    watch = Watch(RunFolder(written.path))
+    with monkeypatch.context() as broken:
+        broken.setattr(watching, "read_control", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            watch.update()
+    assert watch.update()
+    assert not watch.update()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "tra', "[1]", '{"kind": "train", "step": 11, "images_per_s": 1, "losses": {}}']
+)
+def test_a_record_that_cannot_be_read_is_named_and_the_run_is_followed_on(written, line):
     written.add(train(10), 1.0)
     watch = Watch(RunFolder(written.path))
     watch.update()
     with (written.path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "tra\n')
+        file.write(line + "\n")
     assert watch.update()
     assert "metrics.jsonl" in watch.problem
     written.add(train(20), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import pytest
@@ -12,6 +13,8 @@ from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
 from udonlib import panelviews, widgets
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention
+from udonlib.live import Progress
 from udonlib.params import TrainParams
 from udonlib.runs import Run, open_run
 from udonlib.steering import change_control, read_control
@@ -51,10 +54,10 @@ def wanted(run):
 
 def test_a_slider_multiplies_its_domain_alone(panel, begun):
     first, second = panel.domains[:2]
-    panel.sliders[first].value = 2.0
-    panel.sliders[second].value = 0.5
+    panel.rows[first].slider.value = 2.0
+    panel.rows[second].slider.value = 0.5
     assert wanted(begun[0]).multipliers == {first: 2.0, second: 0.5}
-    panel.sliders[first].value = 1.0
+    panel.rows[first].slider.value = 1.0
     assert wanted(begun[0]).multipliers == {second: 0.5}
 
 
@@ -62,23 +65,23 @@ def test_a_lock_pins_the_share_that_the_domain_has_now(panel, begun):
     domain = panel.domains[0]
     panel.watch.update()
     share = panel.watch.progress.shares[domain]
-    panel.locks[domain].value = True
+    panel.rows[domain].lock.value = True
     assert wanted(begun[0]).locks == {domain: share}
-    assert panel.sliders[domain].disabled
-    panel.locks[domain].value = False
+    assert panel.rows[domain].slider.disabled
+    panel.rows[domain].lock.value = False
     assert wanted(begun[0]).locks == {}
-    assert not panel.sliders[domain].disabled
+    assert not panel.rows[domain].slider.disabled
 
 
 def test_reset_takes_both_back_in_one_change(panel, begun):
     domain = panel.domains[0]
-    panel.sliders[domain].value = 5.0
-    panel.locks[domain].value = True
+    panel.rows[domain].slider.value = 5.0
+    panel.rows[domain].lock.value = True
     number = wanted(begun[0]).number
-    panel.resets[domain].click()
+    panel.rows[domain].reset.click()
     after = wanted(begun[0])
     assert (after.multipliers, after.locks, after.number) == ({}, {}, number + 1)
-    assert (panel.sliders[domain].value, panel.locks[domain].value) == (1.0, False)
+    assert (panel.rows[domain].slider.value, panel.rows[domain].lock.value) == (1.0, False)
 
 
 def test_presets_set_all_domains_and_the_controls_show_it(panel, begun):
@@ -87,13 +90,13 @@ def test_presets_set_all_domains_and_the_controls_show_it(panel, begun):
     n = len(panel.domains)
     panel.buttons["uniform"].click()
     assert wanted(run).locks == pytest.approx(dict.fromkeys(panel.domains, 1 / n))
-    assert all(lock.value for lock in panel.locks.values())
+    assert all(row.lock.value for row in panel.rows.values())
     panel.buttons["by-size"].click()
     sizes = {domain.name: len(domain.splits["train"]) for domain in run.catalog.domains}
     assert wanted(run).locks == pytest.approx({name: size / sum(sizes.values()) for name, size in sizes.items()})
     panel.buttons["by-loss"].click()
     assert (wanted(run).multipliers, wanted(run).locks) == ({}, {})
-    assert not any(lock.value for lock in panel.locks.values())
+    assert not any(row.lock.value for row in panel.rows.values())
 
 
 def test_only_the_ticked_domains_get_steps_and_at_least_one_has_to_be(panel, begun):
@@ -103,10 +106,10 @@ def test_only_the_ticked_domains_get_steps_and_at_least_one_has_to_be(panel, beg
     panel.start()
     assert "Tick the domains" in panel.status.value
     chosen, *others = panel.domains
-    panel.ticks[chosen].value = True
+    panel.rows[chosen].tick.value = True
     panel.buttons["only"].click()
     assert wanted(run).multipliers == dict.fromkeys(others, 0.0)
-    assert [panel.sliders[name].value for name in panel.domains] == [1.0, *([0.0] * len(others))]
+    assert [panel.rows[name].slider.value for name in panel.domains] == [1.0, *([0.0] * len(others))]
 
 
 def test_buttons_ask_for_what_they_say(panel, begun):
@@ -125,7 +128,7 @@ def test_buttons_ask_for_what_they_say(panel, begun):
 def test_what_was_asked_for_is_answered_with_its_step(panel, begun):
     run, records = begun
     panel.start()
-    panel.sliders[panel.domains[0]].value = 3.0
+    panel.rows[panel.domains[0]].slider.value = 3.0
     for record in records:
         if record["kind"] == "allocation" and record["shares"] != record["weights"]:
             break
@@ -135,22 +138,22 @@ def test_what_was_asked_for_is_answered_with_its_step(panel, begun):
     assert "Interventions so far: 1." in panel.status.value
     wait_until(lambda: "<polygon" in panel.charts.value)  # drawn after the status
     assert f"step {step}: {panel.domains[0]} ×3" in panel.charts.value  # the mark's title
-    assert "%" in panel.numbers[panel.domains[0]].value
+    assert "%" in panel.rows[panel.domains[0]].numbers.value
 
 
 def test_a_second_panel_says_that_another_one_steers_and_can_take_its_values_over(panel, begun):
     first, second = panel, widgets.Panel(begun[0])
     domain = first.domains[0]
     first.start(), second.start()
-    first.sliders[domain].value = 2.0
+    first.rows[domain].slider.value = 2.0
     wait_until(lambda: f"Another panel ({first.name})" in second.status.value)
     assert second.adopt.layout.display == ""
-    assert second.sliders[domain].value == 1.0  # a person's hand alone moves it
+    assert second.rows[domain].slider.value == 1.0  # a person's hand alone moves it
     number = wanted(begun[0]).number
     second.adopt.click()
-    assert second.sliders[domain].value == 2.0
+    assert second.rows[domain].slider.value == 2.0
     assert wanted(begun[0]).number == number  # showing is not asking
-    second.sliders[second.domains[1]].value = 5.0
+    second.rows[second.domains[1]].slider.value = 5.0
     assert wanted(begun[0]).multipliers == {domain: 2.0, second.domains[1]: 5.0}
     second.close()
 
@@ -160,8 +163,8 @@ def test_a_panel_opens_with_what_is_in_force(begun):
     domain, locked = run.catalog.names[:2]
     change_control(run.path, "somebody", multipliers={domain: 5.0}, locks={locked: 0.25})
     opened = widgets.Panel(run)
-    assert opened.sliders[domain].value == 5.0
-    assert opened.locks[locked].value
+    assert opened.rows[domain].slider.value == 5.0
+    assert opened.rows[locked].lock.value
     assert wanted(run).number == 1
 
 
@@ -172,30 +175,53 @@ def test_a_finished_run_can_be_looked_at_and_not_steered(run):
     opened.start()
     assert "finished after" in opened.status.value
     assert all(button.disabled for button in opened.buttons.values())
-    assert all(slider.disabled for slider in opened.sliders.values())
+    assert all(row.slider.disabled for row in opened.rows.values())
     opened.close()
+
+
+class Place(DisplayHandle):
+    """Where a panel is displayed; it keeps what takes the panel's place."""
+
+    def __init__(self):
+        super().__init__("place")
+        self.shown = []
+
+    def update(self, what):
+        self.shown.append(what)
 
 
 def test_a_panel_leaves_plain_html_in_its_place_when_the_run_has_finished(begun):
     run, records = begun
-    shown = []
-
-    class Place(DisplayHandle):
-        def update(self, what):
-            shown.append(what)
-
+    place = Place()
     opened = widgets.Panel(run)
-    opened.start(Place())
-    assert shown == []
+    opened.start(place)
+    assert place.shown == []
     for _ in records:
         pass
     opened._thread.join(20)
-    [left] = shown
+    [left] = place.shown
     assert "finished after" in left.data
     assert "share of steps" in left.data
     seen = run.records("train")[-1]["images_seen"]
     assert all(f"{n:,}" in left.data for n in seen.values())
     assert not opened._thread.is_alive()
+    opened.close()
+
+
+def test_a_run_that_is_begun_anew_keeps_its_panel_until_it_has_finished_again(run):
+    for _ in run.train():
+        pass
+    again = open_run(run.params.model_copy(update={"overwrite": True}))
+    place = Place()
+    opened = widgets.Panel(again)
+    opened.start(place)
+    time.sleep(3 * widgets.POLL_SECONDS)
+    assert place.shown == []  # the summary that is there still is of the run before
+    for record in again.train():
+        if record["kind"] == "train":
+            wait_until(lambda: opened.watch.state.name == "training")
+    opened._thread.join(20)
+    assert len(place.shown) == 1
     opened.close()
 
 
@@ -209,8 +235,8 @@ def test_a_run_that_stopped_says_how_it_goes_on_and_takes_wishes_for_then(begun)
     assert "takes effect when the run goes on" in opened.status.value
     assert opened.buttons["pause"].disabled
     domain = opened.domains[0]
-    assert not opened.sliders[domain].disabled
-    opened.sliders[domain].value = 0.0
+    assert not opened.rows[domain].slider.disabled
+    opened.rows[domain].slider.value = 0.0
     opened.close()
     shares = [r["shares"] for r in open_run(run.params).train() if r["kind"] == "allocation"]
     assert shares[-1][domain] == 0.0
@@ -233,11 +259,160 @@ def test_a_broken_control_file_is_named_and_the_panel_lives(panel, begun):
     panel.start()
     (run.path / "control.json").write_text("{")
     wait_until(lambda: "control.json" in panel.status.value)
-    panel.sliders[panel.domains[0]].value = 2.0
+    panel.rows[panel.domains[0]].slider.value = 2.0
     assert (run.path / "control.json").read_text() == "{"  # nobody's words are lost
     (run.path / "control.json").unlink()
-    panel.sliders[panel.domains[0]].value = 3.0
+    panel.rows[panel.domains[0]].slider.value = 3.0
     assert wanted(run).multipliers == {panel.domains[0]: 3.0}
+
+
+def test_a_run_that_is_not_there_yet_is_not_steered_and_the_controls_say_so(run):
+    opened = widgets.Panel(run)
+    opened.start()
+    assert "not started yet" in opened.status.value
+    assert all(button.disabled for button in opened.buttons.values())
+    opened.buttons["uniform"].click()
+    opened.rows[opened.domains[0]].slider.value = 2.0
+    assert opened._shown() == ({}, set())
+    wait_until(lambda: "there is no run in" in opened.status.value)
+    assert not run.path.exists()
+    opened.close()
+
+
+def test_what_cannot_be_written_is_taken_back_by_its_control(panel, begun):
+    run, _ = begun
+    first, second = panel.domains[:2]
+    panel.rows[first].slider.value = 2.0
+    panel.rows[second].lock.value = True
+    (run.path / "control.json").write_text("{")
+    shown = panel._shown()
+    assert shown == ({first: 2.0}, {second})
+    panel.rows[first].slider.set_state({"index": 0})  # as the browser does it
+    assert panel._shown() == shown
+    panel.rows[first].lock.value = True
+    assert panel._shown() == shown
+    panel.rows[second].lock.value = False
+    panel.rows[first].reset.click()
+    panel.rows[second].reset.click()
+    for name in ("by-loss", "uniform", "by-size"):
+        panel.buttons[name].click()
+    assert panel._shown() == shown
+    assert [panel.rows[name].slider.disabled for name in (first, second)] == [False, True]
+
+
+def test_a_panel_opened_on_a_broken_control_file_shows_what_is_in_force(begun):
+    run, records = begun
+    domain = run.catalog.names[0]
+    change_control(run.path, "somebody", multipliers={domain: 5.0})
+    next(record for record in records if record["kind"] == "steering")
+    (run.path / "control.json").write_text("{")
+    opened = widgets.Panel(run)
+    opened.start()
+    assert opened._shown() == ({domain: 5.0}, set())
+    assert opened.status.value.count("control.json") == 1
+    (run.path / "control.json").unlink()
+    change_control(run.path, "somebody", multipliers={domain: 5.0})
+    wait_until(lambda: "control.json" not in opened.status.value)
+    assert opened._foreign == ""
+    opened.close()
+
+
+def test_a_change_that_changes_nothing_waits_for_no_answer(panel, begun):
+    run, records = begun
+    panel.start()
+    panel.buttons["by-loss"].click()
+    assert panel._sent is None
+    panel.rows[panel.domains[0]].slider.value = 2.0
+    panel.rows[panel.domains[0]].slider.value = 1.0  # within one step
+    next(record for record in records if record["kind"] == "train")
+    assert run.interventions() == []
+    wait_until(lambda: panel._sent is None)
+    wait_until(lambda: "waiting" not in panel.status.value)
+
+
+def test_a_request_is_waited_for_although_the_allocation_is_in_force(panel, begun):
+    _, records = begun
+    panel.start()
+    panel.buttons["save"].click()
+    panel.rows[panel.domains[0]].slider.value = 2.0
+    panel.rows[panel.domains[0]].slider.value = 1.0
+    wait_until(lambda: "Sent; waiting" in panel.status.value)
+    next(record for record in records if record["kind"] == "train")
+    wait_until(lambda: "after you asked: saved" in panel.status.value)
+    panel.buttons["save"].click()
+    records.close()  # and with the process, its requests
+    wait_until(lambda: panel._sent is None)
+
+
+def test_what_somebody_else_asks_for_is_said_while_a_change_waits(panel, begun):
+    run, _ = begun
+    first, second = panel.domains[:2]
+    panel.start()
+    panel.rows[first].slider.value = 2.0
+    change_control(run.path, "other", multipliers={second: 5.0})
+    wait_until(lambda: "Another panel (other)" in panel.status.value)
+    assert panel._sent is not None
+    panel.adopt.click()
+    change_control(run.path, "third", multipliers={second: 3.0})
+    panel.rows[first].slider.value = 3.0  # before the thread has looked
+    wait_until(lambda: "Another panel (third)" in panel.status.value)
+    assert panel.rows[second].slider.value == 5.0
+    panel.adopt.click()
+    assert panel._shown() == ({first: 3.0, second: 3.0}, set())
+
+
+def test_a_run_that_does_not_say_its_sizes_cannot_be_allocated_by_them(panel, begun):
+    panel.start()
+    assert not panel.buttons["by-size"].disabled
+    panel.watch.n_images = {}
+    panel._draw_status()
+    assert panel.buttons["by-size"].disabled
+    assert not panel.buttons["uniform"].disabled
+
+
+def test_what_a_person_moves_while_the_thread_sets_controls_is_written(panel, begun):
+    domain = panel.domains[0]
+    moving, moved = threading.Event(), threading.Event()
+
+    def set_controls():
+        with panel._silently():
+            moving.set()
+            moved.wait(10)
+
+    thread = threading.Thread(target=set_controls)
+    thread.start()
+    moving.wait(10)
+    panel.rows[domain].slider.value = 2.0
+    moved.set()
+    thread.join()
+    assert wanted(begun[0]).multipliers == {domain: 2.0}
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "steering.jsonl", "metrics.jsonl"])
+def test_a_broken_file_is_named_and_the_panel_lives(panel, begun, name):
+    run, _ = begun
+    panel.start()
+    with (run.path / name).open("a") as file:
+        file.write("[1]\n")
+    wait_until(lambda: name in panel.status.value)
+    assert panel._thread.is_alive()
+    opened = widgets.Panel(run)
+    opened.start()
+    assert name in opened.status.value
+    opened.close()
+
+
+def test_a_panel_that_cannot_follow_says_so_and_goes_on_when_it_can(panel, begun, monkeypatch):
+    def fails():
+        raise PermissionError("not yours")
+
+    panel.start()
+    monkeypatch.setattr(panel.watch, "update", fails)
+    monkeypatch.setattr(panel, "_draw_status", fails)
+    wait_until(lambda: "cannot follow the run: PermissionError" in panel.status.value)
+    monkeypatch.undo()
+    wait_until(lambda: "training, step" in panel.status.value)
+    assert "cannot follow" not in panel.status.value
 
 
 def test_a_run_that_does_not_exist_is_named_with_the_nearest(run, tmp_path, monkeypatch):
@@ -268,6 +443,31 @@ def test_the_report_says_whether_a_person_had_a_hand_in_it(run):
     assert "&lt;me&gt;" in said
     (run.path / "steering.jsonl").unlink()
     assert "Nobody steered this run." in panelviews.report(run).data
+
+
+@pytest.mark.parametrize(
+    ("done", "said", "listed"),
+    [
+        ({"evaluate": True}, "<b>This run was validated by hand</b>: its figures", "validated"),
+        ({"refused": "no domain 'x'"}, "Nobody steered this run: its figures do not depend", "refused: no domain"),
+        ({"paused": True}, "Nobody steered this run: its figures do not depend", "paused"),
+    ],
+)
+def test_the_report_says_steered_only_of_the_allocation(begun, done, said, listed):
+    run, _ = begun
+    entry = Intervention(number=1, step=2, panel="me", **done)
+    (run.path / "steering.jsonl").write_text(entry.model_dump_json() + "\n")
+    text = panelviews.report(run).data
+    assert said in text
+    assert listed in text
+    assert "steered by hand" not in text
+
+
+def test_the_charts_mark_what_the_result_depends_on(begun):
+    progress = Progress(begun[0].params, time.monotonic)
+    for step, done in enumerate(({"steers": True}, {"evaluate": True}, {"paused": True}, {"refused": "why"}), 1):
+        progress.update(Intervention(number=step, step=step, **done).record())
+    assert panelviews.loss_chart(progress).count("<path") == 2
 
 
 def wait_until(condition, seconds: float = 10.0) -> None:

@@ -1,8 +1,6 @@
 """Arrays that took time to compute, kept in a folder under the fingerprint of all that they depend on."""
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +9,6 @@ import numpy as np
 from udonlib.storage import replacing
 
 Arrays = Mapping[str, np.ndarray]
-# What reading a file raises that is cut short or no archive of arrays at all.
-BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def fingerprint(*parts: object) -> str:
@@ -37,7 +33,8 @@ def kept(
 ) -> dict[str, np.ndarray]:
     """Read arrays that were kept under this fingerprint, or compute and keep them.
 
-    A file is replaced whole or not at all. One that cannot be read, or that is another fingerprint's, is computed anew.
+    A file is replaced whole or not at all. One that cannot be read, or that is another fingerprint's or lacks an array,
+    is computed anew.
     A folder that cannot be written to costs the next person the same time, and nothing else.
 
     Args:
@@ -52,15 +49,15 @@ def kept(
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as opened:
                 arrays = dict(opened)
-            if str(arrays.pop("fingerprint")) == key:
+            if arrays.pop("fingerprint").tolist() == [key, *sorted(arrays)]:
                 return arrays
             say(f"{file.name} holds something else; it is computed anew")
-        except BROKEN as error:
+        except Exception as error:  # bytes that changed raise whatever the readers of archives happen to meet first
             say(f"{file.name} cannot be read ({type(error).__name__}); it is computed anew")
     arrays = dict(compute())
     try:
         with replacing(file) as opened:
-            np.savez(opened, fingerprint=np.array(key), **arrays)
+            np.savez(opened, fingerprint=np.array([key, *sorted(arrays)]), **arrays)
     except OSError as error:
         say(f"{file.name} cannot be kept ({error.strerror}): the next time it is computed again")
     return arrays

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,18 @@ from jaxtyping import Float, Float32, Int
 
 from udonlib import projections
 from udonlib.arraycache import fingerprint, kept
-from udonlib.domains import Catalog, Domain, load_catalog
+from udonlib.domains import Catalog, Domain
 from udonlib.embedding import loading
 from udonlib.errors import UserError, nearest
 from udonlib.evaluationfiles import load_outcomes
+from udonlib.gapruns import find_run
 from udonlib.gaps import GROUPS, paired
 from udonlib.images import ImageReader
 from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel, pick_device
 from udonlib.neighbourhoods import Lists, lists
 from udonlib.notebookparams import EmbeddingsParams
-from udonlib.params import PROJECT
-from udonlib.runfolder import RunFolder
-from udonlib.runs import Run, load_run
+from udonlib.runs import Run
 from udonlib.sources import Source
 
 NO_QUERY = "not a query"
@@ -225,8 +223,7 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
     """
     run = find_run(params.run, params.embedder, params.outputs)
     if params.data != "auto" or params.images:
-        data = run.params.data if params.data == "auto" else params.data
-        run.__dict__["catalog"] = load_catalog(data, run.params.domains, params.images or run.params.images)
+        run.move_data(params.data, params.images)
     neighbours, catalog = run.neighbours(), run.catalog
     domains = catalog.names
     if params.domains != "all":
@@ -247,47 +244,13 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
     points = images[images["domain"].isin(domains)].reset_index(drop=True)
     n_images = len(points)
     points = points.iloc[_some(points["domain"], params.max_points, params.seed)].reset_index(drop=True)
-    points["position"] = _rows(points, catalog, found["student"])
+    points["position"] = _positions(points, found["student"])
     points["query"] = _lookup(points, [found["student"].query(row) for row in range(len(found["student"]))])
     points["result"] = _result(points, answers[params.embedder].to_numpy(), answers)
     if "teacher" in found:
         points["gap"] = _gap(points, answers)
     means = {name: 100 * float(answers.groupby("domain", sort=False)[name].mean().mean()) for name in found}
     return EmbeddingMap(params, run, catalog, domains, points, n_images, found, means, names)
-
-
-def find_run(name: str = "latest", embedder: str = "student", outputs: str = "auto") -> Run:
-    """A finished run that tested an embedder: by name or path, or 'latest', the one that finished last.
-
-    Raises:
-        UserError: there is none of this name, or it is unfinished, or it lacks the embedder; with the names of others.
-    """
-    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
-    files = sorted(home.glob("*/summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    what = "finished run" + (" with teachers" if embedder == "teacher" else "")
-    if name == "latest":
-        fitting = (file.parent for file in files if _tested(RunFolder(file.parent), embedder))
-        last = next(fitting, None)
-        if last is None:
-            raise UserError(f"no {what} in {home}; train one: make train")
-        return load_run(str(last), outputs)
-    run = load_run(name, outputs)
-    others = [file.parent.name for file in files if _tested(RunFolder(file.parent), embedder)][:8]
-    valid = f"a {what}: {', '.join(others)}" if others else f"there is no {what} in {home} yet"
-    if run.status != "finished":
-        raise UserError(f"run {run.path.name!r} is {run.status}; {valid}")
-    if not _tested(run, embedder):
-        raise UserError(f"run {run.path.name!r} (recipe {run.params.recipe!r}) has no {embedder}; {valid}")
-    return run
-
-
-def _tested(folder: RunFolder, embedder: str) -> bool:
-    """Whether a run of this version has tested an embedder and kept its neighbours."""
-    try:
-        there = embedder in set(folder.evaluation()["embedder"]) and bool(folder.params.recipe)
-    except (OSError, KeyError, ValueError):  # no evaluation, or a run of another version
-        return False
-    return there and (folder.path / "neighbours.npz").exists()
 
 
 def _images(domain: Domain) -> pd.DataFrame:
@@ -319,7 +282,7 @@ def _lookup(points: pd.DataFrame, images: list[tuple[str, str]]) -> Int[np.ndarr
     return np.fromiter(found, np.int64, len(points))
 
 
-def _rows(points: pd.DataFrame, catalog: Catalog, found: Lists) -> Int[np.ndarray, "point"]:
+def _positions(points: pd.DataFrame, found: Lists) -> Int[np.ndarray, "point"]:
     """The position of each point in the merged index; -1 where it is not there."""
     merged = found.searched
     return _lookup(points, [(d, path) for d, paths in zip(merged.domains, merged.paths, strict=True) for path in paths])

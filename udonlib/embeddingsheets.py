@@ -17,9 +17,7 @@ from udonlib.domains import Catalog
 from udonlib.embeddingmaps import RIGHT, WRONG, EmbeddingMap
 from udonlib.images import decode
 from udonlib.neighbourhoods import found_by, hubs, nearest_confusions
-from udonlib.sheets import FAINT, GAP, INK, LINE, Sheet
-from udonlib.sheets import RIGHT as RIGHT_COLOUR
-from udonlib.sheets import WRONG as WRONG_COLOUR
+from udonlib.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet
 
 SIDE = 72  # pixels of a tile
 STEP, ROW = SIDE + GAP, SIDE + 2 * LINE + GAP  # from one tile to the next
@@ -71,7 +69,7 @@ def region_sheet(found: EmbeddingMap, rows: Int[np.ndarray, "point"], n: int = 3
     some = f"{len(region)} of " if len(region) < len(rows) else ""
     sheet.write(GAP, GAP, f"{some}{len(rows):,} images in the region", INK)
     for number, row in enumerate(region.itertuples()):
-        look = {RIGHT: (RIGHT_COLOUR, "tick"), WRONG: (WRONG_COLOUR, "cross")}.get(row.result, ("", ""))
+        look = {RIGHT: (RIGHT_INK, "tick"), WRONG: (WRONG_INK, "cross")}.get(row.result, ("", ""))
         where = (GAP + number % COLUMNS * STEP, top + number // COLUMNS * ROW)
         _tile(sheet, found, where, (row.domain, row.path), look)
     if n_pair_rows:
@@ -80,7 +78,7 @@ def region_sheet(found: EmbeddingMap, rows: Int[np.ndarray, "point"], n: int = 3
     for number, pair in enumerate(pairs.itertuples()):
         x, y = GAP + number % PAIRS * width, below + top + number // PAIRS * ROW
         _tile(sheet, found, (x, y), lists.query(pair.query), (INK, ""))
-        _tile(sheet, found, (x + STEP, y), (pair.domain, pair.path), (WRONG_COLOUR, "cross"))
+        _tile(sheet, found, (x + STEP, y), (pair.domain, pair.path), (WRONG_INK, "cross"))
     return sheet.image()
 
 
@@ -152,7 +150,7 @@ def _askers(
 
 
 def _look(hit: bool) -> tuple[str, str]:
-    return (RIGHT_COLOUR, "tick") if hit else (WRONG_COLOUR, "cross")
+    return (RIGHT_INK, "tick") if hit else (WRONG_INK, "cross")
 
 
 def _tile(sheet: Sheet, found: EmbeddingMap, where: tuple[int, int], picture: Picture, look: tuple[str, str]) -> None:

@@ -18,16 +18,14 @@ from IPython.display import HTML, display
 from jaxtyping import Int
 from plotly.subplots import make_subplots
 
-from udonlib.embeddingmaps import NO_QUERY, EmbeddingMap, Layout
-from udonlib.embeddingmaps import RIGHT as RIGHT_RESULT
-from udonlib.embeddingmaps import WRONG as WRONG_RESULT
+from udonlib.embeddingmaps import NO_QUERY, RIGHT, WRONG, EmbeddingMap, Layout
 from udonlib.errors import UserError, nearest
 from udonlib.gaps import GROUPS
 from udonlib.live import LINE_SECONDS, REDRAW_SECONDS, duration, has_front_end
 from udonlib.neighbourhoods import confused_domains, confusions, hubness, purity
 from udonlib.plots import f32
 from udonlib.projections import seconds
-from udonlib.sheets import RIGHT, WRONG, Table, facts_table, html_table
+from udonlib.sheets import RIGHT_INK, WRONG_INK, Table, facts_table, html_table
 from udonlib.style import EMBEDDERS, PALETTE, TEMPLATE, TEXT, domain_colours
 
 PALE = "#a3a3a3"  # points that say nothing: what is no query has no outcome
@@ -38,7 +36,7 @@ GAP_COLOURS = {
     "neither": "#4d4d4d",
     NO_QUERY: PALE,
 }
-RESULT_COLOURS = {RIGHT_RESULT: RIGHT, WRONG_RESULT: WRONG, NO_QUERY: PALE}
+RESULT_COLOURS = {RIGHT: RIGHT_INK, WRONG: WRONG_INK, NO_QUERY: PALE}
 STYLE = "font-size:13px;line-height:1.45;color:inherit"
 MAX_DRAWN = 4_000  # points of one map in a figure; the explorer draws all
 # Percent of queries -> colour: opaque, so that the numbers on it read on light and dark pages.

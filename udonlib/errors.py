@@ -20,11 +20,14 @@ class ParameterError(UserError):
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """Say which valid name is closest to `name`, or list the valid names: the end of an error message."""
+    """Say which valid name is closest to `name`, or list the valid names, not too many: the end of an error message."""
     names = sorted(valid)
     folded = {known.casefold(): known for known in names}
     close = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
-    return f"did you mean '{folded[close[0]]}'?" if close else "valid: " + (", ".join(names) or "none")
+    if close:
+        return f"did you mean '{folded[close[0]]}'?"
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return "valid: " + (", ".join(names[:20]) or "none") + more
 
 
 def problems(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> dict[str, str]:

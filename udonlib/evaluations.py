@@ -23,7 +23,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +46,7 @@ from udonlib.intervals import bootstrap_interval
 from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel, pick_device
 from udonlib.notebookparams import EvaluateParams
-from udonlib.params import PROJECT
+from udonlib.params import results_folder
 from udonlib.runfolder import write_json, write_text
 from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
@@ -74,8 +73,7 @@ class SavedEvaluation:
         self.embedder = DESCRIPTORS if self.source.kind == "descriptors" else "student"
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{self.source.name}-on-{self.catalog.name}-{params.subset}")
         name = f"{stem}-{self.fingerprint[:6]}" if params.name == "auto" else params.name
-        outputs = PROJECT / "outputs" if params.outputs == "auto" else Path(params.outputs).expanduser().absolute()
-        self.path = outputs / "evaluations" / name
+        self.path = results_folder(params.outputs) / "evaluations" / name
         if self._summary.get("fingerprint", self.fingerprint) != self.fingerprint and not params.overwrite:
             raise UserError(
                 f"evaluation {name!r} exists and is of another model, data or parameters: {self._summary['of']}. "
@@ -195,7 +193,7 @@ class SavedEvaluation:
         save_outcomes(evaluation.outcomes, self.path / "outcomes.csv.gz")
         save_neighbours(evaluation.neighbours.values(), self.path / "neighbours.npz")
         of = {"kind": self.source.kind, "file": str(self.source.file.absolute()), "sha256": self.source.digest}
-        note = provenance(p, self.catalog, pick_device(p.device)) | {"of": of, "data_root": str(self.catalog.root)}
+        note = provenance(self.catalog, pick_device(p.device)) | {"of": of, "data_root": str(self.catalog.root)}
         write_json(self.path / "provenance.json", note)
         summary = {"of": f"{self.source.kind} {self.source.name} on {self.catalog.name} ({p.subset})"}
         summary |= {"fingerprint": self.fingerprint, "skipped_images": evaluation.skipped.to_dict("records")}

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from udonlib import presets
 from udonlib.assembly import evaluate_assembly
-from udonlib.domains import Catalog, load_catalog
+from udonlib.domains import Catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.notebookparams import GapParams
-from udonlib.params import PROJECT, WITHOUT_EFFECT
-from udonlib.runfolder import RunFolder
+from udonlib.params import WITHOUT_EFFECT, runs_folder
+from udonlib.runfolder import RunFolder, finished_runs
 from udonlib.runs import Run, load_run
 
 KEPT = "specialists-{}.csv.gz"  # beside the run's outcomes
@@ -61,10 +61,9 @@ def open_gaps(params: GapParams) -> GapRun:
         UserError: no such run, or an unfinished one, or one without teachers, with the names of runs that have some;
             k beyond the neighbours that were kept; specialists that do not exist, or were tested on other queries.
     """
-    run = find_run(params.run, params.outputs)
+    run = find_run(params.run, "teacher", params.outputs)
     if params.data != "auto" or params.images:
-        data = run.params.data if params.data == "auto" else params.data
-        run.__dict__["catalog"] = load_catalog(data, run.params.domains, params.images or run.params.images)
+        run.move_data(params.data, params.images)
     neighbours = run.neighbours()
     n_kept, domains, name = min(part.position.shape[1] for part in neighbours), run.catalog.names, run.path.name
     if params.k > n_kept:
@@ -95,25 +94,25 @@ def open_gaps(params: GapParams) -> GapRun:
     )
 
 
-def find_run(name: str = "latest", outputs: str = "auto") -> Run:
-    """A finished run with teachers: by name or path, or 'latest', the one that finished last.
+def find_run(name: str = "latest", embedder: str = "student", outputs: str = "auto") -> Run:
+    """A finished run that tested an embedder: by name or path, or 'latest', the one that finished last.
 
     Raises:
-        UserError: there is none of this name, or it is unfinished or has no teachers, with the names of those that do.
+        UserError: there is none of this name, or it is unfinished, or it lacks the embedder; with the names of others.
     """
-    fitting = [folder for folder in _finished(outputs) if "teacher" in _embedders(folder) and _recipe(folder)]
-    names = ", ".join(folder.path.name for folder in fitting[:8]) or "none yet; train one with recipe 'udon'"
+    taught = " with teachers" if embedder == "teacher" else ""
+    others = (folder for folder in _finished(outputs) if _tested(folder, embedder))
     if name == "latest":
-        if not fitting:
-            raise UserError(f"no finished run with teachers in {_home(outputs)}; train one with recipe 'udon'")
-        return load_run(str(fitting[0].path), outputs)
+        last = next(others, None)
+        if last is None:
+            raise UserError(f"no finished run{taught} in {runs_folder(outputs)}; train one: make train")
+        return load_run(str(last.path), outputs)
     run = load_run(name, outputs)
-    if run.status != "finished":
-        raise UserError(f"run {run.path.name!r} is {run.status}; finished runs with teachers: {names}")
-    if "teacher" not in _embedders(run):
-        recipe = f"recipe {run.params.recipe!r}"
-        raise UserError(f"run {run.path.name!r} ({recipe}) has no teachers to compare; runs that have: {names}")
-    return run
+    if run.status == "finished" and _tested(run, embedder):
+        return run
+    lacks = f"is {run.status}" if run.status != "finished" else f"(recipe {run.params.recipe!r}) has no {embedder}"
+    valid = ", ".join(folder.path.name for folder in itertools.islice(others, 8)) or "none yet"
+    raise UserError(f"run {run.path.name!r} {lacks}; finished runs{taught}: {valid}")
 
 
 def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> dict[str, RunFolder]:
@@ -190,18 +189,18 @@ def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.Da
     return load_outcomes(file)
 
 
-def _home(outputs: str) -> Path:
-    return (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
-
-
 def _finished(outputs: str) -> list[RunFolder]:
-    """The finished runs, the last one first."""
-    files = sorted(_home(outputs).glob("*/summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    return [RunFolder(file.parent) for file in files if (file.parent / "outcomes.csv.gz").exists()]
+    """The finished runs that say how each query was answered, the last one first."""
+    return [folder for folder in finished_runs(outputs) if (folder.path / "outcomes.csv.gz").exists()]
 
 
-def _embedders(folder: RunFolder) -> set[str]:
-    return set(folder.evaluation()["embedder"])
+def _tested(folder: RunFolder, embedder: str) -> bool:
+    """Whether a run of this version has tested an embedder and kept its neighbours."""
+    try:
+        there = embedder in set(folder.evaluation()["embedder"]) and _recipe(folder) is not None
+    except (OSError, KeyError, ValueError):  # no evaluation, or a damaged one
+        return False
+    return there and (folder.path / "neighbours.npz").exists()
 
 
 def _recipe(folder: RunFolder) -> str | None:
@@ -214,7 +213,7 @@ def _recipe(folder: RunFolder) -> str | None:
 
 def _of_preset(run: Run, preset: str, outputs: str, names: Sequence[str]) -> list[RunFolder]:
     """The finished runs of a preset with the run's data and seed, one for each domain at most."""
-    home, p = _home(outputs), run.params
+    home, p = runs_folder(outputs), run.params
     values = {"seed": p.seed, "data": p.data, "images": p.images}
     try:
         settings = [presets.load(preset, domains=[domain], **values) for domain in run.catalog.names]

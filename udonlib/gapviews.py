@@ -20,9 +20,7 @@ from udonlib.gapruns import GapRun
 from udonlib.gaps import DIFFERENCE, EMBEDDERS, GROUPS, NOTHING, RIGHT, WRONG_CLASS, differences, levels, pairs
 from udonlib.images import decode
 from udonlib.plots import f32, metric_labels, panels
-from udonlib.sheets import FAINT, GAP, INK, LINE, Sheet, Table, class_map, facts_table, html_table
-from udonlib.sheets import RIGHT as RIGHT_COLOUR
-from udonlib.sheets import WRONG as WRONG_COLOUR
+from udonlib.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet, Table, class_map, facts_table, html_table
 from udonlib.style import EMBEDDERS as LOOKS
 from udonlib.style import TEMPLATE, TEXT, domain_colours
 
@@ -278,7 +276,7 @@ def paired_gallery(
         asked = (pair[0].query_domain, pair[0].query_paths[query])
         tiles = [(2 * GAP, asked, (INK, ""))]
         for left, part in zip(lefts, pair, strict=True):
-            looks = [(RIGHT_COLOUR, "tick") if hit else (WRONG_COLOUR, "cross") for hit in part.hit[query]]
+            looks = [(RIGHT_INK, "tick") if hit else (WRONG_INK, "cross") for hit in part.hit[query]]
             tiles += [(left + rank * step, image, looks[rank]) for rank, image in enumerate(part.of(query)[:k])]
         for x, (domain, path), look in tiles:
             captions = [next(iter(classes[domain, path].values()), ""), domain]

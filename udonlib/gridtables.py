@@ -79,10 +79,10 @@ def collect(grid: Grid) -> GridTables:
         if not finished:
             continue
         runs = [job.run for jobs in finished.values() for job in jobs]
-        steered = [run.path.name for run in runs if any(entry.matters for entry in run.interventions())]
-        if steered:
+        touched = [run.path.name for run in runs if any(entry.matters for entry in run.interventions())]
+        if touched:
             raise UserError(
-                f"run {steered[0]!r} of row '{row}' was steered by hand: it does not show what its parameters do. "
+                f"a person intervened in run {touched[0]!r} of row '{row}': it does not show what its parameters do. "
                 "Remove or rename its folder, and run the grid again"
             )
         tables = [_outcomes(grid, row, seed, jobs).assign(seed=seed) for seed, jobs in finished.items()]

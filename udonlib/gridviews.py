@@ -105,17 +105,17 @@ def status_table(grid: Grid) -> Table:
     for state in grid.progress().states:
         steps = f"{state.step:,} / {state.steps:,}"
         lines.append([state.label, f"{SIGNS[state.status]} {state.status}", steps, state.run, _reason(state)])
-    return html_table(["run", "status", "steps", "folder", ""], lines, side="left")
+    return plain_table(["run", "status", "steps", "folder", ""], lines, side="left")
 
 
 def results_table(tables: GridTables) -> Table:
     """Tabulate each row's means with their differences to the baseline, and its cost. Bold differences exclude zero."""
-    return html_table(*summary(tables))
+    return plain_table(*summary(tables))
 
 
 def domain_table(tables: GridTables, metric: str = "r_at_1", differences: bool = False) -> Table:
     """Tabulate a metric by domain, or its differences to the baseline (bold where they exclude zero)."""
-    return html_table(*by_domain(tables, metric, differences))
+    return plain_table(*by_domain(tables, metric, differences))
 
 
 def difference_chart(tables: GridTables) -> go.Figure:
@@ -226,7 +226,7 @@ def _state_row(state: State) -> str:
     return "<tr>" + "".join(f"<td {CELL.format('left', 'nowrap')}>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def html_table(head: list[str], lines: list[list[str]], side: str = "right") -> Table:
+def plain_table(head: list[str], lines: list[list[str]], side: str = "right") -> Table:
     """Format texts as a table whose first column names the row and whose others stand on a side; **text** is bold."""
 
     def row(cells: list[str], tag: str) -> str:

@@ -17,8 +17,8 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
 from udonlib.errors import UserError
+from udonlib.interventions import Intervention
 from udonlib.params import TrainParams
-from udonlib.steering import Intervention
 from udonlib.style import EMBEDDERS, GRID, domain_colours
 
 Record = dict[str, Any]
@@ -93,8 +93,7 @@ class Progress:
     allocations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step, shares from there on
     weights: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
-    interventions: list[tuple[int, str]] = field(default_factory=list)
-    n_steered: int = 0  # those that the result depends on
+    interventions: list[Intervention] = field(default_factory=list)
     images_seen: dict[str, int] = field(default_factory=dict)
     r_at_1: dict[str, Curve] = field(default_factory=dict)
     best: tuple[int, float] = (0, math.nan)
@@ -129,8 +128,7 @@ class Progress:
                 self.allocations.append((step, self.shares))
             case "steering":
                 done = Intervention(**{name: value for name, value in record.items() if name not in ("kind", "time")})
-                self.interventions.append((step, str(done)))
-                self.n_steered += done.matters
+                self.interventions.append(done)
                 self.state = "paused" if done.paused else "running"
             case "validation":
                 self._pauses.append(now - self._since)
@@ -184,9 +182,9 @@ class Progress:
         taken = duration(self.clock() - self.began)
         if self.state == "finished":
             found = f"test R@1 {self.summary['test_r_at_1']:.1f}, " if "test_r_at_1" in self.summary else ""
-            n_steered = self.summary.get("interventions", self.n_steered)
-            steered = f", interventions by hand: {n_steered}" if n_steered else ""
-            return found + f"finished in {duration(self.summary.get('seconds', self.clock() - self.began))}{steered}"
+            n_done = self.summary.get("interventions", sum(entry.matters for entry in self.interventions))
+            by_hand = f", interventions by hand: {n_done}" if n_done else ""
+            return found + f"finished in {duration(self.summary.get('seconds', self.clock() - self.began))}{by_hand}"
         if self.state == "paused":
             return "paused"
         if self.state == "stopped":
@@ -223,8 +221,8 @@ class _Lines:
     def draw(self, progress: Progress, now: bool) -> None:
         text = progress.line()
         if (now or self._clock() >= self._next) and text != self._last:
-            for step, what in progress.interventions[self._told :]:
-                print(f"step {step}: {what}", flush=True)
+            for entry in progress.interventions[self._told :]:
+                print(f"step {entry.step}: {entry}", flush=True)
             self._told = len(progress.interventions)
             print(text, flush=True)
             self._last = text
@@ -269,7 +267,7 @@ def page(progress: Progress) -> str:
 
 def _footer(progress: Progress) -> str:
     """What somebody has to know who finds this output without a kernel behind it, and what a person has done."""
-    lines = [f"step {step:,}: {html.escape(what)}" for step, what in progress.interventions[-3:]]
+    lines = [f"step {entry.step:,}: {html.escape(str(entry))}" for entry in progress.interventions[-3:]]
     if progress.state in ("running", "paused"):
         lines.append("If the kernel stops or dies, run this notebook again: it goes on from the last checkpoint.")
     return f'<div style="margin:6px 0;opacity:0.75">{"<br>".join(lines)}</div>' if lines else ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from udonlib.errors import ParameterError
-from udonlib.params import PROJECT, DataParams, Strategy
+from udonlib.params import DataParams, Strategy, results_folder
 
 
 class GapParams(DataParams):
@@ -117,8 +117,7 @@ class GridParams(DataParams):
         if len(name) > 60:
             name = f"{len(self.rows)}rows-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
         auto = f"{name}-{Path(self.base).stem}"
-        outputs = PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
-        return outputs / "ablations" / (auto if self.grid == "auto" else self.grid)
+        return results_folder(self.outputs) / "ablations" / (auto if self.grid == "auto" else self.grid)
 
 
 class SamplerParams(DataParams):
@@ -128,8 +127,9 @@ class SamplerParams(DataParams):
     curves: str = Field(
         "auto",
         min_length=1,
-        description="learning curves: name or path of a finished run to fit them to; 'latest', the last dynamic one; "
-        "'drawn', from numbers of classes and images; 'auto': 'latest' where a run has finished, else 'drawn'",
+        description="learning curves: name or path of a finished run to fit them to; 'latest', the last one, if there "
+        "is one a dynamic one without offline teachers; 'drawn', from numbers of classes and images; "
+        "'auto': 'latest' where a run has finished, else 'drawn'",
     )
     start_loss: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
@@ -161,8 +161,8 @@ class SamplerParams(DataParams):
     )
     runs: tuple[str, ...] = Field(
         ("auto",),
-        description="runs whose allocations are overlaid: names or patterns with commas; 'latest'; 'auto': that of "
-        "`curves` and its other seeds",
+        description="runs whose allocations are overlaid: names or patterns with commas; 'latest', the last that "
+        "finished; 'auto': that of `curves` and its other seeds",
     )
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the schedules")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
@@ -201,8 +201,7 @@ class EmbeddingsParams(DataParams):
     @property
     def cache(self) -> Path:
         """Folder of what is computed once: features and UMAPs. It may be deleted at any time."""
-        outputs = PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
-        return outputs / "cache"
+        return results_folder(self.outputs) / "cache"
 
 
 class RunsParams(DataParams):

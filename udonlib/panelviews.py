@@ -103,7 +103,7 @@ def page(progress: Progress, head: str) -> HTML:
 
 
 def charts(progress: Progress) -> str:
-    """The losses and the allocation over the steps, side by side, with a mark at each intervention."""
+    """The losses and the allocation over the steps, side by side, with a mark at what a person did to the result."""
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{loss_chart(progress)}{allocation_chart(progress)}</div>'
 
 
@@ -140,7 +140,7 @@ def allocation_chart(progress: Progress) -> str:
 
 def _spread(progress: Progress) -> list[tuple[int, dict[str, float]]]:
     """The allocations that can be told apart in the chart: a pixel apart, or made by an intervention."""
-    apart, marked = _end(progress) / WIDTH, {step for step, _ in progress.interventions}
+    apart, marked = _end(progress) / WIDTH, {entry.step for entry in progress.interventions if entry.steers}
     kept: list[tuple[int, dict[str, float]]] = []
     for step, shares in progress.allocations:
         if not kept or step - kept[-1][0] >= apart or step in marked:
@@ -150,9 +150,11 @@ def _spread(progress: Progress) -> list[tuple[int, dict[str, float]]]:
 
 def _marks(progress: Progress) -> str:
     marks = []
-    for step, what in progress.interventions:
-        x = _x(step, progress)
-        title = f"<title>step {step:,}: {html.escape(what)}</title>"
+    for entry in progress.interventions:
+        if not entry.matters:
+            continue
+        x = _x(entry.step, progress)
+        title = f"<title>step {entry.step:,}: {html.escape(str(entry))}</title>"
         line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="currentColor" '
         marks.append(f'{line}stroke-dasharray="2 3"/><path d="M{x - 5:.1f} {TOP - 8}h10l-5 8z" fill="currentColor">')
         marks.append(f"{title}</path>")
@@ -205,21 +207,24 @@ def _round_up(value: float) -> float:
 
 
 def report(run: RunFolder) -> HTML:
-    """Say whether a person steered the run, and how: a result has to say so."""
+    """Say whether a person had a hand in the run's result, which has to say so, and list what was done."""
     done = run.interventions()
-    if not any(entry.matters for entry in done):
-        text = f"Nobody steered this run{' (it was paused, saved or stopped)' if done else ''}."
-        return HTML(f"<p>{text}</p>")
+    if not done:
+        return HTML("<p>Nobody steered this run.</p>")
+    name = html.escape(run.params.replay or run.path.name)
+    text = "Nobody steered this run: its figures do not depend on what was asked of it."
+    if any(entry.matters for entry in done):
+        which = f"This run was {'steered' if any(entry.steers for entry in done) else 'validated'} by hand"
+        which = f"This run repeats what a person did to {name}" if run.params.replay else which
+        text = (
+            f"<b>{which}</b>: its figures are not those of its parameters alone. The parameter "
+            f"<code>replay = {name}</code> of train.ipynb repeats it, step by step."
+        )
     left = '<td style="text-align:left">'
     rows = "".join(
         f'<tr><td style="text-align:right">{entry.step:,}</td>{left}{html.escape(str(entry))}</td>'
         f"{left}{html.escape(entry.panel)}</td></tr>"
         for entry in done
     )
-    name = html.escape(run.params.replay or run.path.name)
-    which = f"This run repeats what a person did to {name}" if run.params.replay else "This run was steered by hand"
-    return HTML(
-        f"<p><b>{which}</b>: its figures are not those of its parameters alone. The parameter "
-        f"<code>replay = {name}</code> of train.ipynb repeats it, step by step.</p>"
-        f"<table><tr><th>after step</th><th>what was done</th><th>by</th></tr>{rows}</table>"
-    )
+    table = f"<table><tr><th>after step</th><th>what was done</th><th>by</th></tr>{rows}</table>"
+    return HTML(f"<p>{text}</p>{table}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from udonlib.errors import ParameterError, nearest, problems
+from udonlib.errors import ParameterError, UserError, nearest, problems
 
 PROJECT = Path(__file__).resolve().parent.parent
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
@@ -42,6 +42,26 @@ WITHOUT_EFFECT = {
     *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
     *("eval_batch_size", "log_every", "checkpoint_every", "overwrite"),
 }
+
+
+def results_folder(outputs: str = "auto") -> Path:
+    """Folder of all results: the project's, or another."""
+    return PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()
+
+
+def runs_folder(outputs: str = "auto") -> Path:
+    """Folder of all runs."""
+    return results_folder(outputs) / "runs"
+
+
+def run_path(name: str, outputs: str = "auto") -> Path:
+    """Folder of an existing run, by its name or path. Raises: UserError "no run ..." with the nearest name."""
+    home = runs_folder(outputs)
+    for path in (home / name, Path(name).expanduser().absolute()):
+        if (path / "params.yaml").exists():
+            return path
+    names = [path.parent.name for path in home.glob("*/params.yaml")]
+    raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")
 
 
 class DataParams(BaseModel):
@@ -323,11 +343,6 @@ class TrainParams(DataParams):
         return f"{self.recipe}-{stem}-s{self.seed}-{digits}"
 
     @property
-    def outputs_dir(self) -> Path:
-        """Folder of all results."""
-        return PROJECT / "outputs" if self.outputs == "auto" else Path(self.outputs).expanduser().absolute()
-
-    @property
     def run_dir(self) -> Path:
         """Folder of this run."""
-        return self.outputs_dir / "runs" / self.run_name
+        return runs_folder(self.outputs) / self.run_name

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from plotly.subplots import make_subplots
 
 from udonlib.domains import Catalog
-from udonlib.steering import Intervention
+from udonlib.interventions import Intervention
 from udonlib.style import EMBEDDERS, GRID, SYMBOLS, TEMPLATE, TEXT
 from udonlib.style import domain_colours as domain_colours
 from udonlib.style import use_renderer as use_renderer
@@ -81,15 +81,15 @@ def allocation_curves(
     Args:
         allocation: one row for each domain and window; `share` holds from `step` to the next window's.
         n_steps: where the last window ends; None: one more window of the same length.
-        interventions: of a person; a line marks each that changed the allocation.
+        interventions: of a person; a line marks each that the result depends on.
     """
     if allocation.empty:
         return _nothing("Allocation", "nothing was trained in this run")
     steps = np.unique(allocation["step"].to_numpy())
     length = steps[-1] - steps[-2] if len(steps) > 1 else 1
     end = max(int(steps[-1] + length) if n_steps is None else n_steps, int(steps[-1]))
-    steered = [entry for entry in interventions if entry.steers]
-    title = f"Allocation (interventions by hand: {len(steered)})" if steered else "Allocation"
+    marked = [entry for entry in interventions if entry.matters]
+    title = f"Allocation (interventions by hand: {len(marked)})" if marked else "Allocation"
     fig = panels(title, ["share of steps, %", "images seen"], 1, 2, height=430)
     for domain, colour in domain_colours(allocation["domain"]).items():
         rows = allocation[allocation["domain"] == domain].sort_values("step")
@@ -98,13 +98,13 @@ def allocation_curves(
         fig.add_trace(area.update(stackgroup="share", line_shape="hv", fillcolor=colour), row=1, col=1)
         seen = _line(domain, x, rows["images_seen"], colour, legend=False, hover="%{y:,.0f}")
         fig.add_trace(seen.update(mode="lines+markers" if len(x) < 30 else "lines"), row=1, col=2)
-    for entry in steered:
+    for entry in marked:
         fig.add_vline(entry.step, line={"color": TEXT, "width": 1.5, "dash": "dot"}, row=1, col=1)
-    if steered:  # what was done shows above the areas, where the mouse is on the mark
-        places = {"x": [entry.step for entry in steered], "y": [100.0] * len(steered)}
+    if marked:  # what was done shows above the areas, where the mouse is on the mark
+        places = {"x": [entry.step for entry in marked], "y": [100.0] * len(marked)}
         marker = {"symbol": "triangle-down", "size": 10, "color": TEXT}
         mark = go.Scatter(**places, mode="markers", marker=marker, name="intervention", cliponaxis=False)
-        fig.add_trace(mark.update(text=[str(entry) for entry in steered], hovertemplate="%{text}"), row=1, col=1)
+        fig.add_trace(mark.update(text=[str(entry) for entry in marked], hovertemplate="%{text}"), row=1, col=1)
     fig.update_xaxes(title="step", range=[0, end])
     fig.update_yaxes(range=[0, 100], row=1, col=1)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 import yaml
 
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams
+from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams, run_path
 
 Model = TypeVar("Model", bound=DataParams)
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
@@ -74,12 +74,10 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     preset = given.get("preset", "paper")
     if given.get("replay") is not None and issubclass(model, TrainParams):
         # The parameters of the run to be repeated take the place of the preset and of the parameters cell.
-        outputs = PROJECT / "outputs" if given.get("outputs", "auto") == "auto" else Path(given["outputs"])
-        home, name = outputs / "runs", str(given["replay"])
-        preset = str(home / name / "params.yaml")
-        if not Path(preset).exists():
-            names = [path.parent.name for path in home.glob("*/params.yaml")]
-            raise UserError(f"parameter 'replay': no run '{name}' in {home}; {nearest(name, names)}")
+        try:
+            preset = str(run_path(str(given["replay"]), str(given.get("outputs", "auto"))) / "params.yaml")
+        except UserError as error:
+            raise UserError(f"parameter 'replay': {error}") from None
         kept = ("replay", "outputs", "device", "overwrite")
         chosen = {"run": "auto", "overwrite": False} | {name: chosen[name] for name in kept if name in chosen}
     layers = [("", {name: value for name, value in layer.items() if name != "preset"}) for layer in (chosen, injected)]

@@ -27,9 +27,10 @@ import pandas as pd
 import torch
 import yaml
 
-from udonlib.errors import UserError, nearest
-from udonlib.params import PROJECT, TrainParams
-from udonlib.steering import Intervention, interventions, read_control
+from udonlib.errors import UserError
+from udonlib.interventions import Intervention, interventions
+from udonlib.params import TrainParams, run_path, runs_folder
+from udonlib.steering import read_control
 from udonlib.storage import replacing
 
 
@@ -85,9 +86,18 @@ class RunFolder:
         return summary
 
     def provenance(self) -> list[dict[str, Any]]:
-        """One note for each start of the run: code, versions, machine, data."""
+        """One note for each start of the run: code, versions, machine, data; none for a run that is new."""
         file = self.path / "provenance.json"
-        return json.loads(file.read_text()) if file.exists() else []
+        try:
+            notes = json.loads(file.read_text())
+            fits = [isinstance(note["data_fingerprint"], str) for note in notes]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a run's provenance: {error!r}") from None
+        if not (fits and all(fits)):
+            raise UserError(f"{file}: not a run's provenance: expected a note of each start, with its data_fingerprint")
+        return notes
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Records of one kind in their order; a line that is still being written is left out."""
@@ -96,10 +106,13 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records += [json.loads(line)] if line.endswith(b"\n") else []
-            except ValueError as error:
-                raise UserError(f"{file}, line {number}: not a record: {error}") from None
-        return [record for record in records if record["kind"] == kind]
+                record = json.loads(line) if line.endswith(b"\n") else None
+                if record is not None and record["kind"] == kind:
+                    int(record["step"])
+                    records.append(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}, line {number}: not a record: {error!r}") from None
+        return records
 
     def losses(self) -> pd.DataFrame:
         """Mean losses since the record before: step, domain, term, value."""
@@ -168,21 +181,23 @@ def run_state(folder: RunFolder) -> RunState:
         if status == "new":
             return RunState("new", "not started yet")
         steps, step = folder.params.steps, last_step(folder.path)
-        last = folder.interventions()[-1:]
+        # What a resumed run has yet to repeat stands in the log behind what was done since.
+        last = max(folder.interventions(), key=lambda entry: entry.number, default=None)
         done = folder.summary()["steps"] if status == "finished" else 0
     except UserError as error:
         return RunState("unreadable", str(error))
     where = f"step {step:,} of {steps:,}"
-    if _is_locked(folder.path):
-        paused = bool(last) and last[0].paused and _wants_pause(folder.path)
+    if is_locked(folder.path):
+        paused = last is not None and last.paused and _wants_pause(folder.path)
         return RunState("paused", f"paused after {where}") if paused else RunState("training", f"training, {where}")
     if status == "finished":
         return RunState("finished", f"finished after {done:,} steps")
     again = "run it again to go on from its last checkpoint" if folder.last.exists() else "run it again to begin anew"
     try:
         ended = json.loads((folder.path / "ended.json").read_text())
-        return RunState(ended["kind"], f"{ended['kind']} after {where} ({ended['reason']}); {again}")
-    except (OSError, ValueError, KeyError):
+        kind = {"stopped": "stopped", "failed": "failed"}[ended["kind"]]
+        return RunState(kind, f"{kind} after {where} ({ended['reason']}); {again}")
+    except (OSError, ValueError, KeyError, TypeError):
         return RunState("lost", f"ended without a word after {where}: killed, or its machine went down; {again}")
 
 
@@ -212,7 +227,7 @@ def _wants_pause(path: Path) -> bool:
         return True
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process trains the run now."""
     try:
         with (path / "lock").open("rb") as lock:
@@ -230,12 +245,7 @@ def run_folder(name: str, outputs: str = "auto") -> RunFolder:
     Raises:
         UserError: "no run ..." with the nearest name.
     """
-    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
-    for path in (home / name, Path(name).expanduser()):
-        if (path / "params.yaml").exists():
-            return RunFolder(path)
-    names = [path.parent.name for path in home.glob("*/params.yaml")]
-    raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")
+    return RunFolder(run_path(name, outputs))
 
 
 def find_run(name: str, outputs: str = "auto") -> RunFolder:
@@ -246,8 +256,14 @@ def find_run(name: str, outputs: str = "auto") -> RunFolder:
     """
     if name != "latest":
         return run_folder(name, outputs)
-    home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
-    found = [(_is_locked(file.parent), file.stat().st_mtime, file.parent) for file in home.glob("*/metrics.jsonl")]
+    home = runs_folder(outputs)
+    found = [(is_locked(file.parent), file.stat().st_mtime, file.parent) for file in home.glob("*/metrics.jsonl")]
     if not found:
         raise UserError(f"parameter 'run': found 'latest', but there are no runs in {home}; train one: train.ipynb")
     return RunFolder(max(found)[2])
+
+
+def finished_runs(outputs: str = "auto") -> list[RunFolder]:
+    """The finished runs of a folder of results, the last one first."""
+    files = sorted(runs_folder(outputs).glob("*/summary.json"), key=lambda file: -file.stat().st_mtime_ns)
+    return [RunFolder(file.parent) for file in files]

@@ -251,12 +251,13 @@ def _cells(row: RunRow) -> dict[str, str]:
     """What each column shows, as HTML."""
     steps = "–" if row.step is None else f"{row.step:,} / " + ("?" if row.steps is None else f"{row.steps:,}")
     left = f" <small>{duration(row.seconds_left)} left</small>" if row.seconds_left is not None else ""
-    steered = f" <small>steered {row.interventions}×</small>" if row.interventions else ""
+    n_acts = row.interventions
+    by_hand = f" <small>{n_acts} intervention{'s' * (n_acts > 1)}</small>" if n_acts else ""
     unsure = " <small>(in part)</small>" if row.problem and row.state != UNREADABLE else ""
     n = row.n_parameters_trained
     return {
         "run": html.escape(row.run),
-        "state": f"{SIGNS.get(row.state, '·')} {html.escape(row.state)}{steered}{unsure}",
+        "state": f"{SIGNS.get(row.state, '·')} {html.escape(row.state)}{by_hand}{unsure}",
         "step": (_bar(row) if row.open else "") + steps + left,
         "r_at_1": _with_interval(row.r_at_1, row.r_at_1_low, row.r_at_1_high),
         "mmp": _with_interval(row.mmp, row.mmp_low, row.mmp_high)

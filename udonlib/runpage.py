@@ -18,18 +18,19 @@ from typing import Any
 import anywidget
 import plotly.graph_objects as go
 import traitlets
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from udonlib import runlist, runviews
 from udonlib.controls import answering, named
 from udonlib.errors import UserError
-from udonlib.gridviews import html_table
+from udonlib.gridviews import plain_table
 from udonlib.live import has_front_end
 from udonlib.notebookparams import RunsParams
 from udonlib.runfolder import RunFolder
 from udonlib.runpairs import Pair, open_pair
-from udonlib.runrows import RunRow
+from udonlib.runrows import DAMAGED, RunRow
 from udonlib.runtables import RunReader, choose_two, find_row
 
 POLL_SECONDS = 1.0
@@ -96,7 +97,7 @@ class RunPage:
         self.reader = RunReader(params.outputs, params.runs)
         self.rows: list[RunRow] = self.reader.read()
         self.widget: RunsTable | None = None
-        self._panes: list[tuple[DisplayHandle, Callable[[], Any], bool]] = []
+        self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], bool]] = {}  # by what is shown: the last output
         self._pair: Pair | None = None
         self._names_drawn: tuple[str, str] | None = None
         self._drawn: object = None  # what the comparison was drawn from
@@ -127,7 +128,7 @@ class RunPage:
 
     def open_runs(self) -> None:
         """Show what trains now and what was left unfinished."""
-        self._show(lambda: runlist.open_runs(self.rows, self.reader.home), follows_rows=True)
+        self._show("open runs", lambda: runlist.open_runs(self.rows, self.reader.home), follows_rows=True)
 
     def table(self) -> None:
         """Show all runs: in JupyterLab the table in which two are chosen, elsewhere one that stands by itself."""
@@ -145,40 +146,39 @@ class RunPage:
 
     def names(self) -> None:
         """Show which runs are compared, and what limits the comparison."""
-        self._show(lambda: self._of_pair(runviews.names_table))
+        self._show_pair("names", runviews.names_table)
 
     def parameters(self) -> None:
         """Show the parameters that differ."""
-        self._show(lambda: self._of_pair(runviews.parameters_table))
+        self._show_pair("parameters", runviews.parameters_table)
 
     def curves(self) -> None:
         """Show losses and validation, overlaid."""
-        self._show(lambda: self._of_pair(runviews.curves_chart))
+        self._show_pair("curves", runviews.curves_chart)
 
     def allocation(self) -> None:
         """Show what each domain got."""
-        self._show(lambda: self._of_pair(runviews.allocation_chart))
+        self._show_pair("allocation", runviews.allocation_chart)
 
     def differences(self) -> None:
         """Show B - A by domain, as a table and as a figure."""
-        self._show(lambda: self._of_pair(runviews.difference_table))
-        self._show(lambda: self._of_pair(runviews.difference_chart))
+        self._show_pair("table of differences", runviews.difference_table)
+        self._show_pair("chart of differences", runviews.difference_chart)
 
     def changed(self) -> None:
         """Show how many queries changed side."""
-        self._show(lambda: self._of_pair(runviews.changed_table))
+        self._show_pair("changed", runviews.changed_table)
 
     def gallery(self, right: str) -> None:
         """Show queries that "A" or "B" alone gets right."""
         p = self.params
-        self._show(
-            lambda: self._of_pair(
-                lambda pair: runviews.changed_gallery(pair, right, p.n_queries, p.k, p.seed, p.data, p.images)
-            )
+        self._show_pair(
+            f"gallery of {right}",
+            lambda pair: runviews.changed_gallery(pair, right, p.n_queries, p.k, p.seed, p.data, p.images),
         )
 
     def refresh(self) -> None:
-        """Look at the files, and redraw what has changed; what nothing has happened to costs a `stat`."""
+        """Look at the files, and redraw what has changed; a run to which nothing has happened is not read again."""
         with self._drawing:
             rows = self.reader.read()
             moved = rows is not self.rows
@@ -219,11 +219,15 @@ class RunPage:
                 return make(pair)
             n = len(self.rows)
             text = FEW.format("there are no runs." if n == 0 else "two readable runs are needed.")
-        except (UserError, OSError, ValueError, LookupError) as error:
+        except (OSError, *DAMAGED) as error:
             text = str(error) if isinstance(error, UserError) else f"the files of a run cannot be read: {error}"
-        return html_table(["not shown"], [[text]], side="left")
+        return plain_table(["not shown"], [[text]], side="left")
 
-    def _show(self, make: Callable[[], Any], follows_rows: bool = False) -> None:
+    def _show_pair(self, what: str, make: Callable[[Pair], Any]) -> None:
+        self._show(what, lambda: self._of_pair(make))
+
+    def _show(self, what: str, make: Callable[[], Any], follows_rows: bool = False) -> None:
+        """Show something in an output of its own; of a cell that runs again only the new output is kept up to date."""
         with self._drawing:
             made = make()
             if not self.live:
@@ -231,12 +235,12 @@ class RunPage:
                 return
             handle = display(_bundle(made), raw=True, display_id=True)
             if handle is not None:
-                self._panes.append((handle, make, follows_rows))
+                self._panes[what] = (handle, make, follows_rows)
 
     def _redraw(self, follows_rows: bool) -> None:
         names = self.chosen()
         quick = any(row.going for row in self.rows if row.run in (names or ()))
-        for handle, make, follows in self._panes:
+        for handle, make, follows in self._panes.values():
             if self.chosen() != names and not follows_rows:  # a person went on meanwhile: begin anew
                 self._names_drawn = None
                 self._wake.set()
@@ -267,7 +271,7 @@ class RunPage:
         while self._views and not self._ended.is_set():
             try:
                 self.refresh()
-            except (UserError, OSError, ValueError, LookupError):  # files that change while they are read
+            except Exception:  # of files that change while they are read, or of a screen that is gone: look again
                 self._drawn = None
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
@@ -277,7 +281,7 @@ def _bundle(made: Any, quick: bool = False) -> dict[str, Any]:
     """What is shown, by type. A figure goes without its image if it must be quick: the image takes longer than it."""
     if isinstance(made, go.Figure):
         return {PLOTLY: json.loads(made.to_json())} if quick else made._repr_mimebundle_()
-    formatter: Any = InteractiveShell.instance().display_formatter
+    formatter = getattr(get_ipython(), "display_formatter", None) or DisplayFormatter()
     return formatter.format(made)[0]
 
 

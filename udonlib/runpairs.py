@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from udonlib.domains import Catalog, load_catalog
+from udonlib.domains import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_outcomes
@@ -177,8 +177,7 @@ def neighbours(
             raise UserError(f"run {run.path.name!r} is of recipe 'features', whose neighbours are not kept")
         loaded = load_run(str(run.path))
         if data != "auto" or images:
-            p = loaded.params
-            loaded.__dict__["catalog"] = load_catalog(p.data if data == "auto" else data, p.domains, images or p.images)
+            loaded.move_data(data, images)
         opened.append(loaded)
     found = [{part.query_domain: part for part in run.neighbours() if part.embedder == "student"} for run in opened]
     catalogs = sorted((run.catalog for run in opened), key=lambda catalog: -len(catalog.names))

@@ -19,6 +19,8 @@ from udonlib.gridtables import EMBEDDERS
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 
+# What making sense of a damaged file raises, besides errors of reading it.
+DAMAGED = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 TAIL = 1 << 23  # bytes of metrics.jsonl that are read: a hundred thousand steps of a run that logs often
 UNREADABLE = "unreadable"
 UNKNOWN = math.nan
@@ -31,8 +33,8 @@ class RunRow:
     run: the folder's name. state, text: of `RunFolder.state`, a word and a sentence. problem: what cannot be read, ""
     where all can. step of steps: done, and asked for. r_at_1, mmp: of the test queries in the merged index, mean over
     the domains, in percent, with 95% intervals over queries; mmp is mMP@k. validation: the best R@1 on the validation
-    queries so far. interventions: how often a person changed what is trained. train_seconds, images_per_s,
-    n_parameters_trained: cost.
+    queries so far. interventions: how often a person did something that the result depends on. train_seconds,
+    images_per_s, n_parameters_trained: cost.
     seconds_left: at the pace since the last start, validations included; None: too early, or not training. began,
     ended: seconds since 1970, of the first start and of the last record or the summary. data: name, with the domains
     where they are not all. fingerprint: of the data. values: every parameter as it was saved. changes: those of them
@@ -86,7 +88,7 @@ def read_row(folder: Path) -> RunRow:
     values = problems.read("params.yaml", lambda path: _mapping(yaml.safe_load(path.read_text())), {})
     if values:
         problems.read("params.yaml", lambda path: vars(run).update(params=TrainParams(**values)), None)
-    starts = problems.read("provenance.json", lambda path: _starts(run.provenance()), [])
+    starts = problems.read("provenance.json", lambda path: run.provenance(), [])
     tail = problems.read("metrics.jsonl", _tail, [])
     steered = problems.read("steering.jsonl", lambda path: sum(each.matters for each in run.interventions()), 0)
     row = RunRow(folder.name, values=values, interventions=steered)
@@ -98,7 +100,7 @@ def read_row(folder: Path) -> RunRow:
         embedder = EMBEDDERS["features"] if row.recipe == "features" else "student"
         row = problems.read("evaluation.csv", lambda path: _with_test(row, run.evaluation(), embedder), row)
     if values:
-        row = problems.read("summary.json", lambda path: with_state(row, run), row)
+        row = problems.read("the state", lambda path: _with_state(row, run), row)
     return replace(row, problem="; ".join(dict.fromkeys(problems.found)))
 
 
@@ -126,11 +128,9 @@ def _from_start(row: RunRow, starts: list[dict[str, Any]], tail: list[dict[str, 
     )
 
 
-def with_state(row: RunRow, run: RunFolder) -> RunRow:
+def _with_state(row: RunRow, run: RunFolder) -> RunRow:
     """The row with the run's state at this moment, and what time is left."""
     known = run.state()
-    if (known.name, known.text) == (row.state, row.text):
-        return row
     row = replace(row, state=known.name, text=known.text)
     if not row.open:
         return row
@@ -205,16 +205,9 @@ class _Problems:
             self.found.append(f"{name}: missing")
         except OSError as error:
             self.found.append(f"{name}: cannot be read: {error.strerror}")
-        except (
-            yaml.YAMLError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            StopIteration,
-            TypeError,
-            ValueError,
-        ) as e:
-            self.found.append(f"{name}: damaged: {(str(e).splitlines() or [type(e).__name__])[0]}")
+        except DAMAGED as e:
+            text = (str(e).splitlines() or [type(e).__name__])[0]
+            self.found.append(f"{name}: damaged: {text.removeprefix(f'{self.folder / name}: ')}")
         return otherwise
 
 
@@ -222,12 +215,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected names and values, found {type(value).__name__}")
     return value
-
-
-def _starts(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list of starts, found {type(value).__name__}")
-    return [_mapping(start) for start in value]
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
 from udonlib.runfolder import RunFolder, run_folder, write_json
 from udonlib.runwriter import RunWriter, provenance
-from udonlib.steering import Commands
+from udonlib.steering import Commands, Control, read_control
 from udonlib.training import Record, Trainer, merged_r_at_1
 
 # What a run may be resumed with although it is another value than it began with.
@@ -44,14 +43,14 @@ CHANGEABLE = WITHOUT_EFFECT - {"seed"}
 
 
 class Run(RunFolder):
-    """A run with its parameters, ready to train. Opening it writes nothing.
+    """A run with its parameters, ready to train; `path` is its folder where that is not as they say. Writes nothing.
 
     Raises:
         UserError: a folder that holds a run of other parameters ("... differs in steps: 400 there, 800 here; ...").
     """
 
-    def __init__(self, params: TrainParams) -> None:
-        super().__init__(params.run_dir)
+    def __init__(self, params: TrainParams, path: Path | None = None) -> None:
+        super().__init__(path or params.run_dir)
         if self.status != "new" and not params.overwrite:
             differing = _differences(self.params, params, CHANGEABLE)
             if differing:
@@ -70,6 +69,18 @@ class Run(RunFolder):
             names = ", ".join(catalog.names)
             raise UserError(f"parameter 'domains': found 'all' ({names}), expected one domain for recipe 'specialist'")
         return catalog
+
+    def move_data(self, data: str = "auto", images: str | None = None) -> None:
+        """Look for the run's data somewhere else: before anything is read, for a run that is only looked at.
+
+        Args:
+            data: as the parameter of that name; "auto": where it was, and then so are the images.
+            images: root of the images; None: where they were, or under `data` if that has moved.
+        """
+        p = self.params
+        if data != "auto" or images:
+            root = images or (p.images if data == "auto" else None)
+            self.__dict__["catalog"] = load_catalog(p.data if data == "auto" else data, p.domains, root)
 
     def create_model(self) -> EmbeddingModel:
         """The model before its first step, on the CPU."""
@@ -117,6 +128,8 @@ class Run(RunFolder):
             lambda kept: evaluate_model(kept, self.catalog, p, "val", load).table,
             {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
         )
+        # Requests made before this process began are void; those made while it loads are not.
+        before = Control() if p.overwrite else read_control(self.path)
         writer = RunWriter(self)
         try:
             statistics = [list(model.backbone.mean), list(model.backbone.std)]  # may come from a file of weights
@@ -124,15 +137,16 @@ class Run(RunFolder):
             if p.overwrite:
                 self._clear()
             seconds_before = self._resume(trainer, writer, device)
-            sampler, taken = trainer.sampler, trainer.n_interventions
+            sampler = trainer.sampler
             commands = Commands(
                 self.path,
                 sampler.names,
-                taken,
+                trainer.n_interventions,
                 sampler.multipliers,
                 sampler.locks,
                 replayed,
                 lambda: sampler.weights.tolist(),
+                before,
             )
             trainer.commands = commands
 
@@ -203,7 +217,7 @@ class Run(RunFolder):
             raise UserError("parameter 'replay': a run cannot repeat itself: give it another name (run=...)")
         if other.status != "finished":
             raise UserError(f"parameter 'replay': run '{other.path.name}' is not finished: {other.state().text}")
-        differing = _differences(other.params, self.params, CHANGEABLE - {"seed"} | {"replay"})
+        differing = _differences(other.params, self.params, CHANGEABLE | {"replay"})
         if differing:
             raise UserError(f"parameter 'replay': run '{other.path.name}' differs in {'; '.join(differing)}")
         if other.provenance()[0]["data_fingerprint"] != self.catalog.fingerprint:
@@ -212,7 +226,7 @@ class Run(RunFolder):
 
     def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
         """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
-        note = provenance(self.params, self.catalog, device) | {"origins": self._origins()}
+        note = provenance(self.catalog, device) | {"origins": self._origins()}
         self._check_data()
         n_records, seconds = 0, 0.0
         if self.last.exists():
@@ -318,19 +332,6 @@ def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[
     return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
 
 
-def replay(name: str, outputs: str = "auto", **values: Any) -> Run:
-    """A run that repeats what a person did to a finished one, step by step: on a CPU in float32, to the same bits.
-
-    Args:
-        name: of the run to repeat.
-        outputs: folder of results of both.
-        values: other parameters that do not influence results.
-    """
-    params = run_folder(name, outputs).params
-    update = {"replay": name, "outputs": outputs, "run": "auto", "overwrite": False}
-    return open_run(TrainParams(**(params.model_dump() | update | values)))
-
-
 def open_run(params: TrainParams) -> Run:
     """The run of these parameters, whether it is new, unfinished or finished; data and domains are read and checked."""
     run = Run(params)
@@ -341,5 +342,7 @@ def open_run(params: TrainParams) -> Run:
 def load_run(name: str, outputs: str = "auto") -> Run:
     """An existing run by its name or path. Raises: UserError with the nearest name."""
     folder = run_folder(name, outputs)
-    params = folder.params.model_copy(update={"run": folder.path.name, "outputs": str(folder.path.parent.parent)})
-    return Run(params.model_copy(update={"overwrite": False}))
+    update = {"run": folder.path.name, "overwrite": False}
+    if folder.path.parent.name == "runs":  # results may have moved
+        update["outputs"] = str(folder.path.parent.parent)
+    return Run(folder.params.model_copy(update=update), folder.path)

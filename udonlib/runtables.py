@@ -1,7 +1,7 @@
 """All runs of a folder of results as one table: a row for each folder, also for one that cannot be read.
 
-Nothing but small files is opened, and a run is read again only when one of them has changed, so that the table of many
-runs can be asked for every second while some of them train.
+Nothing but small files is opened, and a run is read again only when one of them has changed or a process has begun or
+ended to train it, so that the table of many runs can be asked for every second while some of them train.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 import pandas as pd
 
 from udonlib.errors import UserError, nearest
-from udonlib.params import PROJECT, WITHOUT_EFFECT
-from udonlib.runfolder import RunFolder
-from udonlib.runrows import RunRow, read_row, with_state
+from udonlib.params import WITHOUT_EFFECT, runs_folder
+from udonlib.runfolder import is_locked
+from udonlib.runrows import RunRow, read_row
 
-# What a row is made of: `lock` and `tensorboard/` say nothing that these do not.
+# What a row is made of, besides whether a process holds `lock`; `tensorboard/` says nothing that these do not.
 WATCHED = (
     *("params.yaml", "provenance.json", "metrics.jsonl", "summary.json", "evaluation.csv", "outcomes.csv.gz"),
     *("control.json", "steering.jsonl", "ended.json"),
 )
 HERE = {*WITHOUT_EFFECT, "recipe", "data", "images", "domains"}  # not among `changes`: columns, or without effect
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[object, ...]
 
 
 class RunReader:
@@ -38,7 +38,7 @@ class RunReader:
     """
 
     def __init__(self, outputs: str = "auto", pattern: str = "all") -> None:
-        self.home = (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()) / "runs"
+        self.home = runs_folder(outputs)
         self.pattern = "*" if pattern == "all" else pattern
         self._known: dict[str, tuple[Signature, RunRow]] = {}
         self._rows: list[RunRow] = []
@@ -54,8 +54,6 @@ class RunReader:
             before, row = known.get(folder.name, ((), None))
             if row is None or signature != before:
                 row = read_row(folder)
-            elif row.open:  # whether its process lives is in no file
-                row = with_state(row, RunFolder(folder))
             self._known[folder.name] = (signature, row)
         same = known.keys() == self._known.keys() and all(known[n][1] is self._known[n][1] for n in known)
         if not same:
@@ -64,7 +62,7 @@ class RunReader:
         return self._rows
 
     def signature(self, run: str) -> Signature:
-        """What changes whenever a file of the run does."""
+        """What changes whenever a file of the run does, or whether it is being trained."""
         return self._known[run][0] if run in self._known else ()
 
     def _folders(self) -> list[Path]:
@@ -140,7 +138,7 @@ def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = Non
 
 
 def _signature(folder: Path) -> Signature:
-    found = []
+    found: list[object] = [is_locked(folder)]
     for name in WATCHED:
         try:
             stat = (folder / name).stat()

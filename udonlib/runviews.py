@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from udonlib import runpairs
 from udonlib.gapviews import paired_gallery
 from udonlib.gridtables import label
-from udonlib.gridviews import html_table as plain_table
+from udonlib.gridviews import plain_table
 from udonlib.plots import TERMS, f32, panels
 from udonlib.runpairs import GROUPS, Pair
 from udonlib.sheets import Table, html_table

@@ -19,7 +19,7 @@ import yaml
 
 from udonlib.domains import Catalog
 from udonlib.errors import UserError
-from udonlib.params import PROJECT, DataParams, TrainParams
+from udonlib.params import PROJECT, TrainParams
 from udonlib.runfolder import RunFolder, write_json, write_text
 from udonlib.steering import VERSION
 from udonlib.storage import replacing
@@ -136,7 +136,7 @@ def _curve_points(record: Record) -> Iterator[tuple[str, float]]:
                 yield f"r_at_1/{row['index']}/{row['domain']}", row["r_at_1"]
 
 
-def provenance(params: DataParams, catalog: Catalog, device: torch.device) -> dict[str, object]:
+def provenance(catalog: Catalog, device: torch.device) -> dict[str, object]:
     """What a result depends on besides its parameters."""
 
     def git(*arguments: str) -> str | None:

@@ -20,7 +20,7 @@ def initial_weights(strategy: str, sizes: Sequence[float]) -> Float[np.ndarray, 
         sizes: training images per domain, or for `fixed` the shares wished for (any positive scale).
 
     Raises:
-        ValueError: "unknown allocation ..." for another strategy; "sizes must be positive" otherwise.
+        ValueError: "unknown allocation ..." for another strategy; "sizes must be finite ..." for those.
     """
     values = np.asarray(sizes, dtype=np.float64)
     if values.size == 0 or not np.all(np.isfinite(values)) or np.any(values < 0) or values.sum() <= 0:

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
+import shlex
 from collections.abc import Iterable, Sequence
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+import yaml
 
 from udonlib.controls import answering, named
+from udonlib.errors import UserError
 from udonlib.learningcurves import LearningCurve
 from udonlib.live import has_front_end
 from udonlib.samplerruns import SHAPES, Explored
 from udonlib.samplerviews import strategy_chart
-from udonlib.simulation import STRATEGIES, Setting, Simulation, outcome, simulate, verdict
+from udonlib.simulation import STRATEGIES, Setting, Simulation, outcome, simulate_all, verdict
 from udonlib.style import GRID, domain_colours
 
 WIDTH, HEIGHT = 330, 150  # pixels of one picture
 LEFT, BOTTOM = 34, 18  # for the ticks
 MAX_WINDOWS = 150  # per area
-MAX_DRAWS = 400_000_000  # a few seconds: each window draws a schedule of the full length
 READOUTS = "<style>.udon-sim .widget-readout {min-width: 46px; margin: 0 2px}</style>"  # longer tracks
 TEXT_STYLE = "color:inherit;font-size:13px;line-height:1.45;font-variant-numeric:tabular-nums"
 HEADS = {"start": "loss at the start", "floor": "lowest loss", "half_images": "images to halfway"}
@@ -164,11 +167,11 @@ class Explorer:
         """Simulate and redraw."""
         curves, setting, strategies = self.state()
         self._fixed.layout.display = "" if "fixed" in strategies else "none"
-        n_windows = -(-setting.steps // setting.update_every)
-        if setting.steps * setting.domains_per_batch * n_windows * len(strategies) > MAX_DRAWS:
-            self.figures.value = f"<b>{n_windows:,} windows would take too long here: choose longer ones</b>"
+        try:
+            found = simulate_all(curves, setting, strategies)
+        except UserError as error:
+            self.figures.value = f"<b>{html.escape(str(error))}</b>"
             return
-        found = [simulate(curves, setting, strategy) for strategy in strategies]
         pictures = [_curves_picture(curves, setting), *(_areas_picture(one) for one in found)]
         flow = '<div style="display:flex;flex-wrap:wrap;gap:6px 14px">' + "".join(pictures) + "</div>"
         told = "".join(
@@ -203,8 +206,8 @@ class Explorer:
         tables["fixed_shares"] = dict(setting.shares) if changed and "fixed" in strategies else {}
         for parameter, table in tables.items():
             if table:
-                text = ", ".join(f"{name}: {value:.4g}" for name, value in table.items())
-                words.append(f"-y '{parameter}: {{{text}}}'")
+                text = yaml.safe_dump({parameter: table}, default_flow_style=True, sort_keys=False, width=math.inf)
+                words.append(f"-y {shlex.quote(text.strip())}")
         if strategies and set(strategies) != set(e.params.strategies):
             words.append(f"-p strategies {','.join(strategies)}")
         return " ".join(words) or "nothing"

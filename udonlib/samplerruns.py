@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ import pandas as pd
 from udonlib import presets
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
+from udonlib.interventions import Intervention
 from udonlib.learningcurves import Fit, LearningCurve, fit_points, guessed
 from udonlib.notebookparams import SamplerParams
-from udonlib.params import PROJECT, WITHOUT_EFFECT, TrainParams
-from udonlib.runfolder import RunFolder, run_folder
-from udonlib.simulation import Setting, Simulation, compare, simulate
-from udonlib.steering import Intervention
+from udonlib.params import WITHOUT_EFFECT, TrainParams, runs_folder
+from udonlib.runfolder import RunFolder, finished_runs, run_folder
+from udonlib.simulation import Setting, Simulation, compare, simulate_all
 
 DRAWN = "miniuned"  # preset whose steps and batches hold where there is no run
 SHAPES = {"start_loss": "start", "floor_loss": "floor", "half_images": "half_images"}  # parameter -> of LearningCurve
@@ -49,6 +51,11 @@ class Explored:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.setting.sizes)
+
+    @cached_property
+    def simulations(self) -> list[Simulation]:
+        """What each strategy asked for would have done. Raises: UserError, see `simulation.simulate_all`."""
+        return simulate_all(self.curves, self.setting, self.params.strategies)
 
 
 def open_sampler(params: SamplerParams) -> Explored:
@@ -93,11 +100,6 @@ def open_sampler(params: SamplerParams) -> Explored:
     return Explored(params, source, points, fits, curves, setting, check, check_setting, _runs(params, source))
 
 
-def simulations(explored: Explored) -> list[Simulation]:
-    """Simulate each strategy asked for."""
-    return [simulate(explored.curves, explored.setting, strategy) for strategy in explored.params.strategies]
-
-
 def checked(explored: Explored) -> pd.DataFrame:
     """The allocation of the run to check against, recorded and simulated as it was trained: see `simulation.compare`.
 
@@ -105,7 +107,8 @@ def checked(explored: Explored) -> pd.DataFrame:
     """
     if explored.check is None or explored.check_setting is None:
         return pd.DataFrame(columns=["step", "domain", "recorded", "simulated", "first"])
-    return compare(simulate(explored.curves, explored.check_setting), recorded_allocation(explored.check))
+    [found] = simulate_all(explored.curves, explored.check_setting, ["dynamic"])
+    return compare(found, recorded_allocation(explored.check))
 
 
 def loss_points(run: RunFolder | None) -> pd.DataFrame:
@@ -136,17 +139,21 @@ def _term(run: RunFolder, terms: Mapping[str, float]) -> str:
 
 
 def recorded_allocation(run: RunFolder) -> pd.DataFrame:
-    """A run's allocation with its effective share: columns run, step, domain, weight, share.
+    """A run's allocation with its effective share: columns step, domain, weight, share.
 
     share is what the steps were really drawn from, also where a person steered; weight is the sampler's own.
     """
-    return run.allocation().assign(run=run.path.name)[["run", "step", "domain", "weight", "share"]]
+    return run.allocation()[["step", "domain", "weight", "share"]]
 
 
-def allocations(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """`recorded_allocation` of several runs, one under the other."""
-    empty = pd.DataFrame(columns=["run", "step", "domain", "weight", "share"])
-    return pd.concat([recorded_allocation(run) for run in runs], ignore_index=True) if runs else empty
+def labels(runs: Sequence[RunFolder]) -> list[str]:
+    """What to call each run: its name, or where several have the same one, the parts of their paths that differ."""
+    paths = [run.path.resolve() for run in runs]
+    names = []
+    for path in paths:
+        alike = [other for other in paths if other.name == path.name]
+        names.append(path.name if len(alike) == 1 else str(path.relative_to(os.path.commonpath(alike))))
+    return names
 
 
 def steerings(run: RunFolder) -> list[Intervention]:
@@ -154,15 +161,9 @@ def steerings(run: RunFolder) -> list[Intervention]:
     return [entry for entry in run.interventions() if entry.steers]
 
 
-def _home(outputs: str) -> Path:
-    return (PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser()) / "runs"
-
-
 def _usable(outputs: str) -> list[RunFolder]:
     """Finished runs of this version that shared their steps among several domains, the last one first."""
-    files = sorted(_home(outputs).glob("*/summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    folders = [RunFolder(file.parent) for file in files]
-    return [folder for folder in folders if _readable(folder) and len(_domains(folder)) > 1]
+    return [folder for folder in finished_runs(outputs) if _readable(folder) and len(_domains(folder)) > 1]
 
 
 def _readable(folder: RunFolder) -> bool:
@@ -184,17 +185,17 @@ def _domains(folder: RunFolder) -> list[str]:
 
 
 def _source(curves: str, outputs: str) -> RunFolder | None:
-    """The run that curves are fitted to."""
+    """The run that curves are fitted to; "latest": the last one, dynamic ones and new teachers first."""
     if curves == "drawn":
         return None
     if curves in ("auto", "latest"):
         found = _usable(outputs)
         if not found and curves == "latest":
             raise UserError(
-                f"parameter 'curves': no finished run of several domains in {_home(outputs)}; train one, or draw the "
-                "curves: curves=drawn"
+                f"parameter 'curves': no finished run of several domains in {runs_folder(outputs)}; train one, or draw "
+                "the curves: curves=drawn"
             )
-        # The losses of finished teachers do not fall: a run that trains its own shows more.
+        # The losses of finished (offline) teachers do not fall: a run that trains its own shows more.
         found.sort(key=lambda run: (run.params.sampler != "dynamic", run.params.offline_teachers is not None))
         return found[0] if found else None
     return _finished(curves, outputs)
@@ -309,10 +310,10 @@ def _runs(params: SamplerParams, source: RunFolder | None) -> list[RunFolder]:
         if not chosen and name != "auto":
             names = [run.path.name for run in usable]
             raise UserError(
-                f"parameter 'runs': no finished run of several domains in {_home(params.outputs)} is called {name!r}; "
-                f"{nearest(name, names[:20]) if names else 'there are none yet'}"
+                f"parameter 'runs': no finished run of several domains in {runs_folder(params.outputs)} is called "
+                f"{name!r}; {nearest(name, names[:20]) if names else 'there are none yet'}"
             )
-        found |= {run.path: run for run in chosen}
+        found |= {run.path.resolve(): run for run in chosen}
     return list(found.values())[:MAX_RUNS]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from udonlib.errors import UserError
 from udonlib.plots import f32, panels
-from udonlib.samplerruns import Explored, allocations, checked, simulations, steering_loss, steerings
+from udonlib.samplerruns import Explored, checked, labels, recorded_allocation, steering_loss, steerings
 from udonlib.sheets import Table, facts_table
 from udonlib.simulation import STRATEGIES, deviation, outcome, verdict
 from udonlib.style import EMBEDDERS, TEMPLATE, TEXT, domain_colours
@@ -48,7 +49,7 @@ def explored_table(explored: Explored) -> Table:
             "simulated": f"{s.steps:,} steps of {s.batch_size} images, {mixed}",
             "dynamic": f"updated every {s.update_every:,} steps, smoothing {s.smoothing:g}, begins with {s.initial}",
             "held against": e.check.path.name if e.check else "nothing: no dynamic run, or curves that are not its own",
-            "recorded": ", ".join(run.path.name for run in e.runs) or "no runs",
+            "recorded": ", ".join(labels(e.runs)) or "no runs",
         }
     )
 
@@ -90,7 +91,7 @@ def curve_chart(explored: Explored) -> go.Figure:
 
 def strategy_chart(explored: Explored) -> go.Figure:
     """Draw the allocation that each strategy would have made, as stacked areas, one panel a strategy."""
-    found = simulations(explored)
+    found = explored.simulations
     n_columns = min(2, len(found))
     n_rows = -(-len(found) // n_columns)
     titles = [one.strategy for one in found]
@@ -125,7 +126,7 @@ def outcome_chart(explored: Explored) -> go.Figure:
     fig = panels(
         "What each domain gets, simulated", [label for label, _ in measures.values()], 1, 3, 150 + 36 * len(order)
     )
-    found = simulations(explored)
+    found = explored.simulations
     for place, one in enumerate(found):
         table = outcome(one, sizes)
         y = len(order) - 1 - np.arange(len(order)) + 0.13 * ((len(found) - 1) / 2 - place)
@@ -164,12 +165,15 @@ def outcome_chart(explored: Explored) -> go.Figure:
 def verdict_table(explored: Explored) -> Table:
     """Say for each strategy who starves, and who gets least."""
     sizes = explored.setting.sizes
-    return facts_table({one.strategy: verdict(outcome(one, sizes)) for one in simulations(explored)})
+    return facts_table({one.strategy: verdict(outcome(one, sizes)) for one in explored.simulations})
 
 
 def check_chart(explored: Explored) -> go.Figure:
     """Draw the recorded allocation of a dynamic run and the one that the curves predict, with their mean difference."""
-    compared = checked(explored)
+    try:
+        compared = checked(explored)
+    except UserError as error:  # such as too many windows: the notebook has more to show
+        return _nothing("Simulated against recorded", str(error))
     if compared.empty or explored.check is None:
         return _nothing("Simulated against recorded", "no dynamic run to hold the simulation against")
     off, equal = deviation(compared)
@@ -214,21 +218,22 @@ def run_chart(explored: Explored) -> go.Figure:
     runs = explored.runs
     if not runs:
         return _nothing("Allocations of finished runs", "no finished run of several domains")
-    table = allocations(runs)
-    names = list(dict.fromkeys(table["domain"]))
+    tables = [recorded_allocation(run) for run in runs]
+    names = list(dict.fromkeys(name for table in tables for name in table["domain"]))
     fig = _grid("Allocations of finished runs", names, [""] * len(names))
-    ends = {run.path.name: run.summary()["steps"] for run in runs}
     colours = [*INKS[:3], TEXT, *INKS[:2]]
-    for number, run in enumerate(runs):
-        label, look = run.path.name, {"color": colours[number], "dash": DASHES[number], "width": 2}
-        acts = steerings(run)
+    keys = {}
+    for number, (run, label, table) in enumerate(zip(runs, labels(runs), tables, strict=True)):
+        look = {"color": colours[number], "dash": DASHES[number], "width": 2}
+        acts, end = steerings(run), run.summary()["steps"]
+        keys[label + (f" (▲ steered: {len(acts)})" if acts else "")] = look
         for place, name in enumerate(names):
-            part = table[(table["run"] == label) & (table["domain"] == name)]
+            part = table[table["domain"] == name]
             part = part.iloc[:: -(-max(1, len(part)) // MAX_WINDOWS)]
             if part.empty:
                 continue
             where = {"row": place // 3 + 1, "col": place % 3 + 1}
-            x, share = [*part["step"], ends[label]], 100 * part["share"].to_numpy()
+            x, share = [*part["step"], end], 100 * part["share"].to_numpy()
             line = go.Scatter(x=x, y=f32([*share, share[-1]]), mode="lines", name=label, legendgroup=label)
             line.update(line=look | {"shape": "hv"}, showlegend=False, hovertemplate="%{y:.1f} %")
             fig.add_trace(line, **where)
@@ -238,9 +243,7 @@ def run_chart(explored: Explored) -> go.Figure:
                 marks.update(text=[f"step {act.step:,}: {html.escape(str(act))}" for act in acts], cliponaxis=False)
                 marks.update(hovertemplate="%{text}", name=label)
                 fig.add_trace(marks.update(legendgroup=label, showlegend=False), **where)
-    steered = {run.path.name: len(steerings(run)) for run in runs}
-    keys = {n + (f" (▲ steered: {steered[n]})" if steered[n] else ""): i for i, n in enumerate(ends)}
-    _keys(fig, {label: {"color": colours[i], "dash": DASHES[i], "width": 2} for label, i in keys.items()})
+    _keys(fig, keys)
     fig.update_yaxes(rangemode="tozero", nticks=5)
     fig.update_xaxes(rangemode="tozero", nticks=4)
     _label(fig, len(names), "step", "share, %")

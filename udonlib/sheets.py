@@ -29,7 +29,7 @@ from udonlib.plots import by_embedder, images_per_class, metric_labels
 from udonlib.style import domain_colours
 
 CARD, INK, FAINT = "#f4f4f4", "#2b2b2b", "#6b6b6b"
-RIGHT, WRONG = "#00796b", "#e65100"  # told apart by tick and cross, too
+RIGHT_INK, WRONG_INK = "#00796b", "#e65100"  # told apart by tick and cross, too
 GAP, LINE = 10, 17  # pixels between tiles; height of a line of captions
 MAX_BYTES = 400_000
 RUN_FILES = {
@@ -106,8 +106,8 @@ def split_table(catalog: Catalog) -> Table:
 
 def facts_table(facts: dict[str, str]) -> Table:
     """Format names and what is to say about them, one a line."""
-    cells = ((f"<th {LEFT}>{name}</th>", f"<td {LEFT}>{html.escape(text)}</td>") for name, text in facts.items())
-    rows = "".join(f"<tr>{name}{text}</tr>" for name, text in cells)
+    cells = ((html.escape(name), html.escape(text)) for name, text in facts.items())
+    rows = "".join(f"<tr><th {LEFT}>{name}</th><td {LEFT}>{text}</td></tr>" for name, text in cells)
     width = max(map(len, facts)) + 2
     return Table(f"<table>{rows}</table>", "\n".join(f"{name:{width}}{text}" for name, text in facts.items()))
 
@@ -198,9 +198,9 @@ def query_gallery(
     n_rows = -(-len(chosen) // n_blocks)
     block, row_height = (n_ranks + 1) * (side + GAP) + 2 * GAP, side + 2 * LINE + GAP
     sheet = Sheet(n_blocks * block + (n_blocks - 1) * 3 * GAP + 2 * GAP, n_rows * row_height + 4 * LINE)
-    sheet.mark(GAP, 8, "tick", RIGHT)
+    sheet.mark(GAP, 8, "tick", RIGHT_INK)
     sheet.write(GAP + 24, 8, "same class", INK)
-    sheet.mark(GAP + 120, 8, "cross", WRONG)
+    sheet.mark(GAP + 120, 8, "cross", WRONG_INK)
     sheet.write(GAP + 144, 8, "other class or other domain", INK)
     for place, ((part, query), images) in enumerate(zip(chosen, shown, strict=True)):
         x, y = 2 * GAP + place // n_rows * (block + 3 * GAP), 4 * LINE + place % n_rows * row_height
@@ -211,7 +211,7 @@ def query_gallery(
             hit = domain == images[0][0] and not classes[images[0]].keys().isdisjoint(classes[domain, path])
             if rank and hit != part.hit[query, rank - 1]:
                 raise DataError(f"{catalog.root}: not what was searched: '{path}' had another class; evaluate again")
-            frame = (RIGHT if hit else WRONG, "tick" if hit else "cross") if rank else (INK, "")
+            frame = (RIGHT_INK if hit else WRONG_INK, "tick" if hit else "cross") if rank else (INK, "")
             left = x + rank * (side + GAP) + (2 * GAP if rank else 0)
             name = next(iter(classes[domain, path].values()), "")
             sheet.tile(left, y, side, decode(catalog.store.read(path), path), [name, domain], *frame)

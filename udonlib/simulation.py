@@ -5,7 +5,7 @@ The windows, schedules and updates are those of `udonlib.sampler.Sampler` itself
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from udonlib.learningcurves import LearningCurve
 from udonlib.sampler import Sampler
 
 STRATEGIES = ("dynamic", "round_robin", "balanced", "dataset_size", "fixed")
+MAX_DRAWS = 400_000_000  # a few seconds: each window draws a schedule of the full length
 HUNGER = 0.5  # a domain with less than this part of what its loss claims starves
 
 
@@ -107,6 +108,21 @@ def simulate(curves: Mapping[str, LearningCurve], setting: Setting, strategy: st
     losses = np.stack([curves[name].loss(at[:, d]) for d, name in enumerate(names)], axis=1)
     allocation = np.array(shares).reshape(-1, len(names))
     return Simulation(strategy, names, setting.steps, np.array(starts, dtype=np.int64), allocation, at, losses)
+
+
+def simulate_all(curves: Mapping[str, LearningCurve], setting: Setting, strategies: Sequence[str]) -> list[Simulation]:
+    """`simulate` each of some strategies.
+
+    Raises:
+        UserError: "parameter 'update_every': ... would take too long" where a person would wait for more than seconds.
+    """
+    n_windows = -(-setting.steps // setting.update_every)
+    if setting.steps * setting.domains_per_batch * n_windows * len(strategies) > MAX_DRAWS:
+        raise UserError(
+            f"parameter 'update_every': found {setting.update_every:,} for {setting.steps:,} steps, but {n_windows:,} "
+            "windows would take too long here: choose longer ones"
+        )
+    return [simulate(curves, setting, strategy) for strategy in strategies]
 
 
 def outcome(simulation: Simulation, sizes: Mapping[str, int]) -> pd.DataFrame:

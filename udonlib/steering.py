@@ -1,11 +1,10 @@
-"""What a person asks of a run while it trains, and what the run did about it: two files in the run's folder.
+"""What a person asks of a run while it trains, and what the run does about it: two files in the run's folder.
 
     control.json      what is wanted now: multipliers and locks of domains, pause, requests. Whoever steers replaces it.
     steering.jsonl    every intervention with its step, in order. The run writes it; resuming and `replay` repeat it.
 
 The training loop looks at control.json between two steps (one `stat`), so a run is steered from its own notebook, from
-another one, or from a terminal, and whether papermill or a person started it. An intervention holds the whole state of
-the steering and not a difference, so that one alone can be read.
+another one, or from a terminal, and whether papermill or a person started it.
 """
 
 from __future__ import annotations
@@ -17,19 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from udonlib.errors import UserError, nearest
+from udonlib.interventions import Intervention, Log, Multiplier, Share, interventions
 from udonlib.storage import replacing
 
 VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
-MAX_MULTIPLIER = 10.0
 POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
-
-Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Control(BaseModel):
@@ -51,49 +47,6 @@ class Control(BaseModel):
     @classmethod
     def _without_ones(cls, multipliers: dict[str, float]) -> dict[str, float]:
         return {domain: factor for domain, factor in multipliers.items() if factor != 1}
-
-
-class Intervention(BaseModel):
-    """A line of steering.jsonl: what was done after `step` steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: int
-    step: int
-    panel: str = ""
-    steers: bool = Field(False, description="multipliers or locks have changed")
-    multipliers: dict[str, Multiplier] = {}
-    locks: dict[str, Share] = {}
-    paused: bool = False
-    evaluate: bool = False
-    save: bool = False
-    stop: bool = False
-    refused: str = Field("", description="why nothing was done")
-
-    @property
-    def matters(self) -> bool:
-        """Whether the weights of the finished run depend on it: it changed the allocation, or made a validation."""
-        return self.steers or self.evaluate
-
-    def record(self) -> dict[str, Any]:
-        """As a record of the run."""
-        return {"kind": "steering"} | self.model_dump()
-
-    def __str__(self) -> str:
-        """Say what was done, for a person: "emoji ×2, flags locked at 30%"."""
-        done = [f"refused: {self.refused}"] if self.refused else []
-        if self.steers:
-            free = {name: value for name, value in self.multipliers.items() if name not in self.locks}
-            done += _named([f"{name} ×{value:g}" for name, value in free.items()], "multiplied")
-            done += _named([f"{name} locked at {share:.1%}" for name, share in self.locks.items()], "locked")
-            done = done or ["the allocation left alone"]
-        requests = (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop), ("paused", self.paused))
-        return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
-
-
-def _named(texts: list[str], what: str) -> list[str]:
-    """The texts, or where they are many, how many there are."""
-    return texts if len(texts) <= 4 else [f"{len(texts)} domains {what}"]
 
 
 def read_control(folder: Path) -> Control:
@@ -129,7 +82,7 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     with _locked(folder):
         before = read_control(folder)
         # The file may have been removed: then the log knows how far the numbers have come.
-        number = 1 + max([before.number, *(entry.number for entry in interventions(folder)[-1:])])
+        number = 1 + max([before.number, *(entry.number for entry in interventions(folder))])
         values = before.model_dump() | {"number": number, "panel": panel}
         for name, value in changes.items():
             if name in ("multipliers", "locks"):
@@ -149,23 +102,6 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     return after
 
 
-def interventions(folder: Path) -> list[Intervention]:
-    """Read what was done to the run in this folder; a line that is still being written is left out.
-
-    Raises:
-        UserError: "<file>, line 3: ..." for a line that is none of ours.
-    """
-    file = folder / "steering.jsonl"
-    found = []
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
-        if line.endswith(b"\n"):
-            try:
-                found.append(Intervention.model_validate_json(line))
-            except ValidationError as error:
-                raise UserError(f"{file}, line {number}: {error.errors()[0]['msg']}") from None
-    return found
-
-
 class Commands:
     """What the training loop asks between two steps: is there anything to do?
 
@@ -180,6 +116,7 @@ class Commands:
         locks: of the state.
         replay: folder of another run whose interventions to repeat; this one cannot be steered then.
         weights: the adaptive weights now, in the order of the names; None: all are more than 0.
+        before: what was wanted when this process began: only requests made since then count. None: as now.
     """
 
     def __init__(
@@ -191,38 +128,31 @@ class Commands:
         locks: Mapping[str, float] | None = None,
         replay: Path | None = None,
         weights: Callable[[], Sequence[float]] | None = None,
+        before: Control | None = None,
     ) -> None:
         self.paused_seconds = 0.0
         self._folder, self._names, self._replays = folder, tuple(names), replay is not None
         self._weights = weights or (lambda: [1.0] * len(names))
         self._multipliers, self._locks = dict(multipliers or {}), dict(locks or {})
-        self._log = interventions(folder)
-        places = [place for place, entry in enumerate(self._log) if entry.matters]
-        if n_taken > len(places):
-            raise UserError(
-                f"{folder / 'steering.jsonl'}: {len(places)} interventions, where the checkpoint holds {n_taken}: "
-                "restore the file, or begin anew (overwrite=true)"
-            )
-        self._place = places[n_taken - 1] + 1 if n_taken else 0  # of the next one in the log to be repeated
-        if replay is not None:
-            others = [entry for entry in interventions(replay) if entry.matters]
-            self._log = [*self._log[: self._place], *others[n_taken:]]
-        to_come = [entry for entry in self._log[self._place :] if entry.matters]
-        then = (to_come[-1].multipliers, to_come[-1].locks) if to_come else (self._multipliers, self._locks)
+        self._log = Log(folder, n_taken, replay)
+        last = self._log.last_to_come()
+        then = {
+            "multipliers": self._multipliers if last is None else last.multipliers,
+            "locks": self._locks if last is None else last.locks,
+        }
         with _locked(folder):
             for leftover in folder.glob("control.json.*.tmp"):  # of a panel that was killed while writing
                 leftover.unlink()
             wanted = read_control(folder)
+            before = wanted if before is None else before
             if self._replays or wanted.number == 0:
-                wanted = wanted.model_copy(update={"multipliers": then[0], "locks": then[1]})
-            # A pause ends with the process that was paused, and requests made before this one began are void.
-            _write_control(folder, wanted.model_copy(update={"paused": False}))
-            # What is to be repeated is wanted already: only what differs from it is new.
-            self._seen = read_control(folder).model_copy(update={"multipliers": then[0], "locks": then[1]})
-            self._stamp = self._stat()
-        # Somebody moved a slider while the run was not running: that comes first.
-        self._changed = (wanted.multipliers, wanted.locks) != then
-        self._number = max((entry.number for entry in self._log), default=0)
+                wanted = wanted.model_copy(update=then)
+            # A pause ends with the process that was paused.
+            _write_control(folder, wanted.model_copy(update={"paused": wanted.paused and not before.paused}))
+        # What is to be repeated is wanted already: only what differs from it is new, such as a slider that was moved
+        # while the run was not running. That comes first.
+        self._seen = before.model_copy(update={**then, "paused": False})
+        self._stamp = (0, 0, 0)
 
     def _stat(self) -> tuple[int, int, int]:
         try:
@@ -241,19 +171,18 @@ class Commands:
 
     def _asked(self, step: int) -> Intervention | None:
         stamp = self._stat()
-        if stamp != self._stamp or self._changed:
-            self._stamp, self._changed = stamp, False
+        if stamp != self._stamp:
+            self._stamp = stamp
             asked = self._read(step)
             if asked is not None:
-                return asked
-        while self._place < len(self._log) and self._log[self._place].step <= step:
-            entry = self._log[self._place]
-            self._place += 1
-            if entry.matters:
-                # It happens once more, after this step; what it asked for besides belongs to the past.
-                again = {"step": step, "paused": False, "save": False, "stop": False}
-                return self._done(entry.model_copy(update=again))
-        return None
+                self._log.add(asked)
+                return self._in_force(asked)
+        repeated = self._log.next(step)
+        return None if repeated is None else self._in_force(repeated)
+
+    def _in_force(self, entry: Intervention) -> Intervention:
+        self._multipliers, self._locks = entry.multipliers, entry.locks
+        return entry
 
     def _read(self, step: int) -> Intervention | None:
         """What has changed in control.json since it was last read."""
@@ -262,28 +191,34 @@ class Commands:
             wanted, before = read_control(self._folder), self._seen
         except UserError as error:  # what cannot be read is said once, and changes nothing
             values |= {"refused": str(error), "paused": self._seen.paused}
-            return self._new(Intervention(number=self._number + 1, **values))
+            return Intervention(number=self._log.number + 1, **values)
         asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
+
+        def steers(wanted: Control) -> bool:
+            wished = wanted.multipliers, wanted.locks
+            # A validation ends the repeating too: then what is wanted comes at once.
+            begins = asked["evaluate"] and wished != (self._multipliers, self._locks)
+            return begins or wished != (before.multipliers, before.locks)
+
         try:
-            self._check(wanted)
+            if self._replays and (steers(wanted) or asked["evaluate"]):
+                asked["evaluate"] = False
+                raise UserError(
+                    "this run repeats another one's interventions: it can be paused, saved and stopped, not steered"
+                )
+            if steers(wanted):
+                self._check(wanted)
         except UserError as error:  # the allocation stays; what is asked for besides is done
             values["refused"] = str(error)
             wanted = self._taken_back(wanted, before)
         self._seen = wanted
-        wished = wanted.multipliers, wanted.locks
-        steers = wished != (before.multipliers, before.locks)
-        # A validation ends the repeating too: then what is wanted comes at once.
-        steers |= asked["evaluate"] and wished != (self._multipliers, self._locks)
-        if not (steers or any(asked.values()) or wanted.paused != before.paused or "refused" in values):
+        steered = steers(wanted)
+        if not (steered or any(asked.values()) or wanted.paused != before.paused or "refused" in values):
             return None
         values |= {"panel": wanted.panel, "paused": wanted.paused, **asked}
-        if self._replays and (steers or asked["evaluate"]):
-            refused = "this run repeats another one's interventions: it can be paused, saved and stopped, not steered"
-            values |= {"evaluate": False, "refused": refused}
-        elif steers:
+        if steered:
             values |= {"steers": True, "multipliers": wanted.multipliers, "locks": wanted.locks}
-        number = wanted.number if wanted.number > self._number else self._number + 1
-        return self._new(Intervention(number=number, **values))
+        return Intervention(number=max(wanted.number, self._log.number + 1), **values)
 
     def _taken_back(self, wanted: Control, before: Control) -> Control:
         """Put the allocation that was wanted before a refusal into the file, unless somebody has changed it since."""
@@ -302,26 +237,6 @@ class Commands:
         weights = zip(self._names, self._weights(), strict=True)
         if not any(wanted.locks.get(name, weight * wanted.multipliers.get(name, 1.0)) > 0 for name, weight in weights):
             raise UserError("control.json: no domain is left to train: every lock, or weight times multiplier, is 0")
-
-    def _new(self, entry: Intervention) -> Intervention:
-        """Write something new into the log, before it is done. Where it matters, what was to be repeated is void."""
-        rest = self._log[self._place :]
-        past = [other for other in rest if entry.matters and not other.matters and other.step <= entry.step]
-        self._log = [*self._log[: self._place], *past, entry, *([] if entry.matters else rest)]
-        self._place += len(past) + 1
-        return self._done(entry, new=True)
-
-    def _done(self, entry: Intervention, new: bool = False) -> Intervention:
-        if self._replays and not new:
-            entry = entry.model_copy(update={"number": self._number + 1})
-            self._log[self._place - 1] = entry
-        self._multipliers, self._locks = entry.multipliers, entry.locks
-        self._number = max(self._number, entry.number)
-        if new or self._replays:  # else it stands there already
-            with replacing(self._folder / "steering.jsonl") as file:
-                for line in self._log[: self._place] if self._replays else self._log:
-                    file.write(line.model_dump_json().encode() + b"\n")
-        return entry
 
 
 def _write_control(folder: Path, control: Control) -> None:

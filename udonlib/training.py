@@ -22,11 +22,12 @@ from torch import Tensor
 from udonlib.domains import Catalog
 from udonlib.errors import UserError
 from udonlib.images import WindowLoader, augment
+from udonlib.interventions import Intervention
 from udonlib.learner import Learner
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
 from udonlib.sampler import ImageOrder, Sampler
-from udonlib.steering import Commands, Intervention
+from udonlib.steering import Commands
 
 Record = dict[str, Any]
 

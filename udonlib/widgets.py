@@ -3,8 +3,9 @@
     steer(run)          # a run of this notebook, before the cell that trains it
     steer("NAME")       # a run that papermill, another notebook or another program trains
 
-Controls write control.json and nothing else; a thread reads the run's files and draws. The two never touch the same
-widget, so that no change is lost, and a panel works alike for every process that trains.
+Controls write control.json and nothing else; a thread reads the run's files and draws. It moves a control only to take
+back what the run has refused; that is silent in the thread alone, so that what a person moves meanwhile is not lost. A
+panel works alike for every process that trains.
 """
 
 from __future__ import annotations
@@ -14,44 +15,27 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets
 from IPython.display import DisplayHandle, display
 
-from udonlib import panelviews
-from udonlib.controls import answering, button, named
+from udonlib import panelcontrols, panelviews
+from udonlib.controls import button, named
 from udonlib.errors import UserError
 from udonlib.live import has_front_end
+from udonlib.panelcontrols import DomainRow
 from udonlib.runfolder import RunFolder, find_run
-from udonlib.steering import VERSION, change_control, read_control
-from udonlib.style import domain_colours
+from udonlib.steering import Control, change_control, read_control
 from udonlib.watching import Watch
 
-FACTORS = (0.0, 0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
-BUTTONS = {  # name -> text, explanation, icon
-    "pause": ("Pause", "wait after this step; the state is saved", "pause"),
-    "resume": ("Resume", "go on", "play"),
-    "stop": ("Stop", "end after this step; running the notebook again goes on from there", "stop"),
-    "evaluate": ("Evaluate now", "validate the model as it is", "check"),
-    "save": ("Save now", "write a checkpoint", "save"),
-    "by-loss": ("By loss", "UDON's own allocation: no multipliers, no locks"),
-    "uniform": ("Uniform", "lock all domains at the same share"),
-    "by-size": ("By size", "lock all domains at their share of the training images"),
-    "only": ("Only ticked", "give the domains without a tick no steps"),
-}
-NAME_WIDTH = 72  # pixels; up to twice that for long names
-SMALL = {"width": "28px", "flex": "0 0 auto", "padding": "0"}  # a button that is an icon
-STYLE = "<style>.udon-panel .widget-readout { min-width: 38px; max-width: 38px; text-align: right; }</style>"
-STRETCHED = {"flex": "1 1 96px", "width": "auto", "min_width": "96px", "max_width": "240px"}  # a slider
 POLL_SECONDS = 0.15  # between two looks at the run's files
 DRAW_SECONDS = 0.5  # between two redraws
+GOING = ("training", "paused")  # states of a run that a process trains
 
-
-Wish = tuple[Mapping[str, float], Mapping[str, float]]
 _open: dict[Path, Panel] = {}  # the panels of this kernel, by the run's folder
 
 
@@ -80,6 +64,24 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
     return None
 
 
+class _Sent(NamedTuple):
+    """A change that is not in force yet."""
+
+    number: int
+    time: float
+    request: bool  # to evaluate, save or stop: it is always answered
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() - self.time > DRAW_SECONDS
+
+
+class _Silence(threading.local):
+    """Whether this thread sets controls, which is no person's hand."""
+
+    here = False
+
+
 class Panel:
     """The widgets of one panel, and the thread that draws. `widget` is what to display."""
 
@@ -87,24 +89,26 @@ class Panel:
         self.watch = Watch(folder)
         self.name = f"{Path(os.environ.get('JPY_SESSION_NAME', 'panel')).name} {secrets.token_hex(2)}"
         self._folder = folder.path
-        self._silent = False  # controls are being set, not moved by a person
-        self._sent: tuple[int, float] | None = None  # number and time of a change that is not in force yet
+        self._lock = threading.RLock()  # what is wanted is changed, or looked at, by one thread at a time
+        self._silence = _Silence()
+        self._sent: _Sent | None = None
         self._answer, self._problem = "", ""
         self._foreign = ""
-        self._wished: Wish = ({}, {})  # the multipliers and locks that this panel knows of
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._place: DisplayHandle | None = None
         self.watch.update()
         self.domains = self.watch.domains()
         self._build()
-        self._show_values()
+        self._wished = self.watch.in_force()  # what this panel knows to be wanted
+        self._show()
+        self._adopt()
 
     # Controls: written by the person
 
     def _build(self) -> None:
         self.status, self.charts = (named(ipywidgets.HTML(), name) for name in ("status", "charts"))
-        self.buttons = {name: button(name, *said) for name, said in BUTTONS.items()}
+        self.buttons = panelcontrols.buttons()
         actions: dict[str, Callable[[Any], None]] = {
             "pause": lambda _: self._ask(paused=True),
             "resume": lambda _: self._ask(paused=False),
@@ -119,88 +123,58 @@ class Panel:
         for name, action in actions.items():
             self.buttons[name].on_click(action)
         self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
-        self.adopt.on_click(lambda _: self._show_values())
+        self.adopt.on_click(lambda _: self._adopt())
         self.adopt.layout.display = "none"
-        self.ticks: dict[str, ipywidgets.Checkbox] = {}
-        self.sliders: dict[str, ipywidgets.SelectionSlider] = {}
-        self.locks: dict[str, ipywidgets.ToggleButton] = {}
-        self.resets: dict[str, ipywidgets.Button] = {}
-        self.numbers: dict[str, ipywidgets.HTML] = {}
-        for domain in self.domains:
-            self._build_controls(domain)
-        requests = self._row("pause", "resume", "stop", "evaluate", "save")
-        parts = [ipywidgets.HTML(STYLE), self.status, requests, *self._rows(), self.charts]
+        self.rows = panelcontrols.rows(self.domains)
+        for domain, row in self.rows.items():
+            self._connect(domain, row)
+        label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
+        buttons = list(self.buttons.values())
+        requests, allocations = panelcontrols.toolbar(buttons[:5]), panelcontrols.toolbar([label, *buttons[5:]])
+        table = panelcontrols.table(self.rows, panelviews.headings(panelviews.COLUMNS))
+        style = ipywidgets.HTML(panelcontrols.STYLE)
+        parts = [style, self.status, requests, allocations, self.adopt, *table, self.charts]
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
-    def _build_controls(self, domain: str) -> None:
-        tick = answering(ipywidgets.Checkbox(indent=False, layout={"width": "18px", "flex": "0 0 auto"}))
-        options = [(f"×{factor:g}" if factor else "none", factor) for factor in FACTORS]
-        look = {"continuous_update": False, "layout": dict(STRETCHED)}
-        slider = answering(ipywidgets.SelectionSlider(options=options, value=1.0, **look))
-        lock = ipywidgets.ToggleButton(icon="lock", tooltip="pin the share that it has now", layout=dict(SMALL))
-        reset = button(f"reset-{domain}", "", "back to ×1, unlocked", "undo")
-        reset.layout = dict(SMALL)
-        slider.observe(lambda change: self._moved(domain, change["new"]), "value")
-        lock.observe(lambda change: self._locked(domain, change["new"]), "value")
-        reset.on_click(lambda _: self._reset(domain))
-        self.ticks[domain] = named(tick, f"tick-{domain}")
-        self.sliders[domain] = named(slider, f"w-{domain}")
-        self.locks[domain] = named(answering(lock), f"lock-{domain}")
-        self.resets[domain] = reset
-        self.numbers[domain] = named(ipywidgets.HTML(), f"numbers-{domain}")
-
-    def _row(self, *names: str, before: Sequence[ipywidgets.Widget] = ()) -> ipywidgets.Widget:
-        layout = {"flex_flow": "row wrap", "align_items": "center"}
-        return ipywidgets.HBox([*before, *(self.buttons[name] for name in names)], layout=layout)
-
-    def _rows(self) -> Iterator[ipywidgets.Widget]:
-        label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
-        yield self._row("by-loss", "uniform", "by-size", "only", before=[label])
-        yield self.adopt
-        width = NAME_WIDTH if max(map(len, self.domains)) < 9 else 2 * NAME_WIDTH
-        spaces = [{"flex": "0 0 auto", "width": f"{pixels}px"} for pixels in (18, width)]
-        spaces += [STRETCHED, SMALL, SMALL]
-        empty = [ipywidgets.HTML(layout=dict(space)) for space in spaces]
-        yield ipywidgets.HBox([*empty, ipywidgets.HTML(panelviews.headings(panelviews.COLUMNS))])
-        colours = domain_colours(self.domains)
-        for domain in self.domains:
-            name = ipywidgets.HTML(
-                f'<div style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap" title="{html.escape(domain)}">'
-                f'<span style="color:{colours[domain]}">■</span> {html.escape(domain)}</div>',
-                layout={"width": f"{width}px", "flex": "0 0 auto"},
-            )
-            controls = [self.ticks[domain], name, self.sliders[domain], self.locks[domain], self.resets[domain]]
-            yield ipywidgets.HBox([*controls, self.numbers[domain]], layout={"align_items": "center"})
+    def _connect(self, domain: str, row: DomainRow) -> None:
+        row.slider.observe(lambda change: self._moved(domain, change["new"]), "value")
+        row.lock.observe(lambda change: self._locked(domain, change["new"]), "value")
+        row.reset.on_click(lambda _: self._reset(domain))
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
         """Set controls without taking that for a person's hand."""
-        before, self._silent = self._silent, True
+        before, self._silence.here = self._silence.here, True
         try:
             yield
         finally:
-            self._silent = before
+            self._silence.here = before
 
     def _ask(self, **changes: Any) -> None:
-        """Write what a person wants into the control file."""
-        if self._silent:
-            return
-        try:
-            wanted = change_control(self._folder, self.name, **changes)
-        except UserError as error:
-            self._problem = str(error)
-            return
-        self._problem = ""
-        self._sent, self._wished = (wanted.number, time.monotonic()), (wanted.multipliers, wanted.locks)
+        """Write what a person wants into the control file. Where that fails, what was wanted before still is."""
+        with self._lock:
+            try:
+                before = read_control(self._folder)
+                wanted = change_control(self._folder, self.name, **changes)
+            except UserError as error:
+                self._problem = str(error)
+                return
+            self._problem = ""
+            self._notice(before)  # what others wanted is in this panel's own change from here on
+            self._wished = wanted.multipliers, wanted.locks
+            if wanted.model_copy(update={"number": before.number, "panel": before.panel}) != before:
+                request = any(changes.get(name) for name in ("evaluate", "save", "stop"))
+                request = request or (self._sent is not None and self._sent.request)
+                self._sent = _Sent(wanted.number, time.monotonic(), request)
 
     def _set(self, multipliers: Mapping[str, float], locks: Mapping[str, float]) -> None:
         """Steer all domains at once, and let the controls say so."""
         nothing = dict.fromkeys(self.domains)
         self._ask(multipliers={**nothing, **multipliers}, locks={**nothing, **locks})
-        self._show_values(multipliers, locks)
+        self._show()
 
     def _only_ticked(self) -> None:
-        ticked = [domain for domain in self.domains if self.ticks[domain].value]
+        ticked = [domain for domain, row in self.rows.items() if row.tick.value]
         if not ticked:
             self._problem = "Tick the domains first that are to be trained."
             return
@@ -211,39 +185,44 @@ class Panel:
         return {domain: n / sum(sizes.values()) for domain, n in sizes.items()}
 
     def _moved(self, domain: str, factor: float) -> None:
-        self._ask(multipliers={domain: factor})
+        if not self._silence.here:
+            self._ask(multipliers={domain: factor})
+            self._show(domain)
 
     def _locked(self, domain: str, locked: bool) -> None:
-        self.sliders[domain].disabled = locked
-        if not self._silent:
+        self.rows[domain].slider.disabled = locked
+        if not self._silence.here:
             share = self.watch.progress.shares.get(domain, 1 / len(self.domains))
             self._ask(locks={domain: share if locked else None})
+            self._show(domain)
 
     def _reset(self, domain: str) -> None:
         self._ask(multipliers={domain: None}, locks={domain: None})
-        with self._silently():
-            self.sliders[domain].value, self.locks[domain].value = 1.0, False
+        self._show(domain)
 
-    def _show_values(
-        self, multipliers: Mapping[str, float] | None = None, locks: Mapping[str, float] | None = None
-    ) -> None:
-        """Set the controls to these values, or to those of the control file."""
-        if multipliers is None or locks is None:
-            with suppress(UserError):
+    def _show(self, *domains: str) -> None:
+        """Set the controls of these domains, or of all, to what is wanted."""
+        with self._lock, self._silently():
+            multipliers, locks = self._wished
+            for domain in domains or self.domains:
+                self.rows[domain].show(multipliers.get(domain, 1.0), domain in locks)
+
+    def _adopt(self) -> None:
+        """Set all controls to what the control file wants, whoever has asked for it."""
+        with self._lock:
+            try:
                 wanted = read_control(self._folder)
-                multipliers, locks = wanted.multipliers, wanted.locks
-                self._wished, self._foreign = (wanted.multipliers, wanted.locks), ""
-                self.adopt.layout.display = "none"
-        with self._silently():
-            for domain in self.domains:
-                wish = (multipliers or {}).get(domain, 1.0)
-                self.sliders[domain].value = min((abs(factor - wish), factor) for factor in FACTORS)[1]
-                self.locks[domain].value = domain in (locks or {})
+            except UserError as error:
+                self._problem = str(error)
+                return
+            self._wished, self._foreign = (wanted.multipliers, wanted.locks), ""
+            self.adopt.layout.display = "none"
+            self._show()
 
     def _shown(self) -> tuple[dict[str, float], set[str]]:
         """What the controls show: multipliers other than 1, and locked domains."""
-        factors = {domain: slider.value for domain, slider in self.sliders.items() if slider.value != 1}
-        return factors, {domain for domain, lock in self.locks.items() if lock.value}
+        factors = {domain: row.slider.value for domain, row in self.rows.items() if row.slider.value != 1}
+        return factors, {domain for domain, row in self.rows.items() if row.lock.value}
 
     # Displays: written by the thread
 
@@ -267,57 +246,81 @@ class Panel:
             self._thread.join()
 
     def _follow(self) -> None:
-        drawn, due = 0.0, True
+        drawn, due, unfinished = 0.0, True, False
         while not self._stop.wait(POLL_SECONDS):
             try:
-                due |= self.watch.update()
-                answered = self._look_for_answers()
-                if answered or ((due or self._problem) and time.monotonic() - drawn >= DRAW_SECONDS):
+                # A finished run that is about to be begun anew has to be seen unfinished first.
+                unfinished |= self.watch.state.name != "finished"
+                with self._lock:
+                    due |= self._look()
+                    answered = self._look_for_answers()
+                due |= bool(self._problem or self._sent)
+                if answered or (due and time.monotonic() - drawn >= DRAW_SECONDS):
                     self._draw()
                     drawn, due = time.monotonic(), False
-                if self._place is not None and self.watch.state.name == "finished":
+                if self._place is not None and unfinished and self.watch.state.name == "finished":
                     self._draw()
                     self._place.update(panelviews.page(self.watch.progress, self.status.value))
                     return
             except Exception as error:  # a thread that ends would leave a panel that looks alive
-                self._problem = f"The panel cannot follow the run: {error!r}"
-                self._draw_status()
+                due = True
+                # Written here and now: what has failed might fail once more.
+                self.status.value = html.escape(f"The panel cannot follow the run: {error!r}")
 
-    def _look_for_answers(self) -> bool:
-        """Whether the change that was asked for last is in force now; and whether somebody else asked for one."""
-        control = self.watch.control
+    def _look(self) -> bool:
+        """Whether anything is new in the run's files. A problem with one of them ends when the file is mended."""
+        before = self.watch.problem
+        new = self.watch.update()
+        if self._problem in before and self._problem not in self.watch.problem:
+            self._problem = ""
+        return new
+
+    def _notice(self, control: Control) -> None:
+        """Say so where somebody else has asked for another allocation."""
         wish = control.multipliers, control.locks
-        if self._foreign and self._shown() == (control.multipliers, set(control.locks)):
-            self._foreign, self.adopt.layout.display = "", "none"
-        elif self._sent is None and wish != self._wished and control.panel != self.name:
+        if wish != self._wished and control.panel != self.name:
             self._wished = wish
             who = f"Another panel ({control.panel})" if control.panel else "Somebody"
             self._foreign = f"{who} has changed the allocation that is wanted; for each domain the last change counts."
             self.adopt.layout.display = ""
-        if self._sent is None:
+
+    def _look_for_answers(self) -> bool:
+        """Whether there is nothing more to wait for; and whether somebody else has asked for something."""
+        control = self.watch.control
+        self._notice(control)
+        if self._foreign and self._shown() == (control.multipliers, set(control.locks)):
+            self._foreign, self.adopt.layout.display = "", "none"
+        if (sent := self._sent) is None:
             return False
-        number, when = self._sent
-        taken = [e for e in self.watch.interventions if e.number >= number and e.panel == self.name]
-        if not taken:
+        taken = [e for e in self.watch.interventions if e.number >= sent.number and e.panel == self.name]
+        if not taken and not (sent.is_late and self._is_in_force(sent)):
             return False
         self._sent = None
-        seconds = time.monotonic() - when
+        if not taken:
+            return True
+        seconds = time.monotonic() - sent.time
         self._answer = f"After step {taken[-1].step:,}, {seconds:.1f} s after you asked: {taken[-1]}."
         if taken[-1].refused:
-            self._show_values()  # what was refused has been taken back
+            self._adopt()  # what was refused has been taken back
         return True
+
+    def _is_in_force(self, sent: _Sent) -> bool:
+        """Whether a change needs no intervention, as where a slider went to and fro within one step."""
+        control, state = self.watch.control, self.watch.state.name
+        if sent.request and state in GOING:  # else the process has ended, and with it what was requested of it
+            return False
+        return (control.multipliers, control.locks) == self.watch.in_force() and control.paused == (state == "paused")
 
     def _draw(self) -> None:
         progress = self.watch.progress
         self._draw_status()
-        for domain, numbers in self.numbers.items():
-            numbers.value = panelviews.numbers(progress, domain)
+        for domain, row in self.rows.items():
+            row.numbers.value = panelviews.numbers(progress, domain)
         self.charts.value = panelviews.charts(progress) if progress.allocations else ""
 
     def _draw_status(self) -> None:
-        state = self.watch.state
-        going, heard = state.name in ("training", "paused"), self._is_heard()
-        notes = [self.watch.problem, self._problem, self._foreign]
+        state, heard = self.watch.state, self.watch.heard
+        notes = [self.watch.problem, "" if self._problem in self.watch.problem else self._problem, self._foreign]
         locked = sum(self.watch.control.locks.values())
         if locked > 1.0001:
             notes.append(f"The locks sum to {locked:.0%}: each is divided by that, and the other domains get no steps.")
@@ -328,23 +331,17 @@ class Panel:
             )
         elif state.name in ("stopped", "failed", "lost"):
             notes.append("What you set now takes effect when the run goes on.")
-        elif self._sent is not None and time.monotonic() - self._sent[1] > DRAW_SECONDS:
+        elif self._sent is not None and self._sent.is_late:
             notes.append("Sent; waiting for the end of the step.")
-        n_steered = sum(entry.matters for entry in self.watch.interventions)
-        notes += [self._answer, f"Interventions so far: {n_steered}." if n_steered else ""]
+        n_interventions = sum(entry.matters for entry in self.watch.interventions)
+        notes += [self._answer, f"Interventions so far: {n_interventions}." if n_interventions else ""]
         said = list(filter(None, notes))
         self.status.value = panelviews.status(self.watch.progress, self._folder.name, state.text, said)
+        steerable = heard and state.name not in ("finished", "new", "unreadable")
+        usable = dict.fromkeys(("stop", "evaluate", "save"), state.name in GOING)
+        usable |= {"pause": state.name == "training", "resume": state.name == "paused"}
+        usable["by-size"] = bool(self.watch.n_images)
         for name, control in self.buttons.items():
-            wrong_time = (name == "pause" and state.name != "training") or (name == "resume" and state.name != "paused")
-            request = name in ("stop", "evaluate", "save")
-            control.disabled = not heard or state.name == "finished" or wrong_time or (request and not going)
-        for domain in self.domains:
-            idle = not heard or state.name in ("finished", "new", "unreadable")
-            for control in (self.locks[domain], self.resets[domain], self.ticks[domain]):
-                control.disabled = idle
-            self.sliders[domain].disabled = idle or self.locks[domain].value
-
-    def _is_heard(self) -> bool:
-        """Whether the process that trains the run reads the control file as this version writes it."""
-        notes = self.watch.folder.provenance()
-        return not notes or notes[-1].get("steering") == VERSION
+            control.disabled = not (steerable and usable.get(name, True))
+        for row in self.rows.values():
+            row.enable(steerable)

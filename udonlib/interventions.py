@@ -1,0 +1,143 @@
+"""What was done to a run while it trained, by whom and after which step: the lines of its steering.jsonl.
+
+An intervention holds the whole state of the steering and not a difference, so that one alone can be read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from udonlib.errors import UserError
+from udonlib.storage import replacing
+
+MAX_MULTIPLIER = 10.0
+Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Intervention(BaseModel):
+    """A line of steering.jsonl: what was done after `step` steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    step: int
+    panel: str = ""
+    steers: bool = Field(False, description="multipliers or locks have changed")
+    multipliers: dict[str, Multiplier] = {}
+    locks: dict[str, Share] = {}
+    paused: bool = False
+    evaluate: bool = False
+    save: bool = False
+    stop: bool = False
+    refused: str = Field("", description="why nothing was done")
+
+    @property
+    def matters(self) -> bool:
+        """Whether the weights of the finished run depend on it: it changed the allocation, or made a validation."""
+        return self.steers or self.evaluate
+
+    def record(self) -> dict[str, Any]:
+        """As a record of the run."""
+        return {"kind": "steering"} | self.model_dump()
+
+    def __str__(self) -> str:
+        """Say what was done, for a person: "emoji ×2, flags locked at 30%"."""
+        done = [f"refused: {self.refused}"] if self.refused else []
+        if self.steers:
+            free = {name: value for name, value in self.multipliers.items() if name not in self.locks}
+            done += _named([f"{name} ×{value:g}" for name, value in free.items()], "multiplied")
+            done += _named([f"{name} locked at {share:.1%}" for name, share in self.locks.items()], "locked")
+            done = done or ["the allocation left alone"]
+        requests = (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop), ("paused", self.paused))
+        return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
+
+
+def _named(texts: list[str], what: str) -> list[str]:
+    """The texts, or where they are many, how many there are."""
+    return texts if len(texts) <= 4 else [f"{len(texts)} domains {what}"]
+
+
+def interventions(folder: Path) -> list[Intervention]:
+    """Read what was done to the run in this folder; a line that is still being written is left out.
+
+    Raises:
+        UserError: "<file>, line 3: ..." for a line that is none of ours.
+    """
+    file = folder / "steering.jsonl"
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
+        if line.endswith(b"\n"):
+            try:
+                found.append(Intervention.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f"{file}, line {number}: {error.errors()[0]['msg']}") from None
+    return found
+
+
+class Log:
+    """steering.jsonl while its run trains: what was done, and behind that what is still to be repeated.
+
+    Both are in one file, so that a run that is killed while it repeats knows the rest.
+
+    Args:
+        folder: of the run.
+        n_taken: interventions that matter and that the state of the training holds: those after them are repeated.
+        replay: folder of another run whose interventions to repeat instead of the run's own.
+
+    Raises:
+        UserError: a file that cannot be read, or that holds fewer interventions than were taken.
+    """
+
+    def __init__(self, folder: Path, n_taken: int = 0, replay: Path | None = None) -> None:
+        self._file = folder / "steering.jsonl"
+        entries = interventions(folder)
+        places = [place for place, entry in enumerate(entries, 1) if entry.matters]
+        if n_taken > len(places):
+            raise UserError(
+                f"{self._file}: {len(places)} interventions, where the checkpoint holds {n_taken}: "
+                "restore the file, or begin anew (overwrite=true)"
+            )
+        place = places[n_taken - 1] if n_taken else 0
+        self._done, self._rest, self._replays = entries[:place], entries[place:], replay is not None
+        if replay is not None:
+            self._rest = [entry for entry in interventions(replay) if entry.matters][n_taken:]
+        self.number = max((entry.number for entry in entries), default=0)
+
+    def last_to_come(self) -> Intervention | None:
+        """The last of what is to be repeated; None: nothing is."""
+        return next((entry for entry in reversed(self._rest) if entry.matters), None)
+
+    def next(self, step: int) -> Intervention | None:
+        """What is to be repeated after `step` steps, one thing at a time."""
+        while self._rest and self._rest[0].step <= step:
+            entry = self._rest.pop(0)
+            # It happens once more, after this step; what it asked for besides belongs to the past.
+            again = entry.model_copy(update={"step": step, "paused": False, "save": False, "stop": False})
+            if self._replays:  # it goes into this run's own file, with a number of its own
+                self.number += 1
+                entry = again = again.model_copy(update={"number": self.number})
+            self._done.append(entry)
+            if self._replays:
+                self._write()
+            if entry.matters:
+                return again
+        return None
+
+    def add(self, entry: Intervention) -> None:
+        """Write something new, before it is done. Where it matters, what was to be repeated is void."""
+        if entry.matters:  # the run takes another way: only what happened until here stays
+            self._done += [other for other in self._rest if not other.matters and other.step <= entry.step]
+            self._rest = []
+        self._done.append(entry)
+        self.number = max(self.number, entry.number)
+        self._write()
+
+    def _write(self) -> None:
+        # What a replay has yet to repeat stands in the other run's file.
+        with replacing(self._file) as file:
+            for entry in self._done if self._replays else [*self._done, *self._rest]:
+                file.write(entry.model_dump_json().encode() + b"\n")
