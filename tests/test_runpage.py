@@ -6,6 +6,7 @@ import time
 
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 
 from tests.runfolders import write_results, write_run
@@ -42,6 +43,7 @@ class Screen:
 def screen(monkeypatch) -> Screen:
     made = Screen()
     monkeypatch.setattr(runpage, "display", made.display)
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")  # as in JupyterLab
     monkeypatch.setattr(runpage, "DisplayHandle", object)
     return made
 
