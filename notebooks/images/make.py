@@ -8,6 +8,7 @@ One figure of each notebook, drawn anew in the size of a thumbnail; notebooks th
 
 import base64
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SHOWN = {  # notebook -> the cell whose figure says most about it, and the figur
     "ablations": ("ablations-10", 11),
     "gaps": ("gaps-06", 13),
     "sampler": ("sampler-08", 11),
-    "embeddings": ("embeddings-04", 13),
+    "embeddings": ("embeddings-04", 10),
     "runs": ("runs-14", 13),
     "steer": ("steer-07", 15),
 }
@@ -57,6 +58,7 @@ def draw(figure: dict, font_size: int) -> Image.Image:
             axis["tickfont"] = size
     for note in layout.get("annotations", ()):  # titles of panels among them
         note["font"] = size
+        note["text"] = re.sub(r": (PCA|UMAP).*", "", note.get("text", ""))  # how much of a map is shown: too long here
     image = kaleido.calc_fig_sync(figure, opts={"format": "png", "width": WIDTH, "height": HEIGHT, "scale": SCALE})
     return Image.open(io.BytesIO(image))
 
