@@ -181,6 +181,26 @@ def test_the_latest_run_is_the_one_that_finished_last(results):
     assert open_small(results, embedder="teacher").points["result"].isin(["right", "wrong", NO_QUERY]).all()
 
 
+def test_right_and_wrong_are_those_of_the_chosen_embedder(results, found):
+    file = found.run.path / "outcomes.csv.gz"
+    whole = file.read_bytes()
+    table = pd.read_csv(file)
+    table["r_at_1"] = (table["embedder"] == "teacher").astype(float)  # the student finds nothing
+    table.to_csv(file, index=False)
+    try:
+        for embedder, said in (("teacher", "right"), ("student", "wrong")):
+            assert set(open_small(results, run="small", embedder=embedder).points["result"]) == {said, NO_QUERY}
+    finally:
+        file.write_bytes(whole)
+
+
+def test_other_points_of_a_run_are_embedded_for_themselves(results):
+    few, other = (open_small(results, run="small", max_points=20, seed=seed) for seed in (0, 1))
+    assert few.embed() is True
+    assert other.embed() is True
+    assert not np.allclose(few.features, other.features)
+
+
 def test_what_cannot_be_shown_is_refused_in_one_message(results, tmp_path, found):
     with pytest.raises(UserError, match="no finished run in .*nothing.*make train"):
         open_small(tmp_path / "nothing")

@@ -283,3 +283,15 @@ def test_a_long_curve_keeps_points_that_are_evenly_spread():
     assert len(curve) <= live.CURVE_POINTS
     assert (steps[0], steps[-1]) == (5, 20_000)
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 5 * 20_000 / live.CURVE_POINTS
+
+
+def test_a_run_that_goes_on_knows_its_best_validation():
+    progress = live.Progress(PARAMS, Clock())
+    progress.update({"kind": "start", "step": 150, "best": [(150, 41.5)]})
+    progress.update(validation(200, 40.0, best=False))
+    assert "R@1 40.0 (best 41.5 at step 150)" in progress.line()
+
+
+def test_who_began_anew_is_told_not_to_do_so_again():
+    progress = live.Progress(PARAMS.model_copy(update={"overwrite": True}), Clock(), state="stopped")
+    assert "run the same again without overwrite to go on" in progress.line()

@@ -1,5 +1,6 @@
 """Tables of neighbours, against counts made by hand and by naive loops."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -45,6 +46,11 @@ def test_lists_take_the_wanted_embedder_domains_and_ranks():
     assert found.position.tolist() == [[3, 0], [0, 4]]
     assert [found.query(row) for row in range(2)] == [("flags", "flags-q0"), ("flags", "flags-q1")]
     assert nb.lists([EMOJI, teacher], "teacher", 1).position.tolist() == [[3]]
+
+
+def test_lists_are_of_the_merged_index_alone():
+    separate = dataclasses.replace(FLAGS, index="separate")
+    assert len(nb.lists([EMOJI, separate], "student", 3)) == 3
 
 
 def test_too_many_neighbours_and_an_absent_embedder_are_refused():
@@ -98,6 +104,11 @@ def test_confusions_are_wrong_first_neighbours_by_domain(found):
 def test_rows_of_confusions_sum_to_what_r_at_1_lacks(found):
     missed = 100 * (1 - np.array([found.hit[found.domain == d, 0].mean() for d in (0, 1)]))
     np.testing.assert_allclose(nb.confusions(found).sum(axis=1), missed)
+
+
+def test_a_query_without_any_neighbour_is_confused_with_nobody():
+    found = nb.lists([neighbours("emoji", [[-1, -1], [3, 0]], [[0, 0], [0, 1]])], "student", 2)
+    assert nb.confusions(found).loc["emoji"].to_dict() == {"emoji": 0, "flags": 50, "logos": 0}
 
 
 POINTS = pd.DataFrame(

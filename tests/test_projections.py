@@ -99,6 +99,12 @@ def test_umap_tells_clouds_apart_and_is_computed_once(tmp_path, monkeypatch):
     assert not projections.is_kept(clouds(seed=1), settings, tmp_path)
 
 
+def test_a_umap_of_another_version_is_not_taken_for_this_one_s(monkeypatch):
+    before = projections.umap_key(clouds(), Umap())
+    monkeypatch.setattr(projections, "version", lambda package: "0.0")
+    assert projections.umap_key(clouds(), Umap()) != before
+
+
 def test_umap_is_the_same_in_another_process(tmp_path):
     here = projections.umap(clouds(), Umap(8), tmp_path / "here")
     code = (

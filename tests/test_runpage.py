@@ -13,7 +13,9 @@ from tests.runfolders import write_results, write_run
 from udonlib import runpage
 from udonlib.errors import UserError
 from udonlib.notebookparams import RunsParams
+from udonlib.runfolder import RunFolder
 from udonlib.runpage import RunPage
+from udonlib.runwriter import RunWriter
 
 
 class Screen:
@@ -165,6 +167,63 @@ def test_a_chosen_run_that_moves_is_drawn_again_after_a_rest(runs, screen, monke
     made.refresh()
     assert "no test outcomes" not in screen.last(6)
     assert "emoji" in screen.last(6)
+
+
+def test_who_chooses_again_while_it_is_redrawn_does_not_wait_for_what_is_out_of_date(runs, screen, monkeypatch):
+    made = page(runs, live=True)
+    true = runpage.runviews.names_table
+
+    def choose_again(pair):
+        if pair.a.path.name == "third":
+            made.widget.a = "plain"
+        return true(pair)
+
+    monkeypatch.setattr(runpage.runviews, "names_table", choose_again)
+    show_all(made)
+    made.widget.a = "third"
+    made.refresh()
+    assert {number for number, _ in screen.updates} == {2}
+    made.refresh()
+    assert {number for number, _ in screen.updates} == set(range(2, 10))
+    assert "plain" in screen.last(2)
+
+
+def test_what_could_not_be_redrawn_is_tried_again(runs, screen, monkeypatch):
+    monkeypatch.setattr(runpage, "POLL_SECONDS", 0.01)
+    made, broken = page(runs, live=True), []
+    true = runpage.runviews.allocation_chart
+
+    def fail_once(pair):
+        if broken:
+            raise broken.pop()
+        return true(pair)
+
+    monkeypatch.setattr(runpage.runviews, "allocation_chart", fail_once)
+    show_all(made)
+    broken.append(RuntimeError("no screen"))
+    made.widget.a = "third"
+    made._count_views({"views": 1})
+    end = time.monotonic() + 10
+    while not screen.last(9) and time.monotonic() < end:
+        time.sleep(0.01)
+    made.close()
+    assert broken == []
+    assert screen.last(9)
+
+
+def test_of_a_run_that_trains_figures_are_redrawn_without_their_images(runs, screen, monkeypatch):
+    folder = write_run(runs, "going", finished=False, step=20)
+    writer = RunWriter(RunFolder(folder))
+    try:
+        made = page(runs, live=True, run_b="going")
+        made.curves()
+        made.table()
+        monkeypatch.setattr(go.Figure, "_repr_mimebundle_", lambda figure: pytest.fail("an image takes long"))
+        made.widget.a = "third"
+        made.refresh()
+        assert list(screen.updates[-1][1]) == [runpage.PLOTLY]
+    finally:
+        writer.close()
 
 
 def test_the_thread_lives_as_long_as_somebody_shows_the_table(runs, screen, monkeypatch):

@@ -193,6 +193,22 @@ def test_neighbours_of_both_runs_are_of_the_same_queries(searched):
     assert found[1][1].position[:, 0].tolist() == list(range(6, -1, -1))  # in the order of A's queries again
 
 
+def test_a_run_of_recipe_features_is_compared_by_its_features(tmp_path):
+    folder = write_run(tmp_path, "features", A, recipe="features", steps=0, sampler_loss="student")
+    table = pd.read_csv(folder / "outcomes.csv.gz")
+    own = table.assign(embedder="features", r_at_1=1.0)
+    pd.concat([table, own]).to_csv(folder / "outcomes.csv.gz", index=False)
+    found = open_pair(RunFolder(folder), RunFolder(write_run(tmp_path, "other", B)))
+    assert runpairs.differences(found)["a"].tolist() == [100, 100, 100]
+
+
+def test_neighbours_in_images_of_two_places_are_not_shown_together(searched, tmp_path):
+    write_uned_tree(tmp_path / "elsewhere" / "data")
+    folder = write_searched_run(tmp_path / "elsewhere" / "results", "other")
+    with pytest.raises(UserError, match="the images of both runs are not in one catalog"):
+        runpairs.neighbours(Pair(searched.a, RunFolder(folder), searched.outcomes, ()))
+
+
 def test_neighbours_of_recipe_features_are_not_kept(searched, tmp_path):
     folder = write_searched_run(tmp_path / "results", "third", recipe="features", steps=0, sampler_loss="student")
     with pytest.raises(UserError, match="run 'third' is of recipe 'features', whose neighbours are not kept"):
@@ -205,4 +221,12 @@ def test_a_pair_whose_images_were_elsewhere_is_read_where_its_data_is_now(tmp_pa
     folders = [write_searched_run(tmp_path / "results", name, images=images) for name in ("one", "other")]
     (tmp_path / "data").rename(tmp_path / "moved")
     catalog, _ = runpairs.neighbours(open_pair(*map(RunFolder, folders)), str(tmp_path / "moved"))
+    assert catalog.store.read(catalog.domains[0].queries("test").paths[0])
+
+
+def test_a_pair_whose_images_alone_have_moved_is_read_where_they_are_now(tmp_path):
+    write_uned_tree(tmp_path / "data")
+    folders = [write_searched_run(tmp_path / "results", name) for name in ("one", "other")]
+    (tmp_path / "data" / "images").rename(tmp_path / "pictures")
+    catalog, _ = runpairs.neighbours(open_pair(*map(RunFolder, folders)), images=str(tmp_path / "pictures"))
     assert catalog.store.read(catalog.domains[0].queries("test").paths[0])

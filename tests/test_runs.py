@@ -16,7 +16,9 @@ from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
+from udonlib.runfolder import RunFolder
 from udonlib.runs import load_run, open_run
+from udonlib.runwriter import RunWriter
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path):
             break
     records.close()
     assert cut.status == "unfinished"
-    finish(open_run(params(data, tmp_path / "cut")))
+    start, *_ = open_run(params(data, tmp_path / "cut")).train()
+    assert start["best"] == [
+        (r["step"], r["r_at_1"]) for r in cut.records("validation") if r["best"] and r["step"] <= 3
+    ]
     assert_same_state(checkpoint(whole), checkpoint(cut))
     assert whole.evaluation().equals(cut.evaluation())
     assert whole.losses().equals(cut.losses())
@@ -218,6 +223,21 @@ def test_a_run_may_lie_anywhere(data, tmp_path):
     loaded = load_run(str(elsewhere))
     assert (loaded.path, loaded.status) == (elsewhere, "finished")
     assert loaded.load_model_state()["step"] == run.load_model_state()["step"]
+
+
+def test_a_run_whose_folder_of_results_has_moved_looks_for_others_beside_itself(data, tmp_path):
+    run = finish(open_run(params(data, tmp_path / "before", steps=1)))
+    (tmp_path / "before").rename(tmp_path / "now")
+    loaded = load_run(str(tmp_path / "now" / "runs" / run.path.name))
+    assert loaded.params.outputs == str(tmp_path / "now")
+
+
+def test_a_process_that_starts_removes_what_another_left_half_written_but_not_what_a_panel_writes(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("control.json.1.tmp", "summary.json.2.tmp", "checkpoints/last.pt.3.tmp"):
+        (tmp_path / name).touch()
+    RunWriter(RunFolder(tmp_path)).close()
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == ["control.json.1.tmp"]
 
 
 def test_an_unknown_run_is_answered_with_the_nearest(data, tmp_path):

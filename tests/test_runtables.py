@@ -52,6 +52,13 @@ def test_the_best_run_comes_first_and_runs_without_a_test_last(tmp_path):
     assert list(rows(tmp_path, "*er")) == ["newer", "older"]
 
 
+def test_a_pattern_that_no_run_has_is_reported(tmp_path):
+    assert rows(tmp_path, "nobody") == {}  # no runs yet is another matter
+    write_run(tmp_path, "good", {"emoji": [1, 1]})
+    with pytest.raises(UserError, match="parameter 'runs': no run in .* is called 'god'; did you mean 'good'"):
+        rows(tmp_path, "god")
+
+
 def test_a_run_of_recipe_features_counts_as_its_features(tmp_path):
     folder = write_run(tmp_path, "features", recipe="features", steps=0, sampler_loss="student")
     table = pd.read_csv(folder / "evaluation.csv")
@@ -171,6 +178,24 @@ def test_a_run_that_was_left_is_not_read_again_until_somebody_trains_it(tmp_path
     assert reader.signature("left") != before
     writer.close()
     assert [row.state for row in reader.read()] == ["lost"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("params.yaml", "provenance.json", "metrics.jsonl", "summary.json", "evaluation.csv", "outcomes.csv.gz"),
+        *("control.json", "steering.jsonl", "ended.json"),
+    ],
+)
+def test_a_run_is_looked_at_again_when_any_of_its_files_changes(tmp_path, name):
+    folder = write_run(tmp_path, "one")
+    reader = RunReader(str(tmp_path))
+    reader.read()
+    before = reader.signature("one")
+    with (folder / name).open("a") as file:
+        file.write("\n")
+    reader.read()
+    assert reader.signature("one") != before
 
 
 def test_a_note_of_the_end_that_is_damaged_is_not_laid_to_another_file(tmp_path):

@@ -286,6 +286,19 @@ def test_steering_changes_the_rest_of_the_window_and_nothing_else(strategy):
     np.testing.assert_allclose(np.bincount(sampler.window(), minlength=3) / 2000, [0, 0.25, 0.75], atol=0.03)
 
 
+def test_a_domain_muted_within_a_window_is_updated_by_its_losses_until_then_and_keeps_that_weight():
+    sampler = make()
+    for name, loss in (("a", 6.0), ("b", 3.0), ("c", 1.0)):
+        sampler.record(name, loss, 1)
+    sampler.steer({"a": 0.0}, {}, slot=4)
+    sampler.advance()
+    assert sampler.weights.tolist() == pytest.approx([0.6, 0.3, 0.1])
+    for name in "bc":
+        sampler.record(name, 2.0, 1)
+    sampler.advance()
+    assert sampler.weights.tolist() == pytest.approx([0.6, 0.2, 0.2])
+
+
 def test_what_is_steered_back_is_the_strategy_s_own_again():
     sampler = make("round_robin", n_slots=60, update_every=20)
     sampler.steer({"a": 5.0}, {}, slot=4)

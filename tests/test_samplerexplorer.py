@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import subprocess
 
 import numpy as np
 import plotly.graph_objects as go
@@ -117,10 +118,20 @@ def test_names_of_domains_are_quoted_for_the_shell_and_for_yaml(outputs, explore
     renamed = Explorer(dataclasses.replace(e, curves=curves, setting=dataclasses.replace(e.setting, sizes=sizes)))
     for row in renamed.curves.values():
         row["half_images"].value = 123.456789
-    option, text = shlex.split(renamed.command())
+    shell = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {renamed.command()}"], capture_output=True, text=True, check=True
+    )
+    option, text = shell.stdout.splitlines()
     assert option == "-y"
     moved = {name: row["half_images"].value for name, row in renamed.curves.items()}
     assert yaml.safe_load(text) == {"half_images": moved}
+
+
+def test_a_curve_that_parameters_have_set_stays_as_they_say_when_another_is_moved(outputs):
+    explorer = Explorer(opened(outputs, half_images={"flags": 321.0}))
+    explorer.curves["emoji"]["half_images"].value = 77.0
+    _, text = shlex.split(explorer.command())
+    assert yaml.safe_load(text)["half_images"] == {"flags": 321.0, "emoji": pytest.approx(77.0, rel=0.05)}
 
 
 def test_an_untouched_explorer_has_nothing_to_change(explorer):

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_the_plan_names_data_model_and_length_of_a_run(catalog):
         assert fact in text
     assert "30 of 8 images: 10.0 times each on average" in text
     assert "no teachers" in repr(sheets.plan_table(TrainParams(recipe="us_rr", sampler_loss="student"), catalog))
+    assert "2 domains in a batch" in repr(sheets.plan_table(TrainParams(domains_per_batch=8), catalog))
+    assert "warning" not in text
+
+
+def test_the_plan_warns_of_a_split_with_one_class(catalog):
+    emoji, flags = catalog.domains
+    test = emoji.splits["test"]
+    single = replace(emoji, splits=emoji.splits | {"test": replace(test, labels=np.zeros_like(test.labels))})
+    text = repr(sheets.plan_table(TrainParams(), replace(catalog, domains=(single, flags))))
+    assert "emoji: a single class to train on, to validate or to test on" in text
 
 
 def test_the_files_of_a_run_are_named_with_their_sizes_and_others_are_not(tmp_path):

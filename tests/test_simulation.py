@@ -170,6 +170,17 @@ def test_a_setting_that_cannot_be_trained_is_refused(values, message):
         dataclasses.replace(SETTING, **values)
 
 
+def test_what_would_take_too_long_counts_windows_parts_of_a_batch_and_strategies(monkeypatch):
+    draws = 330 * 3 * 7  # slots of the schedule, once for each window
+    monkeypatch.setattr(simulation, "MAX_DRAWS", draws)
+    assert len(simulation.simulate_all(CURVES, SETTING, ["dynamic"])) == 1
+    with pytest.raises(UserError, match="'update_every': found 50 for 330 steps, but 7 windows would take too long"):
+        simulation.simulate_all(CURVES, SETTING, ["dynamic", "balanced"])
+    monkeypatch.setattr(simulation, "MAX_DRAWS", draws - 1)
+    with pytest.raises(UserError, match="7 windows would take too long"):
+        simulation.simulate_all(CURVES, SETTING, ["dynamic"])
+
+
 def test_two_thousand_steps_of_eight_domains_are_simulated_while_a_slider_moves():
     names = [f"domain {d}" for d in range(8)]
     curves = {name: LearningCurve(5.0 + d, 0.1, 500.0 * (d + 1)) for d, name in enumerate(names)}

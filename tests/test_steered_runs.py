@@ -30,6 +30,7 @@ from udonlib.interventions import Intervention
 from udonlib.params import TrainParams
 from udonlib.runfolder import STATES, RunFolder, find_run, last_step
 from udonlib.runs import open_run
+from udonlib.runwriter import RunWriter
 from udonlib.sampler import effective_shares
 from udonlib.steering import change_control
 from udonlib.training import RunStoppedError
@@ -314,6 +315,31 @@ def test_a_validation_that_is_asked_for_counts_for_the_best_and_for_patience(cat
     assert list(again.train()) == []
 
 
+def test_a_validation_that_is_asked_for_is_saved_at_once(catalog):
+    trainer = make(catalog, eval_every=100, checkpoint_every=100)
+    trainer.commands = Script(Intervention(number=1, step=3, evaluate=True))
+    records = [record["kind"] for record in trainer.train() if record["step"] == 3]
+    assert records == ["train", "steering", "validation", "checkpoint"]
+
+
+def test_nothing_more_is_asked_for_once_a_validation_has_ended_the_training(catalog):
+    trainer = make(catalog, steps=40, eval_every=4, patience=1)
+    scores = iter([3.0, 2.0])
+    row = {"embedder": "student", "index": "merged", "domain": "mean"}
+    trainer._validate = lambda model: pd.DataFrame([row | {"r_at_1": next(scores)}])
+    trainer.commands = Script(Intervention(number=1, step=6, evaluate=True), Intervention(number=2, step=6, stop=True))
+    records = list(trainer.train())
+    assert records[-1] == {"kind": "checkpoint", "step": 6}
+    assert trainer.done
+
+
+def test_images_are_counted_up_to_the_step_of_an_intervention_however_rarely_is_logged(catalog):
+    trainer = make(catalog, log_every=100, eval_every=100, checkpoint_every=100)
+    trainer.commands = Script(Intervention(number=1, step=3, steers=True, multipliers={"emoji": 3.0}))
+    seen = {r["step"]: sum(r["images_seen"].values()) for r in trainer.train() if r["kind"] == "allocation"}
+    assert seen == {0: 0, 3: 24, 4: 32, 8: 64}
+
+
 def test_a_checkpoint_that_is_asked_for_is_written(data, tmp_path):
     run = open_run(params(data, tmp_path, checkpoint_every=100, eval_every=100))
     drive(run, {7: {"save": True}}, until=9)
@@ -411,6 +437,26 @@ def test_a_control_file_broken_by_hand_does_not_end_the_run(data, plain, tmp_pat
     assert "control.json: " in refused["refused"]
     assert [entry.refused for entry in run.interventions()] == [refused["refused"]]
     assert_same_training(plain, run)
+
+
+def test_a_run_that_is_begun_anew_follows_what_is_asked_of_it(data, tmp_path):
+    drive(open_run(params(data, tmp_path, steps=3)), {1: {"save": True}})
+    again = open_run(params(data, tmp_path, steps=3, overwrite=True))
+    drive(again, {1: {"save": True}})
+    assert [entry.step for entry in again.interventions() if entry.save] == [1]
+
+
+def test_what_is_asked_of_a_run_while_it_loads_is_done_before_its_first_step(data, tmp_path, monkeypatch):
+    run = open_run(params(data, tmp_path, steps=3))
+    start = RunWriter.start
+
+    def ask_and_start(writer, *values):
+        change_control(run.path, save=True)
+        start(writer, *values)
+
+    monkeypatch.setattr(RunWriter, "start", ask_and_start)
+    finish(run)
+    assert [(entry.step, str(entry)) for entry in run.interventions()] == [(0, "saved")]
 
 
 # What is repeated
@@ -609,6 +655,12 @@ def test_a_run_says_what_is_going_on(data, steered, tmp_path):
     assert run.state().text.endswith("killed, or its machine went down; run it again to begin anew")
     assert steered.state() == ("finished", "finished after 11 steps")
     assert {"new", "training", "stopped", "lost", "finished", "paused", "failed", "unreadable"} == set(STATES)
+
+
+def test_a_run_with_a_checkpoint_says_that_it_goes_on_from_there(steered, tmp_path):
+    shutil.copytree(steered.path, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert RunFolder(tmp_path / "run").state().text.endswith("run it again to go on from its last checkpoint")
 
 
 def test_a_run_that_failed_says_why(data, tmp_path):

@@ -325,6 +325,41 @@ def test_a_refusal_does_not_end_a_pause(tmp_path):
     assert asked.paused  # whoever reads the log sees that the run still waits
 
 
+def test_a_control_file_broken_by_hand_does_not_end_a_pause(tmp_path):
+    commands = follow(tmp_path)
+    change_control(tmp_path, paused=True)
+    commands.take(3)
+    (tmp_path / "control.json").write_text("{")
+    asked = commands.take(3)
+    assert "control.json: " in asked.refused
+    assert asked.paused
+
+
+def test_a_pause_is_not_refused_for_an_allocation_that_is_in_force(tmp_path):
+    weights = [1.0, 1.0, 1.0]
+    commands = follow(tmp_path, weights=lambda: weights)
+    change_control(tmp_path, multipliers={"emoji": 0.0})
+    assert commands.take(1).steers
+    weights[1:] = [0.0, 0.0]  # a change to this allocation would be refused now
+    change_control(tmp_path, paused=True)
+    asked = commands.take(2)
+    assert (asked.paused, asked.refused) == (True, "")
+
+
+def test_what_somebody_asks_for_while_a_change_is_refused_is_not_lost(tmp_path):
+    meanwhile = [{"flags": 0.5}]
+
+    def weights() -> list[float]:
+        if meanwhile:
+            change_control(tmp_path, "another", locks=meanwhile.pop())
+        return [1.0, 1.0, 1.0]
+
+    commands = follow(tmp_path, weights=weights)
+    change_control(tmp_path, "me", multipliers=dict.fromkeys(NAMES, 0.0))
+    assert "no domain is left" in commands.take(1).refused
+    assert commands.take(2).locks == {"flags": 0.5}
+
+
 def test_a_pause_ends_with_the_process_that_was_paused(tmp_path):
     change_control(tmp_path, paused=True, multipliers={"emoji": 2.0})
     commands = follow(tmp_path)
@@ -376,6 +411,35 @@ def test_after_a_restart_a_run_without_a_control_file_wants_what_its_log_says(tm
     assert commands.take(5).multipliers == {"flags": 3.0}
 
 
+def test_a_run_without_a_control_file_wants_the_last_of_several_that_are_to_be_repeated(tmp_path):
+    write_log(tmp_path, steered(1, 2, emoji=2.0), steered(2, 5, flags=3.0))
+    commands = follow(tmp_path)
+    assert read_control(tmp_path).multipliers == {"flags": 3.0}
+    taken = [commands.take(step) for step in range(6)]
+    assert [entry.multipliers for entry in taken if entry] == [{"emoji": 2.0}, {"flags": 3.0}]
+
+
+def test_what_lies_before_the_checkpoint_does_not_hold_up_what_is_to_be_repeated(tmp_path):
+    write_log(tmp_path, Intervention(number=1, step=2, save=True), steered(2, 5, emoji=2.0))
+    commands = follow(tmp_path)
+    assert [commands.take(step) for step in (3, 4)] == [None, None]
+    assert commands.take(5) == steered(2, 5, emoji=2.0)
+
+
+def test_what_is_repeated_late_says_the_step_at_which_it_is_done(tmp_path):
+    write_log(tmp_path, steered(1, 2, emoji=2.0))
+    assert follow(tmp_path).take(4).step == 4
+
+
+def test_a_refusal_has_a_number_of_its_own_also_before_what_is_to_be_repeated(tmp_path):
+    write_log(tmp_path, steered(1, 5, emoji=2.0), steered(2, 8, flags=3.0))
+    commands = follow(tmp_path)
+    for step, content in ((3, "{"), (4, "[")):
+        (tmp_path / "control.json").write_text(content)
+        assert commands.take(step).refused
+    assert sorted(entry.number for entry in interventions(tmp_path)) == [1, 2, 3, 4]
+
+
 def test_a_new_change_during_the_repeated_part_drops_the_rest(tmp_path):
     first, second, third = steered(1, 2, emoji=2.0), steered(2, 5, flags=3.0), steered(3, 8, earth=4.0)
     write_log(tmp_path, first, second, third)
@@ -387,6 +451,15 @@ def test_a_new_change_during_the_repeated_part_drops_the_rest(tmp_path):
     assert [commands.take(step) for step in (7, 8, 9)] == [None] * 3
     assert interventions(tmp_path) == [first, second, asked]
     assert asked.number > second.number
+
+
+def test_what_was_saved_on_the_way_that_was_left_is_dropped_too(tmp_path):
+    first = steered(1, 2, emoji=2.0)
+    write_log(tmp_path, first, Intervention(number=2, step=7, save=True), steered(3, 8, earth=4.0))
+    commands = follow(tmp_path, n_taken=1, multipliers={"emoji": 2.0})
+    change_control(tmp_path, multipliers={"flags": 9.0})
+    asked = commands.take(4)
+    assert interventions(tmp_path) == [first, asked]
 
 
 @pytest.mark.parametrize("changes", [{"save": True}, {"panel": "another"}])
@@ -401,6 +474,16 @@ def test_what_does_not_matter_leaves_what_is_to_be_repeated(tmp_path, changes):
     assert commands.take(4) is None
     assert commands.take(5) == steered(1, 5, emoji=2.0)
     assert [entry for entry in interventions(tmp_path) if entry.matters] == [steered(1, 5, emoji=2.0)]
+
+
+def test_a_validation_ends_the_repeating_and_what_is_wanted_comes_with_it(tmp_path):
+    write_log(tmp_path, steered(1, 5, emoji=2.0))
+    change_control(tmp_path, multipliers={"emoji": 2.0})
+    commands = follow(tmp_path)
+    change_control(tmp_path, evaluate=True)
+    asked = commands.take(3)
+    assert (asked.evaluate, asked.steers, asked.multipliers) == (True, True, {"emoji": 2.0})
+    assert commands.take(5) is None
 
 
 def test_a_slider_moved_while_nobody_trained_comes_first(tmp_path):
@@ -585,3 +668,13 @@ def test_a_pause_while_the_process_loads_counts(tmp_path):
     assert not commands.take(0).paused
     thread.join()
     assert commands.paused_seconds > 0.1
+
+
+def test_a_domain_that_the_run_does_not_have_is_refused_at_once_and_nothing_is_lost(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "start", "n_images": dict.fromkeys(NAMES, 3)}) + "\n")
+    change_control(tmp_path, multipliers={"emoji": 2.0}, locks={"flags": 0.2})
+    for field in ("multipliers", "locks"):
+        with pytest.raises(UserError, match=f"steering: {field}: no domain 'emojy'; did you mean 'emoji'"):
+            change_control(tmp_path, **{field: {"emojy": 0.5}})
+    wanted = change_control(tmp_path, multipliers={"of an older run": None})  # what is taken out need not be there
+    assert (wanted.multipliers, wanted.locks) == ({"emoji": 2.0}, {"flags": 0.2})

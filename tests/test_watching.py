@@ -268,6 +268,39 @@ def test_each_file_that_cannot_be_read_is_named_and_hides_no_other(written):
     assert watch.heard  # as far as one can tell
 
 
+def test_what_was_known_of_a_file_holds_while_it_cannot_be_read(written):
+    change_control(written.path, "mine", multipliers={"emoji": 2.0})
+    entry = Intervention(number=1, step=1, steers=True, multipliers={"emoji": 2.0})
+    (written.path / "steering.jsonl").write_text(entry.model_dump_json() + "\n")
+    watch = Watch(RunFolder(written.path))
+    watch.update()
+    for name in ("steering.jsonl", "control.json"):
+        (written.path / name).write_text("{\n")
+    assert watch.update()
+    assert watch.interventions == [entry]
+    assert watch.control.multipliers == {"emoji": 2.0}
+
+
+def test_a_run_that_waits_is_paused_although_its_control_file_cannot_be_read(written):
+    entry = Intervention(number=1, step=1, paused=True)
+    (written.path / "steering.jsonl").write_text(entry.model_dump_json() + "\n")
+    (written.path / "control.json").write_text("{")
+    with (written.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert RunFolder(written.path).state().name == "paused"
+
+
+def test_a_paused_run_is_going_on_and_not_stopped_for_those_who_watch_it(written):
+    entry = Intervention(number=1, step=1, paused=True)
+    (written.path / "steering.jsonl").write_text(entry.model_dump_json() + "\n")
+    change_control(written.path, paused=True)
+    watch = Watch(RunFolder(written.path))
+    with (written.path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watch.update()
+    assert (watch.state.name, watch.progress.state) == ("paused", "paused")
+
+
 def test_what_could_not_be_read_is_tried_again_although_nothing_is_new(written, monkeypatch):
     watch = Watch(RunFolder(written.path))
     with monkeypatch.context() as broken:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
+import pandas as pd
 import pytest
 from IPython.display import DisplayHandle
 
@@ -461,6 +463,56 @@ def test_the_report_says_steered_only_of_the_allocation(begun, done, said, liste
     assert said in text
     assert listed in text
     assert "steered by hand" not in text
+
+
+def test_each_number_of_a_domain_stands_in_its_column():
+    progress = Progress(TrainParams(**SMALL), time.monotonic)
+    weights, shares = {"emoji": 0.25, "flags": 0.75}, {"emoji": 0.5, "flags": 0.5}
+    seen = {"emoji": 1234, "flags": 16}
+    progress.update({"kind": "allocation", "step": 0, "weights": weights, "shares": shares, "images_seen": seen})
+    losses = {"emoji": {"ce_teacher": 1.5, "ce_student": 2.5, "total": 9.0}}
+    progress.update({"kind": "train", "step": 2, "losses": losses, "images_seen": seen, "images_per_s": 80.0})
+    rows = [
+        {"embedder": "student", "domain": name, "index": "merged", "r_at_1": 61.5, "mmp_at_5": 3.0}
+        for name in ("emoji", "mean")
+    ]
+    progress.update({"kind": "validation", "step": 2, "r_at_1": 61.5, "best": True, "table": pd.DataFrame(rows)})
+    cells = panelviews.numbers(progress, "emoji").split("text-align:right")[1:]
+    texts = [re.sub("<[^>]*>", "", cell).split(">")[1].split("<")[0] for cell in cells]
+    expected = ["25.0%", "50.0%", "1.50", "2.50", "1,234", "61.5"]
+    assert dict(zip(panelviews.COLUMNS, texts, strict=True)) == dict(zip(panelviews.COLUMNS, expected, strict=True))
+
+
+def test_a_panel_that_is_opened_again_ends_the_former_one(begun, monkeypatch):
+    monkeypatch.setenv("UDON_LIVE", "1")
+    first, second = widgets.steer(begun[0]), widgets.steer(begun[0])
+    assert not first._thread.is_alive()
+    assert second._thread.is_alive()
+    second.close()
+
+
+def test_another_panel_is_not_named_any_more_when_the_controls_show_what_it_wants(panel, begun):
+    panel.start()
+    change_control(begun[0].path, "other", multipliers={panel.domains[0]: 2.0})
+    wait_until(lambda: "Another panel (other)" in panel.status.value)
+    panel.rows[panel.domains[0]].slider.value = 2.0
+    wait_until(lambda: "Another panel" not in panel.status.value)
+    assert panel.adopt.layout.display == "none"
+
+
+def test_locks_of_more_than_everything_are_said_to_be_divided(panel, begun):
+    change_control(begun[0].path, locks=dict.fromkeys(panel.domains[:2], 0.8))
+    panel.start()
+    wait_until(lambda: "The locks sum to 160%" in panel.status.value)
+
+
+def test_a_run_that_trains_can_be_paused_and_one_that_is_paused_resumed(panel, begun):
+    run, records = begun
+    panel.start()
+    assert [panel.buttons[name].disabled for name in ("pause", "resume")] == [False, True]
+    change_control(run.path, paused=True)
+    next(record for record in records if record["kind"] == "steering")
+    wait_until(lambda: [panel.buttons[name].disabled for name in ("pause", "resume")] == [True, False])
 
 
 def test_the_charts_mark_what_the_result_depends_on(begun):

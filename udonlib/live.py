@@ -114,6 +114,8 @@ class Progress:
         if "images_seen" in record:
             self.images_seen = dict(record["images_seen"])
         match record["kind"]:
+            case "start" if record.get("best"):  # a run that goes on
+                [self.best] = record["best"]
             case "train":
                 self._paces.append((step - self.step, now - self._since))
                 self.images_per_s = record["images_per_s"]
@@ -188,7 +190,7 @@ class Progress:
         if self.state == "paused":
             return "paused"
         if self.state == "stopped":
-            return f"stopped after {taken}; run the same again to go on"
+            return f"stopped after {taken}; run the same again{' without overwrite' * self.params.overwrite} to go on"
         left = self.seconds_left()
         if self.step >= self.params.steps:
             return "testing"

@@ -71,11 +71,9 @@ class Run(RunFolder):
         return catalog
 
     def move_data(self, data: str = "auto", images: str | None = None) -> None:
-        """Look for the run's data somewhere else: before anything is read, for a run that is only looked at.
+        """Look for the run's data somewhere else, before anything is read; "auto" and None: where it was.
 
-        Args:
-            data: as the parameter of that name; "auto": where it was, and then so are the images.
-            images: root of the images; None: where they were, or under `data` if that has moved.
+        The root of the images is not kept where `data` moves without them: then they are under `data`.
         """
         p = self.params
         if data != "auto" or images:
@@ -128,7 +126,7 @@ class Run(RunFolder):
             lambda kept: evaluate_model(kept, self.catalog, p, "val", load).table,
             {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
         )
-        # Requests made before this process began are void; those made while it loads are not.
+        # Requests of before are void, those made while this process loads are not.
         before = Control() if p.overwrite else read_control(self.path)
         writer = RunWriter(self)
         try:
@@ -163,7 +161,8 @@ class Run(RunFolder):
             }
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
                 writer.record(start)
-            yield start
+            kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
+            yield start | {"best": kept[-1:]}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
@@ -213,15 +212,18 @@ class Run(RunFolder):
         if self.params.replay is None:
             return None
         other = run_folder(self.params.replay, self.params.outputs)
+        name = f"parameter 'replay': run '{other.path.name}'"
         if other.path.resolve() == self.path.resolve():
-            raise UserError("parameter 'replay': a run cannot repeat itself: give it another name (run=...)")
+            raise UserError(f"{name} cannot repeat itself: give this one another name (run=...)")
         if other.status != "finished":
-            raise UserError(f"parameter 'replay': run '{other.path.name}' is not finished: {other.state().text}")
+            raise UserError(f"{name} is not finished: {other.state().text}")
         differing = _differences(other.params, self.params, CHANGEABLE | {"replay"})
         if differing:
-            raise UserError(f"parameter 'replay': run '{other.path.name}' differs in {'; '.join(differing)}")
+            raise UserError(f"{name} differs in {'; '.join(differing)}: leave that out")
+        if not any(entry.matters for entry in other.interventions()):
+            raise UserError(f"{name} has nothing to repeat: nobody intervened in it")
         if other.provenance()[0]["data_fingerprint"] != self.catalog.fingerprint:
-            raise UserError(f"parameter 'replay': run '{other.path.name}' was trained on other data")
+            raise UserError(f"{name} was trained on other data")
         return other.path
 
     def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:

@@ -72,7 +72,11 @@ class RunReader:
             return []
         except OSError as error:
             raise UserError(f"{self.home}: cannot be read: {error.strerror}") from None
-        return [path for path in found if fnmatch.fnmatchcase(path.name, self.pattern)]
+        fitting = [path for path in found if fnmatch.fnmatchcase(path.name, self.pattern)]
+        if found and not fitting:
+            near = nearest(self.pattern, [path.name for path in found])
+            raise UserError(f"parameter 'runs': no run in {self.home} is called {self.pattern!r}; {near}")
+        return fitting
 
 
 def with_changes(rows: Sequence[RunRow]) -> list[RunRow]:

@@ -122,7 +122,10 @@ def outcome_chart(explored: Explored) -> go.Figure:
     """
     sizes, order = explored.setting.sizes, explored.names
     measures = {"share": ("share of all images, %", 100), "passes": ("passes over its images", 1)}
-    measures["loss"] = ("predicted loss at the end (log)", 1)
+    losses = np.concatenate([outcome(one, sizes)["loss"] for one in explored.simulations])
+    n_ticks = sum(bool(losses.min() <= tick <= losses.max()) for tick in TICKS)
+    is_wide = n_ticks > 1  # else a logarithm would have no ticks
+    measures["loss"] = ("predicted loss at the end" + " (log)" * is_wide, 1)
     fig = panels(
         "What each domain gets, simulated", [label for label, _ in measures.values()], 1, 3, 150 + 36 * len(order)
     )
@@ -157,7 +160,10 @@ def outcome_chart(explored: Explored) -> go.Figure:
     for column in (1, 2):  # room for a ring at 0
         most = max(max(trace.x, default=0) or 0 for trace in fig.select_traces(col=column))
         fig.update_xaxes(range=[-0.06 * most, 1.06 * most], col=column)
-    fig.update_xaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS], col=3)
+    if is_wide:
+        fig.update_xaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS], col=3)
+    else:
+        fig.update_xaxes(rangemode="normal", col=3)
     fig.update_traces(cliponaxis=False)
     return fig.update_layout(hovermode="closest")
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from PIL import Image as Pixels
 from PIL import ImageDraw, ImageFont
 
-from udonlib.domains import Catalog, DataError
+from udonlib.domains import Catalog, DataError, Domain
 from udonlib.evaluation import Neighbours
 from udonlib.images import decode
 from udonlib.params import TrainParams
@@ -141,7 +141,8 @@ def plan_table(params: TrainParams, catalog: Catalog) -> Table:
     start = "pretrained" if p.pretrained else "from scratch"
     frozen = f", its first {p.frozen_steps:,} steps frozen" if p.frozen_steps else ""
     teachers = f"; a teacher head of {p.teacher_dim} for each domain" if p.has_teachers else "; no teachers"
-    mixed = f"{p.domains_per_batch} domains in a batch" if p.domains_per_batch > 1 else "one domain in a batch"
+    n_mixed = min(p.domains_per_batch, len(catalog.domains))
+    mixed = f"{n_mixed} domains in a batch" if n_mixed > 1 else "one domain in a batch"
     update = f", updated every {p.update_every:,} steps" if p.sampler == "dynamic" else ""
     facts = {
         "run": p.run_name,
@@ -154,7 +155,19 @@ def plan_table(params: TrainParams, catalog: Catalog) -> Table:
         "validation": f"every {p.eval_every:,} steps; the best checkpoint is tested",
         "results": str(p.run_dir),
     }
+    few = ", ".join(domain.name for domain in catalog.domains if _n_classes(domain) < 2)
+    if few:
+        facts["warning"] = (
+            f"{few}: a single class to train on, to validate or to test on. Nothing can be learned from one class, and "
+            "where one class is searched every neighbour is right: R@1 says nothing"
+        )
     return facts_table(facts)
+
+
+def _n_classes(domain: Domain) -> int:
+    """Classes that are told apart in training, validation and test: the smallest number."""
+    splits = (domain.splits["train"], domain.index("val"), domain.index("test"))
+    return min(len(np.unique(split.labels[split.labels >= 0])) for split in splits)
 
 
 def files_table(path: Path) -> Table:

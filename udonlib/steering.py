@@ -79,6 +79,11 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     Raises:
         UserError: a value that is not valid; a control file that cannot be read.
     """
+    known = _domains(folder)
+    for name in ("multipliers", "locks"):
+        for domain, value in changes.get(name, {}).items():
+            if known and value is not None and domain not in known:
+                raise UserError(f"steering: {name}: no domain '{domain}'; {nearest(domain, known)}")
     with _locked(folder):
         before = read_control(folder)
         # The file may have been removed: then the log knows how far the numbers have come.
@@ -100,6 +105,15 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
             raise UserError(f"steering: {place}: found {finding['input']!r}: {finding['msg']}") from None
         _write_control(folder, after)
     return after
+
+
+def _domains(folder: Path) -> list[str]:
+    """The domains that the run's first record names; none before there is one that does."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as records:
+            return list(json.loads(records.readline())["n_images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 class Commands:

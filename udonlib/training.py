@@ -190,7 +190,7 @@ class Trainer:
             if asked.stop:
                 raise RunStoppedError(
                     f"the run was stopped after step {self.step:,} of {self.params.steps:,}, as somebody asked for in "
-                    "its control panel; run the same again to go on from there"
+                    f"its control panel; run the same again{' without overwrite' * self.params.overwrite} to go on"
                 )
             if self.done:
                 return
