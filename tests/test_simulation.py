@@ -1,7 +1,6 @@
 """The simulated sampler is the real one, and the sentences about who starves say what its tables hold."""
 
 import dataclasses
-import time
 
 import numpy as np
 import pandas as pd
@@ -179,15 +178,3 @@ def test_what_would_take_too_long_counts_windows_parts_of_a_batch_and_strategies
     monkeypatch.setattr(simulation, "MAX_DRAWS", draws - 1)
     with pytest.raises(UserError, match="7 windows would take too long"):
         simulation.simulate_all(CURVES, SETTING, ["dynamic"])
-
-
-def test_two_thousand_steps_of_eight_domains_are_simulated_while_a_slider_moves():
-    names = [f"domain {d}" for d in range(8)]
-    curves = {name: LearningCurve(5.0 + d, 0.1, 500.0 * (d + 1)) for d, name in enumerate(names)}
-    setting = Setting(dict.fromkeys(names, 2000), steps=2000, domains_per_batch=8, update_every=50)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        simulate(curves, setting)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.05

@@ -678,3 +678,15 @@ def test_a_domain_that_the_run_does_not_have_is_refused_at_once_and_nothing_is_l
             change_control(tmp_path, **{field: {"emojy": 0.5}})
     wanted = change_control(tmp_path, multipliers={"of an older run": None})  # what is taken out need not be there
     assert (wanted.multipliers, wanted.locks) == ({"emoji": 2.0}, {"flags": 0.2})
+
+
+def test_a_file_that_is_damaged_while_a_change_is_refused_does_not_end_the_run(tmp_path):
+    def weights():
+        (tmp_path / "control.json").write_text("{")
+        return [1.0, 1.0, 1.0]
+
+    commands = follow(tmp_path, weights=weights)
+    change_control(tmp_path, multipliers=dict.fromkeys(NAMES, 0.0))
+    assert "no domain is left to train" in commands.take(1).refused
+    assert "control.json: " in commands.take(1).refused
+    assert commands.take(2) is None

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,10 @@ class Commands:
     def _taken_back(self, wanted: Control, before: Control) -> Control:
         """Put the allocation that was wanted before a refusal into the file, unless somebody has changed it since."""
         update = {"multipliers": before.multipliers, "locks": before.locks}
-        with _locked(self._folder):
+        with (
+            _locked(self._folder),
+            suppress(UserError),
+        ):  # of a file that was damaged since: it is said at the next look
             if read_control(self._folder) == wanted:
                 _write_control(self._folder, wanted.model_copy(update=update))
                 self._stamp = self._stat()
