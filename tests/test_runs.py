@@ -216,6 +216,24 @@ def test_bad_images_are_counted_in_the_summary(tmp_path):
     assert f"flags/{bad.name}" in run.summary()["skipped_images"]
 
 
+def test_an_interrupt_waits_for_a_checkpoint_that_is_being_written(data, tmp_path, monkeypatch):
+    run = open_run(params(data, tmp_path, checkpoint_every=3))
+    save, handler = torch.save, signal.getsignal(signal.SIGINT)
+
+    def interrupted(state, file):
+        signal.raise_signal(signal.SIGINT)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(run)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert run.state().text.startswith("stopped after step 3 of 11 (interrupted)")
+    assert checkpoint(run)["step"] == 3
+    monkeypatch.undo()
+    assert finish(run).status == "finished"
+
+
 def test_a_run_may_lie_anywhere(data, tmp_path):
     run = finish(open_run(params(data, tmp_path)))
     elsewhere = tmp_path / "moved" / "mine"

@@ -6,9 +6,12 @@ import fcntl
 import json
 import platform
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -161,5 +164,21 @@ def provenance(catalog: Catalog, device: torch.device) -> dict[str, object]:
 
 
 def _save(path: Path, state: Mapping[str, object]) -> None:
-    with replacing(path) as file:
+    with _interrupts_wait(), replacing(path) as file:
         torch.save(dict(state), file)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Have an interrupt wait: PyTorch's archive, cut off while it is written, raises an error of its own instead."""
+    if threading.current_thread() is not threading.main_thread():  # no interrupt comes to other threads
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
