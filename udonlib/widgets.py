@@ -331,6 +331,8 @@ class Panel:
             )
         elif state.name in ("stopped", "failed", "lost"):
             notes.append("What you set now takes effect when the run goes on.")
+        elif self._sent is not None and state.name == "finished":
+            notes.append("Your last change came after the last step.")
         elif self._sent is not None and self._sent.is_late:
             notes.append("Sent; waiting for the end of the step.")
         n_interventions = sum(entry.matters for entry in self.watch.interventions)
