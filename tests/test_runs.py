@@ -216,6 +216,19 @@ def test_bad_images_are_counted_in_the_summary(tmp_path):
     assert f"flags/{bad.name}" in run.summary()["skipped_images"]
 
 
+def test_a_resumed_run_says_what_its_best_validation_was_and_how_to_go_on(data, tmp_path):
+    run = open_run(params(data, tmp_path, checkpoint_every=2, overwrite=True))
+    training = run.train()
+    for record in training:
+        if record["kind"] == "checkpoint" and record["step"] == 6:
+            break
+    training.close()
+    assert "run it again without overwrite to go on from its last checkpoint" in run.state().text
+    start = next(open_run(params(data, tmp_path, checkpoint_every=2)).train())
+    [validation] = run.records("validation")
+    assert start["best"] == [(5, validation["r_at_1"])]
+
+
 def test_an_interrupt_waits_for_a_checkpoint_that_is_being_written(data, tmp_path, monkeypatch):
     run = open_run(params(data, tmp_path, checkpoint_every=3))
     save, handler = torch.save, signal.getsignal(signal.SIGINT)

@@ -600,12 +600,14 @@ def test_a_replay_can_itself_be_repeated(steered, tmp_path):
         ({"replay": "steerd"}, "no run 'steerd' in .*; did you mean 'steered'?"),
         ({"replay": "unfinished"}, "parameter 'replay': run 'unfinished' is not finished: .*step 11 of 11"),
         ({"replay": "elsewhere"}, "parameter 'replay': run 'elsewhere' was trained on other data"),
+        ({"replay": "untouched"}, "parameter 'replay': run 'untouched' has nothing to repeat"),
     ],
 )
 def test_only_a_finished_run_of_the_same_parameters_and_data_is_repeated(data, steered, tmp_path, changes, message):
-    for name in ("steered", "unfinished", "elsewhere"):
+    for name in ("steered", "unfinished", "elsewhere", "untouched"):
         shutil.copytree(steered.path, tmp_path / "runs" / name)
     (tmp_path / "runs" / "unfinished" / "summary.json").unlink()
+    (tmp_path / "runs" / "untouched" / "steering.jsonl").unlink()
     notes = tmp_path / "runs" / "elsewhere" / "provenance.json"
     notes.write_text(notes.read_text().replace(steered.catalog.fingerprint, "0" * 16))
     run = open_run(params(data, tmp_path, **{"replay": "steered", "run": "mine"} | changes))

@@ -192,7 +192,9 @@ def run_state(folder: RunFolder) -> RunState:
         return RunState("paused", f"paused after {where}") if paused else RunState("training", f"training, {where}")
     if status == "finished":
         return RunState("finished", f"finished after {done:,} steps")
-    again = "run it again to go on from its last checkpoint" if folder.last.exists() else "run it again to begin anew"
+    again = "run it again to begin anew"
+    if folder.last.exists():
+        again = f"run it again{' without overwrite' * folder.params.overwrite} to go on from its last checkpoint"
     try:
         ended = json.loads((folder.path / "ended.json").read_text())
         kind = {"stopped": "stopped", "failed": "failed"}[ended["kind"]]
