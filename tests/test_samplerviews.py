@@ -103,6 +103,16 @@ def test_dots_show_share_passes_and_loss_and_rings_who_starves(explored):
     assert len({trace.marker.symbol for trace in fig.data if trace.name in found}) == len(found)
 
 
+def test_losses_that_are_near_to_each_other_have_an_axis_with_numbers(explored, monkeypatch):
+    def axis():
+        fig = samplerviews.outcome_chart(explored)
+        return fig.layout.xaxis3.type, any("(log)" in note.text for note in fig.layout.annotations)
+
+    assert axis() == ("log", True)
+    monkeypatch.setattr(samplerviews, "outcome", lambda one, sizes: outcome(one, sizes).assign(loss=6.5))
+    assert axis() == (None, False)
+
+
 def test_sentences_name_who_starves(explored):
     text = repr(samplerviews.verdict_table(explored))
     assert [line.split()[0] for line in text.splitlines()] == list(explored.params.strategies)
