@@ -14,8 +14,19 @@ import tests.shapes
 # Before udonlib is imported: every annotated shape and type is checked at each call.
 jaxtyping.install_import_hook("udonlib", f"{tests.shapes.__name__}.checked")
 
+import pytest
 import torch
+
+from udonlib import processors
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _same_precision_everywhere():
+    """`precision: auto` means float32 in tests, on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processors, "multiplies_bfloat16", lambda device: False)
+        yield

@@ -103,6 +103,22 @@ def test_there_is_no_estimate_before_ten_steps():
     assert progress.line().endswith("estimating the time")
 
 
+@pytest.mark.parametrize("in_a_cell", [True, False])
+def test_what_is_to_be_known_at_the_start_is_said_once(capsys, in_a_cell):
+    clock = Clock()
+    progress = live.Progress(PARAMS, clock)
+    progress.update({"kind": "start", "step": 0, "notices": ["<slow> here"]})
+    if in_a_cell:
+        assert "Note: &lt;slow&gt; here." in live.page(progress)
+    else:
+        view = live._Lines(clock)
+        for step in (10, 20):
+            clock.now += 10
+            progress.update(train(step))
+            view.draw(progress, now=True)
+        assert capsys.readouterr().out.count("Note: <slow> here.\n") == 1
+
+
 def test_a_resumed_run_is_not_taken_for_a_fast_one():
     assert after(720, first=700).seconds_left() == pytest.approx(280 * 0.1, abs=1e-6)
 

@@ -14,6 +14,7 @@ import torch
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
+from udonlib import processors
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
@@ -90,6 +91,26 @@ def test_a_run_of_other_parameters_is_not_overwritten_unless_asked(data, tmp_pat
     run = finish(open_run(params(data, tmp_path, run="mine", scale=20.0, overwrite=True)))
     assert run.params.scale == 20.0
     assert len(run.provenance()) == 1
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(data, tmp_path, monkeypatch):
+    """What `auto` came to is part of the run: on another processor it goes on in the same, and says that it is slow."""
+    monkeypatch.setattr(processors, "multiplies_bfloat16", lambda device: True)
+    first = open_run(params(data, tmp_path, precision="auto"))
+    records = first.train()
+    for record in records:
+        if record["kind"] == "checkpoint":
+            break
+        assert not record.get("notices")
+    records.close()
+    monkeypatch.setattr(processors, "multiplies_bfloat16", lambda device: False)
+    moved = open_run(params(data, tmp_path, precision="auto"))
+    assert moved.path == first.path
+    assert moved.params.precision == RunFolder(first.path).params.precision == "bfloat16"
+    start, *_ = moved.train()
+    assert "'bfloat16' is slow here" in start["notices"][0]
+    assert open_run(params(data, tmp_path, precision="auto", seed=1)).params.precision == "float32"
+    assert load_run(first.path.name, str(tmp_path)).params.precision == "bfloat16"
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(data, tmp_path):

@@ -24,6 +24,7 @@ SMALL = {
     "student_dim": 8,
     "teacher_dim": 12,
     "augmentation": "affine",
+    "precision": "float32",
     "steps": 11,
     "frozen_steps": 0,
     "batch_size": 8,

@@ -22,8 +22,8 @@ from udonlib.domains import load_catalog
 from udonlib.errors import UserError
 from udonlib.evaluation import Evaluation, evaluate, loading
 from udonlib.images import ImageReader
-from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel, pick_device
+from udonlib.models import EmbeddingModel
+from udonlib.processors import dtype_of, pick_device
 from udonlib.runs import Run
 
 # What specialists must share: the images they see, where those come from, and the size of their embedding.
@@ -52,7 +52,7 @@ def evaluate_assembly(
     models = {domain: runs[domain].load_model().to(device) for domain in catalog.names}
 
     def embed(model: EmbeddingModel, images: Tensor) -> Tensor:
-        return model.embed(images.to(device), PRECISIONS[params.precision])
+        return model.embed(images.to(device), dtype_of(params.precision, device))
 
     def embed_by_all(images: Tensor) -> Tensor:
         return torch.cat([embed(model, images) for model in models.values()], dim=1)

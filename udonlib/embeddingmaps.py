@@ -7,7 +7,6 @@ found.layout("student", "pca")   # coordinates
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,10 +26,10 @@ from udonlib.evaluationfiles import load_outcomes
 from udonlib.gapruns import find_run
 from udonlib.gaps import GROUPS, paired
 from udonlib.images import ImageReader
-from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel, pick_device
+from udonlib.models import EmbeddingModel
 from udonlib.neighbourhoods import Lists, lists
 from udonlib.notebookparams import EmbeddingsParams
+from udonlib.processors import dtype_of, n_cores, pick_device
 from udonlib.runs import Run
 from udonlib.sources import Source
 
@@ -99,7 +98,7 @@ class EmbeddingMap:
             say: called with one sentence where the cache is broken.
         """
         p, trained = self.params, self.run.params
-        torch.set_num_threads(p.n_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(p.n_threads or n_cores())
         digest = Source("run", self.run.path.name, self.run.best, trained).digest
         images = "\n".join(self.points["domain"] + "/" + self.points["path"])
         key = fingerprint("features", digest, self.catalog.fingerprint, images, trained.precision)
@@ -134,7 +133,7 @@ class EmbeddingMap:
                 here = rows[start : start + len(batch)]
                 start += len(batch)
                 with torch.no_grad():
-                    values = self.model.features(images.to(device), PRECISIONS[trained.precision])
+                    values = self.model.features(images.to(device), dtype_of(trained.precision, device))
                 yield here[np.isin(batch, read)], values.cpu().numpy()
 
     def vectors(self, view: str, rows: Int[np.ndarray, "_"] | slice = slice(None)) -> Float32[np.ndarray, "_ dim"]:

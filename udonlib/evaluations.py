@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -43,10 +42,10 @@ from udonlib.evaluation import (
 from udonlib.evaluationfiles import load_neighbours, load_outcomes, save_neighbours, save_outcomes, save_table
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
-from udonlib.learner import PRECISIONS
-from udonlib.models import EmbeddingModel, pick_device
+from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import results_folder
+from udonlib.processors import dtype_of, n_cores, pick_device
 from udonlib.runfolder import write_json, write_text
 from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
@@ -108,7 +107,7 @@ class SavedEvaluation:
         Raises:
             UserError: whatever is wrong with the model's or descriptors' file, or an image that cannot be read.
         """
-        torch.set_num_threads(self.params.n_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.params.n_threads or n_cores())
         report = progress or (lambda what, done, total: None)
         if not self.is_finished:
             self._save(self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report))
@@ -143,8 +142,8 @@ class SavedEvaluation:
         return loading(self._reader, self.params.n_workers)
 
     def _features(self, images: Tensor) -> Tensor:
-        model = self._model
-        return model.features(images.to(next(model.parameters()).device), PRECISIONS[self.precision])
+        device = pick_device(self.params.device)
+        return self._model.features(images.to(device), dtype_of(self.precision, device))
 
     def _of_model(self, report: Progress) -> Evaluation:
         """Evaluate the student, its shorter embeddings, and the teachers of those domains that have one."""

@@ -17,6 +17,7 @@ from udonlib.evaluations import SavedEvaluation
 from udonlib.images import ImageError
 from udonlib.live import LINE_SECONDS, REDRAW_SECONDS, duration, has_front_end
 from udonlib.plots import by_embedder, f32, panels
+from udonlib.processors import pick_device, slow_precision
 from udonlib.sheets import Table, facts_table, query_gallery
 from udonlib.style import EMBEDDERS, GRID, TEXT
 
@@ -41,6 +42,9 @@ def plan_table(evaluation: SavedEvaluation) -> Table:
     }
     if evaluation.embedder == "student":
         facts["precision"] = evaluation.precision
+        slow = slow_precision(evaluation.precision, pick_device(p.device))
+        if slow and not evaluation.is_finished:
+            facts["warning"] = slow
     return facts_table(facts)
 
 

@@ -30,6 +30,7 @@ from udonlib.domains import load_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.notebookparams import GridParams
 from udonlib.params import PROJECT, RECIPES, TrainParams
+from udonlib.processors import n_cores
 from udonlib.runfolder import RunFolder, write_text
 
 ABLATIONS = PROJECT / "params" / "ablations"
@@ -163,7 +164,7 @@ class Grid:
         p = self.params
         names = domain or (p.domains if p.domains == "all" else list(p.domains))
         where = {"seed": seed, "data": p.data, "images": p.images, "domains": names, "outputs": p.outputs}
-        where |= {"device": p.device, "n_threads": max(1, len(os.sched_getaffinity(0)) // p.jobs)}
+        where |= {"device": p.device, "n_threads": max(1, n_cores() // p.jobs)}
         unset = {"images": None, "outputs": "auto", "device": "auto"}
         where = {name: value for name, value in where.items() if name not in unset or value != unset[name]}
         return {"preset": p.base, **self._changes(own), **where}

@@ -12,8 +12,7 @@ from torch import Tensor
 from udonlib.losses import classification_loss, cosine_logits, udon_terms, unit, weighted_total
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from udonlib.processors import dtype_of
 
 
 def learning_rate_factor(step: int, params: TrainParams) -> float:
@@ -50,6 +49,7 @@ class Learner:
         backbone = list(model.backbone.parameters())
         inside = {id(p) for p in backbone}
         heads = [p for p in model.parameters() if id(p) not in inside]
+        self._precision = dtype_of(params.precision, next(model.parameters()).device)
         self.optimizer = torch.optim.AdamW(
             [{"params": heads, "lr": params.learning_rate}, {"params": backbone, "lr": params.backbone_learning_rate}],
             betas=(0.9, params.beta2),
@@ -77,7 +77,7 @@ class Learner:
         if images is not None and domain in self.offline_teachers:
             specialist = self.offline_teachers[domain]
             with torch.no_grad():
-                known = specialist.outputs(specialist.features(images, PRECISIONS[p.precision]), domain)
+                known = specialist.outputs(specialist.features(images, self._precision), domain)
             out = replace(out, teacher=known.student, teacher_cosines=known.student_cosines)
         terms = udon_terms(
             out.student,
@@ -138,7 +138,7 @@ class Learner:
         heads["lr"] = factor * p.learning_rate
         backbone["lr"] = 0.0 if frozen else factor * p.backbone_learning_rate
 
-        features = model.features(images, PRECISIONS[p.precision], frozen=without_graph)
+        features = model.features(images, self._precision, frozen=without_graph)
         by_domain: dict[str, dict[str, Tensor]] = {}
         start = 0
         loss = features.new_zeros(())

@@ -94,6 +94,7 @@ class Progress:
     weights: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     interventions: list[Intervention] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # what is to be known before hours are spent
     images_seen: dict[str, int] = field(default_factory=dict)
     r_at_1: dict[str, Curve] = field(default_factory=dict)
     best: tuple[int, float] = (0, math.nan)
@@ -114,8 +115,10 @@ class Progress:
         if "images_seen" in record:
             self.images_seen = dict(record["images_seen"])
         match record["kind"]:
-            case "start" if record.get("best"):  # a run that goes on
-                [self.best] = record["best"]
+            case "start":
+                self.notices += record.get("notices", [])
+                if record.get("best"):  # a run that goes on
+                    [self.best] = record["best"]
             case "train":
                 self._paces.append((step - self.step, now - self._since))
                 self.images_per_s = record["images_per_s"]
@@ -219,10 +222,14 @@ class _Lines:
         self._next = clock() + LINE_SECONDS
         self._last = ""
         self._told = 0  # interventions printed
+        self._noticed = 0  # notices printed
 
     def draw(self, progress: Progress, now: bool) -> None:
         text = progress.line()
         if (now or self._clock() >= self._next) and text != self._last:
+            for notice in progress.notices[self._noticed :]:
+                print(f"Note: {notice}.", flush=True)
+            self._noticed = len(progress.notices)
             for entry in progress.interventions[self._told :]:
                 print(f"step {entry.step}: {entry}", flush=True)
             self._told = len(progress.interventions)
@@ -269,7 +276,8 @@ def page(progress: Progress) -> str:
 
 def _footer(progress: Progress) -> str:
     """What somebody has to know who finds this output without a kernel behind it, and what a person has done."""
-    lines = [f"step {entry.step:,}: {html.escape(str(entry))}" for entry in progress.interventions[-3:]]
+    lines = [f"Note: {html.escape(notice)}." for notice in progress.notices]
+    lines += [f"step {entry.step:,}: {html.escape(str(entry))}" for entry in progress.interventions[-3:]]
     if progress.state in ("running", "paused"):
         lines.append("If the kernel stops or dies, run this notebook again: it goes on from the last checkpoint.")
     return f'<div style="margin:6px 0;opacity:0.75">{"<br>".join(lines)}</div>' if lines else ""

@@ -13,9 +13,9 @@ from udonlib.domains import Catalog
 from udonlib.embedding import Embed, Load, pixels
 from udonlib.evaluation import Evaluation, Head, evaluate
 from udonlib.evaluationfiles import save_neighbours, save_outcomes, save_table
-from udonlib.learner import PRECISIONS
 from udonlib.models import EmbeddingModel
 from udonlib.params import TrainParams
+from udonlib.processors import dtype_of
 
 
 def evaluate_model(
@@ -32,9 +32,10 @@ def evaluate_model(
     """
     model.eval()
     device = next(model.parameters()).device
+    precision = dtype_of(params.precision, device)
 
     def features(network: EmbeddingModel, images: Tensor) -> Tensor:
-        return network.features(images.to(device), PRECISIONS[params.precision])
+        return network.features(images.to(device), precision)
 
     heads: dict[str, Head | Mapping[str, Head]] = {"student": model.student}
     if len(model.teachers):

@@ -185,19 +185,3 @@ def model_cost(model: EmbeddingModel, image_size: int, trains_backbone: bool = T
     gflops = (flops_per_image(model.backbone, image_size) + n_head) / 1e9
     n_trained = count(model) if trains_backbone else count(model) - count(model.backbone)
     return Cost(count(model.backbone, model.student), n_trained, gflops)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes a GPU where there is one.
-
-    Raises:
-        UserError: "parameter 'device': ..." for a device that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind = name.partition(":")[0]
-    if not available[kind]:
-        valid = ", ".join(kind for kind, there in available.items() if there)
-        raise UserError(f"parameter 'device': found {name!r}, which this machine does not have; valid: auto, {valid}")
-    return torch.device(name)

@@ -129,8 +129,12 @@ class TrainParams(DataParams):
     overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every generator")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the backbone's and heads' forward pass"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description=(
+            "of the backbone's forward pass; auto: bfloat16 where the processor or GPU multiplies it, else float32; "
+            "a run keeps what it began with"
+        ),
     )
     n_workers: int = Field(0, ge=0, description="processes that decode images; 0: the training process itself")
     n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")

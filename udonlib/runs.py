@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,9 +29,10 @@ from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_neighbours
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.modelevaluation import evaluate_model, save_evaluation
-from udonlib.models import EmbeddingModel, create_model, model_cost, pick_device, weights_file
+from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
+from udonlib.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.runfolder import RunFolder, run_folder, write_json
 from udonlib.runwriter import RunWriter, provenance
 from udonlib.steering import Commands, Control, read_control
@@ -51,7 +51,11 @@ class Run(RunFolder):
 
     def __init__(self, params: TrainParams, path: Path | None = None) -> None:
         super().__init__(path or params.run_dir)
-        if self.status != "new" and not params.overwrite:
+        goes_on = self.status != "new" and not params.overwrite
+        if params.precision == "auto":  # what the run began with, or what this machine multiplies fast
+            chosen = pick_precision(self.params.precision if goes_on else "auto", pick_device(params.device))
+            params = params.model_copy(update={"precision": chosen})
+        if goes_on:
             differing = _differences(self.params, params, CHANGEABLE)
             if differing:
                 raise UserError(
@@ -111,7 +115,7 @@ class Run(RunFolder):
             yield {"kind": "end", "step": summary["steps"]} | summary
             return
         replayed = self._replayed()
-        torch.set_num_threads(p.n_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(p.n_threads or n_cores())
         device = pick_device(p.device)
         model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         untrained = copy.deepcopy(model).requires_grad_(False)
@@ -162,7 +166,8 @@ class Run(RunFolder):
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
                 writer.record(start)
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
-            yield start | {"best": kept[-1:]}
+            slow = slow_precision(p.precision, device)
+            yield start | {"best": kept[-1:], "notices": [slow] if slow else []}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}

@@ -135,8 +135,12 @@ def html_table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
     return Table(re.sub(r"(±[\d.]+)", r"<small>\1</small>", styler.to_html()), text)
 
 
-def plan_table(params: TrainParams, catalog: Catalog) -> Table:
-    """Tabulate what a run will train, on what, and where its results go."""
+def plan_table(params: TrainParams, catalog: Catalog, precision: str | None = None) -> Table:
+    """Tabulate what a run will train, on what, and where its results go.
+
+    Args:
+        precision: what `auto` came to.
+    """
     p, n_images = params, sum(len(domain.splits["train"]) for domain in catalog.domains)
     start = "pretrained" if p.pretrained else "from scratch"
     frozen = f", its first {p.frozen_steps:,} steps frozen" if p.frozen_steps else ""
@@ -148,7 +152,7 @@ def plan_table(params: TrainParams, catalog: Catalog) -> Table:
         "run": p.run_name,
         "data": f"{catalog.name}: {', '.join(catalog.names)}",
         "training images": f"{n_images:,} of {sum(domain.n_classes for domain in catalog.domains):,} classes",
-        "backbone": f"{p.backbone}, {start}{frozen}; {p.image_size} pixels, {p.precision}",
+        "backbone": f"{p.backbone}, {start}{frozen}; {p.image_size} pixels, {precision or p.precision}",
         "heads": f"a student head of {p.student_dim} dimensions{teachers}",
         "recipe": f"{p.recipe}, {p.classification}; allocation {p.sampler}{update}; {mixed}",
         "steps": f"{p.steps:,} of {p.batch_size} images: {p.steps * p.batch_size / n_images:.1f} times each on average",
