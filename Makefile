@@ -22,11 +22,14 @@ NOTEBOOKS := $(or $(shell git ls-files 'notebooks/*.ipynb' 2>/dev/null),$(wildca
 
 ifeq ($(strip $(VENV)),)
 READY :=
-PY := $(PYTHON)
+PY := "$(PYTHON)"
 else
 READY := $(VENV)/.installed
-PY := $(VENV)/bin/python
+PY := "$(VENV)/bin/python"
 endif
+
+# The terminal shows what the cells say, without papermill's own messages.
+QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -35,12 +38,12 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 train: $(READY)
 	@mkdir -p outputs
-	$(PY) -m papermill notebooks/train.ipynb outputs/train.ipynb $(ARGS) --log-output --no-progress-bar
+	$(PY) -m papermill notebooks/train.ipynb outputs/train.ipynb $(ARGS) $(QUIETLY)
 	@echo "The executed notebook is outputs/train.ipynb; the run's files are in outputs/runs/."
 
 ablations: $(READY)
 	@mkdir -p outputs
-	$(PY) -m papermill notebooks/ablations.ipynb outputs/ablations.ipynb $(ARGS) --log-output --no-progress-bar
+	$(PY) -m papermill notebooks/ablations.ipynb outputs/ablations.ipynb $(ARGS) $(QUIETLY)
 	@echo "The executed notebook is outputs/ablations.ipynb; tables and logs are in outputs/ablations/."
 
 test: $(READY)
@@ -59,7 +62,7 @@ check: $(READY)
 	$(PY) -m nbstripout --verify --keep-id $(NOTEBOOKS)
 
 lab: $(READY)
-	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH} \
+	JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 	$(PY) -m jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
 		--LabApp.default_url=/lab/tree/notebooks/README.md \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
@@ -73,6 +76,6 @@ thumbnails: $(READY)
 $(VENV)/.installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found. Install one, or name it: make PYTHON=/path/to/python"; exit 1; }
 	@echo "Building the environment in $(VENV): a few minutes, once."
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv "$(VENV)"
 	$(PY) -m pip install --disable-pip-version-check -e ".[dev]"
 	@touch $@

@@ -236,3 +236,9 @@ def test_names_and_texts_of_facts_are_text_and_not_markup():
     assert "&lt;i&gt;a</th>" in table.html
     assert "&lt;b&gt;one</td>" in table.html
     assert table.text == "<i>a  <b>one\nb     two"
+
+
+def test_a_picture_names_its_size_where_there_are_none():
+    picture = sheets.Sheet(30, 20).image()
+    assert Image.open(io.BytesIO(picture.data)).size == (30, 20)
+    assert repr(picture) == "(a picture of 30 × 20 pixels: see the notebook)"

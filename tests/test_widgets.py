@@ -441,12 +441,16 @@ def test_the_report_says_whether_a_person_had_a_hand_in_it(run):
     change_control(run.path, "<me>", multipliers={run.catalog.names[0]: 2.0})
     for _ in records:
         pass
-    said = panelviews.report(run).data
+    said = panelviews.report(run).html
     assert "steered by hand" in said
     assert f"{run.catalog.names[0]} ×2" in said
     assert "&lt;me&gt;" in said
+    printed = repr(panelviews.report(run))
+    assert "steered by hand" in printed
+    assert f"after step {run.interventions()[0].step}: {run.catalog.names[0]} ×2" in printed
+    assert not re.search(r"<(?!me>)", printed)
     (run.path / "steering.jsonl").unlink()
-    assert "Nobody steered this run." in panelviews.report(run).data
+    assert "Nobody steered this run." in panelviews.report(run).html
 
 
 @pytest.mark.parametrize(
@@ -461,7 +465,7 @@ def test_the_report_says_steered_only_of_the_allocation(begun, done, said, liste
     run, _ = begun
     entry = Intervention(number=1, step=2, panel="me", **done)
     (run.path / "steering.jsonl").write_text(entry.model_dump_json() + "\n")
-    text = panelviews.report(run).data
+    text = panelviews.report(run).html
     assert said in text
     assert listed in text
     assert "steered by hand" not in text

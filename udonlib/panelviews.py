@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 
 from IPython.display import HTML
 
 from udonlib.live import Progress, duration
 from udonlib.runfolder import RunFolder
+from udonlib.sheets import Table
 from udonlib.style import EMBEDDERS, GRID, domain_colours
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 44, 34, 22  # of a chart and its margins, in pixels
@@ -206,11 +208,11 @@ def _round_up(value: float) -> float:
     return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= value)
 
 
-def report(run: RunFolder) -> HTML:
+def report(run: RunFolder) -> Table:
     """Say whether a person had a hand in the run's result, which has to say so, and list what was done."""
     done = run.interventions()
     if not done:
-        return HTML("<p>Nobody steered this run.</p>")
+        return Table("<p>Nobody steered this run.</p>", "Nobody steered this run.")
     name = html.escape(run.params.replay or run.path.name)
     text = "Nobody steered this run: its figures do not depend on what was asked of it."
     if any(entry.matters for entry in done):
@@ -227,4 +229,5 @@ def report(run: RunFolder) -> HTML:
         for entry in done
     )
     table = f"<table><tr><th>after step</th><th>what was done</th><th>by</th></tr>{rows}</table>"
-    return HTML(f"<p>{text}</p>{table}")
+    plain = [f"after step {entry.step:,}: {entry}" for entry in done]
+    return Table(f"<p>{text}</p>{table}", "\n".join([html.unescape(re.sub(r"<.*?>", "", text)), *plain]))

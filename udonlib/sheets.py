@@ -62,6 +62,17 @@ class Table:
         return self.text
 
 
+class Picture(Image):
+    """A JPEG that names its size where there are no images, such as in a terminal."""
+
+    def __init__(self, data: bytes, size: tuple[int, int]) -> None:
+        super().__init__(data=data, format="jpeg")
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"(a picture of {self.size[0]} × {self.size[1]} pixels: see the notebook)"
+
+
 def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     """Tabulate R@1 and mMP@k in percent: a row for each domain, columns for each embedder; the best R@1 is bold.
 
@@ -308,7 +319,7 @@ class Sheet:
             self.canvas.save(file, "JPEG", quality=quality, subsampling=0)
             if file.tell() <= MAX_BYTES:
                 break
-        return Image(data=file.getvalue(), format="jpeg")
+        return Picture(file.getvalue(), self.canvas.size)
 
 
 def _choose(right: Bool[np.ndarray, "query"], n: int, rng: np.random.Generator) -> list[int]:

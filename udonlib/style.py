@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.core.getipython import get_ipython
-from IPython.display import HTML, display
+from IPython.display import display
 from plotly.io.base_renderers import PngRenderer
 
 TEXT = "#7a7a7a"
@@ -128,7 +128,7 @@ def use_renderer() -> str:
             missing = ""
     pio.renderers.default = "plotly_mimetype+" + ("notebook_connected" if missing else "png")
     if get_ipython() is not None:
-        display(HTML(FIT_IMAGES))
+        display({"text/html": FIT_IMAGES}, raw=True)
     if missing:
         print(f"Figures are interactive only, without static images: {missing}.")
     return str(pio.renderers.default)

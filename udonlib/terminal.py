@@ -1,0 +1,61 @@
+"""What the terminal shows while papermill executes a notebook: what its cells say, and nothing of papermill.
+
+    papermill notebooks/train.ipynb out.ipynb --engine udon --log-level WARNING --no-progress-bar
+
+papermill's own --log-output frames every cell and logs a blank line after each text. This is an engine for it, by the
+name that pyproject.toml gives it: lines, warnings and tables are printed as they come, pictures and HTML are left to
+the notebook. An error ends papermill as ever, with the cell's traceback.
+"""
+
+import sys
+from typing import Any
+
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, logger
+
+# A kernel warns at each start that others on this machine could listen to its sockets; from ERROR on it speaks.
+KERNEL = ["--log-level=40"]
+
+
+class TerminalEngine(NBClientEngine):
+    """papermill's usual engine, with a client that prints."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: Any,
+        kernel_name: str,
+        log_output: bool = False,
+        stdout_file: Any = None,
+        stderr_file: Any = None,
+        start_timeout: int = 60,
+        execution_timeout: int | None = None,
+        **_: Any,
+    ) -> Any:
+        """Execute the notebook; the arguments are those of papermill's own engine."""
+        nb_man.log_output = False  # no frames
+        client = _PrintingClient(
+            nb_man,
+            kernel_name=kernel_name,
+            startup_timeout=start_timeout,
+            timeout=execution_timeout,
+            log=logger,
+            log_output=True,  # call `log_output_message`
+            stdout_file=stdout_file,
+            stderr_file=stderr_file,
+            extra_arguments=list(KERNEL),
+        )
+        return client.execute()
+
+
+class _PrintingClient(PapermillNotebookClient):
+    def log_output_message(self, output: Any) -> None:
+        data = output.get("data", {})
+        if output.output_type == "stream":
+            is_error = output.name == "stderr"
+            for place in (sys.stderr if is_error else sys.stdout, self.stderr_file if is_error else self.stdout_file):
+                if place is not None:
+                    place.write(output.text)
+                    place.flush()
+        elif "text/plain" in data and not any(kind.startswith("image/") for kind in data):
+            print(data["text/plain"].rstrip("\n"), flush=True)
