@@ -59,7 +59,13 @@ def test_parameters_cannot_be_changed_once_checked():
         ({"backbone_args": 3}, "parameter 'backbone_args': found 3 (int), expected a mapping"),
         ({"domains": "emoji,"}, "parameter 'domains': found 'emoji,', expected 'all' or one or more different names"),
         ({"domains": ["kanji", "kanji"]}, "parameter 'domains': found ['kanji', 'kanji'], expected 'all' or"),
-        ({"domains": 3}, "parameter 'domains': found 3 (int), expected 'all' or a list (each: text)"),
+        (
+            {"domains": 2.5},
+            "parameter 'domains': found 2.5 (float), expected 'all' or a list (each: text); a name that reads as a "
+            "number or as true stays text in quotes, or by papermill's -r domains",
+        ),
+        ({"domains": [True]}, "parameter 'domains': found [True] (list), expected 'all' or a list (each: text)"),
+        ({"run": float("12e4567")}, "parameter 'run': found inf (float), expected text (folder name under outputs/run"),
         ({"run": "../x"}, "parameter 'run': found '../x' (str), expected text (folder name"),
     ],
 )
@@ -94,7 +100,7 @@ def test_a_wrong_value_is_reported_with_what_was_found_and_what_is_valid(values,
         ({"w_ce_teacher": 0}, "parameter 'sampler_loss': found 'teacher', but w_ce_teacher = 0 trains none"),
         ({"sampler": "fixed"}, "parameter 'fixed_shares': found {}, expected a share for each domain"),
         ({"fixed_shares": {"a": 1}}, "parameter 'fixed_shares': found {'a': 1.0}, but sampler 'dynamic' uses no fixed"),
-        ({"sampler": "fixed", "fixed_shares": {"a": 0}}, "parameter 'fixed_shares': found {'a': 0.0}, expected shares"),
+        ({"sampler": "fixed", "fixed_shares": {"a": 0}}, "parameter 'fixed_shares': found {'a': 0}, expected shares"),
         (
             {"sampler": "fixed", "domains": "emoji,kanji", "fixed_shares": {"emojy": 1, "kanji": 1}},
             "parameter 'fixed_shares': found domain 'emojy', which is not trained; did you mean 'emoji'?",
@@ -126,6 +132,14 @@ def test_several_problems_are_reported_together():
 def test_numbers_written_as_text_are_numbers(rate, count):
     params = TrainParams(learning_rate=f"{rate!r}", batch_size=str(count * 2), eval_every=f"{count}e0")
     assert (params.learning_rate, params.batch_size, params.eval_every) == (rate, count * 2, count)
+
+
+def test_a_whole_number_is_a_name_where_a_name_is_expected():
+    # papermill's -p makes numbers of these
+    params = TrainParams(run=20241101, domains=2020, data=7)
+    assert (params.run, params.domains, params.data) == ("20241101", ("2020",), "7")
+    assert TrainParams(domains=[2020, "emoji"]).domains == ("2020", "emoji")
+    assert TrainParams(augmentation_by_domain={2020: "none"}).augmentation_by_domain == {"2020": "none"}
 
 
 def test_text_stays_text_where_text_is_expected():

@@ -91,7 +91,7 @@ def test_a_chain_that_comes_back_to_itself_is_refused(project):
         ("seed: 1\nsteps: [1\n", ", line 3: not valid YAML: "),
         ("seed: 1\n\tsteps: 2\n", ", line 2: not valid YAML: "),
         ("seed: \x07\n", ": not valid YAML: "),
-        ("run: 2024-99-99\n", ": not valid YAML: "),
+        ("run: &x [1]\ndata: *x\n", ", line 2: found the alias *x, expected the value itself"),
         ("# one\n- seed\n", ", line 2: expected lines of the form 'name: value'"),
         ("just text", ", line 1: expected lines of the form 'name: value'"),
         ("seed: 1\nsteps: 5\nseed: 2\n", ", line 3: 'seed' is set twice, first in line 1"),

@@ -72,12 +72,15 @@ def test_a_run_of_recipe_features_counts_as_its_features(tmp_path):
     ("file", "content", "problem"),
     [
         ("params.yaml", "a: [", "params.yaml: damaged: "),
-        ("params.yaml", "- 1\n", "params.yaml: damaged: expected names and values, found list"),
+        ("params.yaml", "- 1\n", "params.yaml: damaged: line 1: expected lines of the form 'name: value'"),
         (
             "params.yaml",
             "recipe: udon\nlost_parameter: 3\n",
             "params.yaml: of another version: parameter 'lost_parameter'",
         ),
+        ("params.yaml", "", "params.yaml: damaged: expected lines of the form 'name: value', found none"),
+        ("params.yaml", "[" * 1500, "params.yaml: damaged: line 1: found lists and mappings more than 20 deep"),
+        ("params.yaml", "seed: !!set {1}", "params.yaml: damaged: line 1: found the tag !!set"),
         ("params.yaml", b"\xff\xfe", "params.yaml: damaged: "),
         ("provenance.json", "{}", "provenance.json: damaged: not a run's provenance"),
         ("provenance.json", "", "provenance.json: damaged: "),

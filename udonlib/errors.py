@@ -40,13 +40,15 @@ def problems(model: type[BaseModel], error: ValidationError, values: Mapping[str
         if isinstance(cause, ParameterError):
             problems.update(cause.problems)
         elif finding["type"] == "value_error":
-            problems[name] = str(cause)
+            problems[name] = f"found {_short(values[name])}, {cause}"
         elif finding["type"] == "extra_forbidden":
             problems[name] = f"no such parameter; {nearest(name, [*schemas, 'preset'])}"
         else:
             found, choices = values[name], schemas[name].get("enum", ())
             hint = f"; {nearest(found, choices)}" if choices and "did" in nearest(found, choices) else ""
             kind = "" if found is None else f" ({type(found).__name__})"
+            if isinstance(found, bool | float) and _takes_text(schemas[name]):
+                hint = f"; a name that reads as a number or as true stays text in quotes, or by papermill's -r {name}"
             problems[name] = f"found {_short(found)}{kind}, expected {_expected(schemas[name])}{hint}"
     return problems
 
@@ -54,6 +56,12 @@ def problems(model: type[BaseModel], error: ValidationError, values: Mapping[str
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _takes_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a JSON schema holds names that one is free to choose, one or a list of them."""
+    inner = [*schema.get("anyOf", ()), *([schema["items"]] if isinstance(schema.get("items"), dict) else ())]
+    return (schema.get("type") == "string" and "enum" not in schema) or any(map(_takes_text, inner))
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
@@ -69,7 +77,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
     words = {"integer": "a whole number", "number": "a number", "boolean": "True or False", "string": "text"}
-    words |= {"null": "None", "array": "a list", "object": "a mapping"}
+    words |= {"null": "None", "array": "a list", "object": "a mapping, such as {name: value}"}
     inner = schema.get("items") or schema.get("additionalProperties")
     each = f" (each: {_expected(inner)})" if isinstance(inner, dict) else ""
     return words[schema["type"]] + each + (" " + " and ".join(bounds) if bounds else "")

@@ -3,12 +3,12 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from udonlib.errors import ParameterError
-from udonlib.params import DataParams, Strategy, results_folder
+from udonlib.params import DataParams, Strategy, different, results_folder
 
 
 class GapParams(DataParams):
@@ -98,16 +98,7 @@ class GridParams(DataParams):
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
 
-    @field_validator("rows", "seeds", mode="before")
-    @classmethod
-    def _split_list(cls, value: Any) -> Any:
-        values = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        values = [values] if isinstance(values, int) and not isinstance(values, bool) else values
-        if isinstance(values, list | tuple):
-            if not values or "" in values or len(set(map(str, values))) < len(values):
-                raise ValueError(f"found {value!r}, expected one or more different values, with commas between them")
-            return tuple(values)
-        return value
+    _different = field_validator("rows", "seeds")(different)
 
     @property
     def folder(self) -> Path:
@@ -167,15 +158,7 @@ class SamplerParams(DataParams):
     seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the schedules")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
-    @field_validator("strategies", "runs", mode="before")
-    @classmethod
-    def _split_texts(cls, value: Any) -> Any:
-        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-        if isinstance(names, list | tuple):
-            if not names or "" in names or len(set(names)) < len(names):
-                raise ValueError(f"found {value!r}, expected one or more different names, with commas between them")
-            return tuple(names)
-        return value
+    _different = field_validator("strategies", "runs")(different)
 
 
 class EmbeddingsParams(DataParams):

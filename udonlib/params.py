@@ -7,13 +7,13 @@ is one `UserError`: it names the parameter or file, what was found, what is vali
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from udonlib.errors import ParameterError, UserError, nearest, problems
+from udonlib.written import read_as
 
 PROJECT = Path(__file__).resolve().parent.parent
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
@@ -80,33 +80,25 @@ class DataParams(BaseModel):
         recipe = values.get("recipe")
         fixed = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
         try:
-            super().__init__(**{**fixed, **self._read_numbers(values)})
+            fields = type(self).model_fields
+            read = {name: read_as(fields[name].annotation, value) for name, value in values.items() if name in fields}
+            super().__init__(**fixed | values | read)
         except ValidationError as error:
             raise ParameterError(problems(type(self), error, values)) from None
 
+    @field_validator("domains")
     @classmethod
-    def _read_numbers(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Read '1e-3' as a number, since YAML does not (it wants 1.0e-3), and do not let True pass for 1."""
-        read = dict(values)
-        for name, field in cls.model_fields.items():
-            value = values.get(name)
-            if field.annotation in (int, float, float | None) and isinstance(value, str | bool):
-                whole = re.fullmatch(r"\s*[-+]?\d+\s*", str(value))
-                number = re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", str(value))
-                read[name] = int(value) if whole else float(value) if number else str(value)
-        return read
+    def _name_domains(cls, names: Literal["all"] | tuple[str, ...]) -> Literal["all"] | tuple[str, ...]:
+        if names == "all" or names == ("all",):
+            return "all"
+        return different(names, "'all' or one or more different names")
 
-    @field_validator("domains", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-            if tuple(names) == ("all",):
-                return "all"
-            if not names or "" in names or len(set(names)) < len(names):
-                raise ValueError(f"found {value!r}, expected 'all' or one or more different names")
-            return tuple(names)
-        return value
+
+def different(values: tuple, expected: str = "one or more different values, with commas between them") -> tuple:
+    """Refuse a list that is empty, or names something twice or not at all, as text with a comma too many does."""
+    if not values or "" in values or len(set(values)) < len(values):
+        raise ValueError(f"expected {expected}")
+    return values
 
 
 class TrainParams(DataParams):
@@ -265,7 +257,7 @@ class TrainParams(DataParams):
     def _scale_shares(cls, shares: dict[str, float]) -> dict[str, float]:
         total = sum(shares.values())
         if shares and not total > 0:
-            raise ValueError(f"found {shares!r}, expected shares that sum to more than 0")
+            raise ValueError("expected shares that sum to more than 0")
         if abs(total - 1) < 1e-9:  # scaled already: reading saved parameters must not change the last bit
             return shares
         return {name: share / total for name, share in shares.items()}

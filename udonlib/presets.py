@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import yaml
-
+from udonlib import plainyaml
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams, run_path
 
@@ -31,7 +30,7 @@ def own_values(preset: str | Path) -> dict[str, Any]:
 
     Raises UserError as `load` does.
     """
-    values = _read(_find(preset, []))
+    values = plainyaml.read_file(_find(preset, []), empty=True)
     values.pop("preset", None)
     return values
 
@@ -169,7 +168,7 @@ def _preset_layers(preset: object) -> list[Layer]:
             raise UserError(
                 f"{chain[-1]}: preset '{preset}' refines itself: " + " -> ".join(p.stem for p in [*chain, path])
             )
-        values = _read(path)
+        values = plainyaml.read_file(path, empty=True)
         chain.append(path)
         preset = values.pop("preset", "paper")
         layers.insert(0, (str(path), values))
@@ -192,33 +191,3 @@ def _find(preset: object, chain: Sequence[Path]) -> Path:
     folder = PROJECT / "params"
     names = ["paper", *(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))]
     raise UserError(f"{place}no preset '{preset}'; {nearest(preset, names)}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read one preset file. Raises UserError naming file and line."""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text: byte 0x{content[error.start]:02x}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if node is None:
-        return {}
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}, line {node.start_mark.line + 1}: expected lines of the form 'name: value'")
-    lines: dict[str, int] = {}
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise UserError(f"{path}, line {line}: '{key.value}' is set twice, first in line {lines[key.value]}")
-        lines[str(key.value)] = line
-    return {str(name): value for name, value in values.items()}

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-import yaml
 
-from udonlib.errors import UserError
+from udonlib import plainyaml
+from udonlib.errors import ParameterError, UserError
 from udonlib.interventions import Intervention, interventions
 from udonlib.params import TrainParams, run_path, runs_folder
 from udonlib.steering import read_control
@@ -55,9 +55,10 @@ class RunFolder:
     def params(self) -> TrainParams:
         """The parameters the run was started with."""
         file = self.path / "params.yaml"
+        values = plainyaml.read_file(file)
         try:
-            return TrainParams(**yaml.safe_load(file.read_text()))
-        except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            return TrainParams(**values)
+        except ParameterError as error:
             raise UserError(f"{file}: not a run's parameters: {error}") from None
 
     @property

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from udonlib import plainyaml
 from udonlib.domains import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation import Neighbours
@@ -242,10 +242,9 @@ def _query_notes(a: pd.DataFrame, b: pd.DataFrame, shared: pd.DataFrame) -> list
 def _values(run: RunFolder) -> dict[str, Any]:
     """The parameters as they were saved, also by another version."""
     try:
-        values = yaml.safe_load((run.path / "params.yaml").read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return plainyaml.read_file(run.path / "params.yaml")
+    except UserError:
         return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _provenance(run: RunFolder) -> dict[str, str]:

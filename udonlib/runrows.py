@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from udonlib import plainyaml
 from udonlib.errors import ParameterError
 from udonlib.gridtables import EMBEDDERS
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 
 # What making sense of a damaged file raises, besides errors of reading it.
-DAMAGED = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
+DAMAGED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 TAIL = 1 << 23  # bytes of metrics.jsonl that are read: a hundred thousand steps of a run that logs often
 UNREADABLE = "unreadable"
 UNKNOWN = math.nan
@@ -85,7 +85,7 @@ def read_row(folder: Path) -> RunRow:
     run, problems = RunFolder(folder), _Problems(folder)
     if not (folder / "params.yaml").exists():
         return RunRow(folder.name, problem="no params.yaml: not a run, or one that never began")
-    values = problems.read("params.yaml", lambda path: _mapping(yaml.safe_load(path.read_text())), {})
+    values = problems.read("params.yaml", plainyaml.read_file, {})
     if values:
         problems.read("params.yaml", lambda path: vars(run).update(params=TrainParams(**values)), None)
     starts = problems.read("provenance.json", lambda path: run.provenance(), [])
@@ -207,7 +207,7 @@ class _Problems:
             self.found.append(f"{name}: cannot be read: {error.strerror}")
         except DAMAGED as e:
             text = (str(e).splitlines() or [type(e).__name__])[0]
-            self.found.append(f"{name}: damaged: {text.removeprefix(f'{self.folder / name}: ')}")
+            self.found.append(f"{name}: damaged: {text.removeprefix(str(self.folder / name)).lstrip(':, ')}")
         return otherwise
 
 
