@@ -53,13 +53,19 @@ def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, *more
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+SMALL = {"BLP", "ICNS", "ICO", "MSP", "XBM"}  # of palettes, two colours or fixed sizes
+
+
 class TestColours:
-    @pytest.mark.parametrize("image_format", FORMATS)
+    @pytest.mark.parametrize("image_format", [name for name in FORMATS if name in Image.SAVE and name not in SMALL])
     def test_every_format_keeps_a_photograph(self, image_format: str) -> None:
         image = Image.open(io.BytesIO(picture(1, (40, 30))))
         found = np.asarray(decode(encode(image, image_format), "x")).astype(int)
         assert found.shape == (30, 40, 3)
         assert np.abs(found - np.asarray(image)).mean() < 12  # GIF's palette is the coarsest
+
+    def test_icons_are_read(self) -> None:
+        assert colour_of(encode(flat("RGB", (200, 10, 60), (16, 16)), "ICO")) == (200, 10, 60)
 
     def test_grey_becomes_three_equal_channels(self) -> None:
         assert colour_of(encode(flat("L", 77))) == (77, 77, 77)

@@ -13,9 +13,9 @@ from udonlib.storage import replacing
 
 
 class TestArchives:
-    def test_an_archive_without_info_files_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"b\.zip: the archive holds no info_files/"):
-            load_catalog(str(write_zip(tmp_path / "b.zip", {"images/a.png": b"x"})))
+    def test_an_archive_without_info_files_or_images_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"b\.zip: the archive holds neither info_files/ nor"):
+            load_catalog(str(write_zip(tmp_path / "b.zip", {"notes/a.txt": b"x"})))
 
     def test_an_archive_cut_short_anywhere_is_refused_or_the_image_named(self, tmp_path: Path) -> None:
         whole = write_uned_zip(tmp_path / "whole.zip").read_bytes()

@@ -15,10 +15,8 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from udonlib.errors import UserError
+from udonlib.imagekinds import FORMATS, USUAL
 
-# Formats that hold photographs and drawings. Pillow opens others, some by starting other programs.
-Image.init()
-FORMATS = tuple(name for name in "JPEG PNG WEBP GIF BMP TIFF PPM JPEG2000 AVIF".split() if name in Image.OPEN)
 MAX_PIXELS = 89_478_485  # a quarter of a GiB as RGB, Pillow's own limit; larger ones are refused before decoding
 MAX_ASPECT = 100  # long side / short side; the middle of a longer strip shows nothing of it
 
@@ -60,7 +58,7 @@ def _open(data: bytes, path: str, at_least: int | None) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image of a known format ({', '.join(FORMATS)}), or damaged") from error
+        raise ImageError(f"{path}: not an image of a known format ({', '.join(USUAL)} ...), or damaged") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{path}: too large: {width} x {height} are declared, more than {MAX_PIXELS} pixels")

@@ -5,7 +5,8 @@ Three forms come to the same `Catalog`: the official UnED form in a folder or in
     info_files/<domain>/<split>.json    a list of {"path": "cars/car_ims/000001.jpg", "class_id": 7 or [7, 12]}
     images/<path>                       (or an image root given apart)
 
-a folder of images domain/class/image, and MiniUnED, which ships with the package in the official form.
+images in folders or in one archive, domain/class/image, or split/class/image or domain/split/class/image where folders
+called train, val and test say what each image is for; and MiniUnED, which ships with the package in the official form.
 """
 
 import hashlib
@@ -19,14 +20,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from udonlib.errors import nearest
+from udonlib.folders import Classes, ImageFolders
 from udonlib.infofiles import read_info_file
-from udonlib.storage import DataError, Store, path_problem
+from udonlib.listing import LeftOut
+from udonlib.storage import DataError, Store
 
-__all__ = ["Catalog", "DataError", "Domain", "Split", "check_images", "load_catalog"]
+__all__ = ["Catalog", "DataError", "Domain", "LeftOut", "Split", "check_images", "load_catalog"]
 
 SPLITS = ("train", "val", "test", "index", "small_index")
 REQUIRED_SPLITS = SPLITS[:3]
-IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 MINIUNED = Path(__file__).parent / "miniuned" / "miniuned.zip"
 # The usual orders: UnED's recipe, then MiniUnED. Domains of other names follow by alphabet.
 RESERVED = {"mean", "all"}  # rows of tables that stand beside domains
@@ -34,7 +36,6 @@ KNOWN_DOMAINS = (
     *("food2k", "cars", "sop", "inshop", "inat", "met", "gldv2", "rp2k"),
     *("emoji", "flags", "logos", "icons", "fonts", "kanji", "fashion", "earth"),
 )
-SHARES = (0.6, 0.1)  # of an image folder's classes for train and val; the rest is for test
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,9 @@ class Domain:
 
     @cached_property
     def train_classes(self) -> Int64[np.ndarray, "classes"]:
-        """The class ids of the train split, rising: what `train_labels` count."""
-        return np.unique(self.splits["train"].labels[:, 0])
+        """The class ids of the train split, rising: what `train_labels` count. None where there is no such split."""
+        train = self.splits.get("train")
+        return np.zeros(0, dtype=np.int64) if train is None else np.unique(train.labels[:, 0])
 
     @cached_property
     def train_labels(self) -> Int64[np.ndarray, "n"]:
@@ -84,6 +86,11 @@ class Domain:
         """The number of classes of the train split."""
         return len(self.train_classes)
 
+    @cached_property
+    def known_classes(self) -> Int64[np.ndarray, "classes"]:
+        """Those classes of the test split that stand in the train split too: they are known, not new, when tested."""
+        return np.intersect1d(self.splits["test"].labels, self.train_classes) if "test" in self.splits else np.zeros(0)
+
     @property
     def sizes(self) -> dict[str, int]:
         """Images of each split."""
@@ -94,13 +101,16 @@ class Domain:
 class Catalog:
     """The domains of one benchmark and where their images are read from.
 
-    root: the folder or archive as given. store: reads an image's bytes by its path in a split.
+    root: the folder or archive as given. store: reads an image's bytes by its path in a split. left_out: what of a
+    folder of images was passed over. notes: sentences about how it was read that a person should know.
     """
 
     name: str
     root: Path
     domains: tuple[Domain, ...]
     store: Store
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Domain:
         for domain in self.domains:
@@ -131,39 +141,40 @@ class Catalog:
         return digest.hexdigest()
 
 
-def load_catalog(data: str = "miniuned", domains: str | Sequence[str] = "all", images: str | None = None) -> Catalog:
+def load_catalog(
+    data: str = "miniuned",
+    domains: str | Sequence[str] = "all",
+    images: str | None = None,
+    needed: Sequence[str] = REQUIRED_SPLITS,
+) -> Catalog:
     """Read and check the catalog of a benchmark.
 
     Args:
-        data: "miniuned"; or a folder or zip archive that holds info_files/; or a folder domain/class/image, whose
-            classes are then dealt to train, val and test (60, 10 and 30%) by a hash of their names.
+        data: "miniuned"; or a folder or zip archive that holds info_files/, in a folder of its own or not; or one of
+            domain/class/image, whose classes are then dealt to train, val and test (60, 10 and 30%) by a hash of their
+            names. Folders train, val and test in place of the domains, or of a domain's classes, are its splits.
         domains: "all", or names in the order wanted, as a list or separated by commas.
         images: folder or archive of the images where they are not in `data`; its images/ is used if it has one.
+        needed: the splits that each domain must have: training needs all three, an evaluation its own.
 
     Raises: DataError with the file, the entry, what was found, what is valid and the nearest valid name.
     """
-    store = Store(MINIUNED) if data == "miniuned" else Store(_existing(data, "data"))
-    official = store.has_folder("info_files")
+    store = _official_below(Store(MINIUNED) if data == "miniuned" else Store(_existing(data, "data")))
+    name = "miniuned" if data == "miniuned" else store.root.stem
+    if not store.has_folder("info_files"):
+        if images is not None:
+            raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
+        return _read_folders(name, store, domains, needed)
     image_store = store if images is None else Store(_existing(images, "images"))
-    if official and image_store.has_folder("images"):
+    if image_store.has_folder("images"):
         image_store = image_store.below("images")
-    if not official and not store.root.is_dir():
-        raise DataError(f"{store.root}: the archive holds no info_files/<domain>/<split>.json")
-    if not official and images is not None:
-        raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
-    if not official and any(store.root.glob("*/train.json")):
-        raise DataError(
-            f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in which "
-            "it is called info_files"
-        )
-
-    info_files = _info_files(store) if official else {}
+    info_files = _info_files(store)
     loaded = []
-    for name in _chosen(domains, sorted(info_files) if official else _folder_domains(store.root), store.root):
-        splits = _read_splits(store, name, info_files[name]) if official else _deal_classes(store.root / name)
-        _check_agreement(splits, f"{store.root}/info_files/{name}")
-        loaded.append(Domain(name, splits))
-    return Catalog("miniuned" if data == "miniuned" else store.root.stem, store.root, tuple(loaded), image_store)
+    for domain in _chosen(domains, sorted(info_files), store.root):
+        splits = _read_splits(store, domain, info_files[domain], needed)
+        _check_agreement(splits, f"{store.start}/info_files/{domain}")
+        loaded.append(Domain(domain, splits))
+    return Catalog(name, store.root, tuple(loaded), image_store)
 
 
 def check_images(catalog: Catalog) -> int:
@@ -208,6 +219,14 @@ def _chosen(domains: str | Sequence[str], present: Sequence[str], root: Path) ->
     return names
 
 
+def _official_below(store: Store) -> Store:
+    """Return the store from where info_files/ lies: at its top, or in the one folder there that has it."""
+    if store.has_folder("info_files"):
+        return store
+    holders = [folder for folder in store.folders() if store.below(folder).has_folder("info_files")]
+    return store.below(holders[0]) if len(holders) == 1 else store
+
+
 # --- the official form -----------------------------------------------------------------------------------------------
 
 
@@ -223,14 +242,14 @@ def _info_files(store: Store) -> dict[str, set[str]]:
     return files
 
 
-def _read_splits(store: Store, domain: str, present: set[str]) -> dict[str, Split]:
+def _read_splits(store: Store, domain: str, present: set[str], needed: Sequence[str]) -> dict[str, Split]:
     splits = {}
     for name in SPLITS:
         path = f"info_files/{domain}/{name}.json"
         if f"{name}.json" in present:
-            splits[name] = _parse_split(store.read(path), name, f"{store.root}/{path}")
-        elif name in REQUIRED_SPLITS:
-            raise DataError(f"{store.root}/{path}: no such file; {nearest(f'{name}.json', present)}")
+            splits[name] = _parse_split(store.read(path), name, f"{store.start}/{path}")
+        elif name in needed:
+            raise DataError(f"{store.start}/{path}: no such file; {nearest(f'{name}.json', present)}")
     return splits
 
 
@@ -275,43 +294,34 @@ def _ids(labels: np.ndarray) -> list[int]:
     return [label for label in labels.tolist() if label >= 0]
 
 
-# --- image folders ---------------------------------------------------------------------------------------------------
+# --- folders of images -----------------------------------------------------------------------------------------------
 
 
-def _folder_domains(root: Path) -> list[str]:
-    present = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not present:
-        raise DataError(f"{root}: holds neither info_files/ nor folders domain/class/image")
-    return present
+def _read_folders(name: str, store: Store, domains: str | Sequence[str], needed: Sequence[str]) -> Catalog:
+    if not store.is_archive and any(store.root.glob("*/train.json")):
+        raise DataError(
+            f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in which "
+            "it is called info_files"
+        )
+    folders = ImageFolders(store)
+    loaded = []
+    for domain in _chosen(domains, folders.names, store.root):
+        splits = folders.splits(domain)
+        for split in needed:
+            if split not in splits:
+                found = ", ".join(splits)
+                raise DataError(f"{store.start}: domain '{domain}' has no images for {split}; its folders hold {found}")
+        loaded.append(Domain(domain, _labelled(splits)))
+    return Catalog(name, store.root, tuple(loaded), folders.store, folders.left_out, tuple(folders.notes))
 
 
-def _deal_classes(folder: Path) -> dict[str, Split]:
-    """Make the splits of one domain from folders of classes; no class is in two splits.
-
-    Classes are put in the order of the SHA-256 of "domain/class" and cut at 60% and 70%: the same on every machine,
-    and no split stays empty.
-    """
-    classes: dict[str, list[str]] = {}
-    for path in sorted(Store(folder).files()):
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        if hidden or Path(path).suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if "/" not in path:
-            raise DataError(f"{folder / path}: an image outside of a class folder; expected domain/class/image")
-        if problem := path_problem(path):
-            raise DataError(f"{folder}: {problem}")
-        classes.setdefault(path.split("/")[0], []).append(f"{folder.name}/{path}")
-    if len(classes) < 3:
-        raise DataError(f"{folder}: train, val and test need a class folder each, found {len(classes)} with images")
-    ids = {name: i for i, name in enumerate(classes)}
-    dealt = sorted(classes, key=lambda name: hashlib.sha256(f"{folder.name}/{name}".encode()).digest())
-    n_val = max(1, round(SHARES[1] * len(dealt)))
-    n_train = min(max(1, round(SHARES[0] * len(dealt))), len(dealt) - n_val - 1)
-    cuts = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(dealt))}
-    splits = {}
-    for split, (begin, end) in cuts.items():
-        members = sorted(dealt[begin:end])
-        paths = tuple(path for name in members for path in classes[name])
-        labels = np.array([[ids[name]] for name in members for _ in classes[name]], dtype=np.int64)
-        splits[split] = Split(split, paths, labels, {ids[name]: name for name in members})
-    return splits
+def _labelled(splits: dict[str, Classes]) -> dict[str, Split]:
+    """Number the classes of a domain over all its splits, in the order of their paths."""
+    names = {name for classes in splits.values() for name in classes}
+    ids = {name: i for i, name in enumerate(sorted(names, key=lambda name: f"{name}/"))}
+    made = {}
+    for split, classes in splits.items():
+        paths = tuple(path for paths in classes.values() for path in paths)
+        labels = np.repeat([ids[name] for name in classes], [len(paths) for paths in classes.values()])
+        made[split] = Split(split, paths, labels.astype(np.int64)[:, None], {ids[name]: name for name in classes})
+    return made

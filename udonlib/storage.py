@@ -31,9 +31,16 @@ class DataError(UserError):
 
 def path_problem(path: str) -> str | None:
     """Say why `path` may not be read below a root, or None where it may."""
-    if UNSAFE_PATH.search(path) or "\n" in path:
+    if not path.isprintable() and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in path):
+        return f"path {path!r} holds a control character, such as a line feed, or bytes that are not UTF-8"
+    if UNSAFE_PATH.search(path):
         return f"path {path!r} is not a plain relative path (forward slashes, no '.' or '..', nothing absolute)"
     return None
+
+
+def printable(path: str) -> str:
+    """Write a name as it can be printed and stored: escape what is no text, such as bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)
 
 
 def escaped_path(path: str) -> str:
@@ -59,6 +66,16 @@ class Store:
         if not self.root.exists():
             raise DataError(f"{self.root}: no such folder or archive")
         self._archive = None if self.root.is_dir() else _Archive(self.root)
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the files lie in an archive."""
+        return self._archive is not None
+
+    @property
+    def start(self) -> Path:
+        """Where paths begin, for messages; in a folder it exists."""
+        return self.root / self.prefix
 
     def below(self, folder: str) -> "Store":
         """Return the same store with paths that count from `folder`."""
@@ -90,11 +107,18 @@ class Store:
             parent = Path(where).relative_to(start).as_posix()
             yield from (name if parent == "." else f"{parent}/{name}" for name in names)
 
-    def has_folder(self, folder: str) -> bool:
-        """Say whether there is a folder of this name at the root."""
+    def folders(self) -> list[str]:
+        """Return the names of the folders where paths begin, in order."""
         if self._archive:
-            return folder.encode() in self._archive.folders
-        return (self.root / folder).is_dir()
+            names = {name.decode(errors="surrogateescape") for name in self._archive.folders}
+            return sorted(name for name in names if "/" not in name) if not self.prefix else []
+        return sorted(entry.name for entry in os.scandir(self.start) if entry.is_dir())
+
+    def has_folder(self, folder: str) -> bool:
+        """Say whether there is a folder of this name where paths begin; in an archive at most one folder down."""
+        if self._archive:
+            return f"{self.prefix}{folder}".encode(errors="surrogateescape") in self._archive.folders
+        return (self.start / folder).is_dir()
 
     def missing(self, paths: Sequence[str]) -> list[str]:
         """Return those of `paths` that do not exist, in their order.
@@ -115,7 +139,7 @@ class Store:
             parent, _, name = path.rpartition("/")
             if parent not in folders:
                 where = self.root / self.prefix / parent
-                folders[parent] = set(os.listdir(where)) if where.is_dir() else set()
+                folders[parent] = _names(where) if where.is_dir() else set()
             found.append(name in folders[parent])
         return found
 
@@ -129,6 +153,12 @@ class Store:
             return None
         except OSError as error:
             raise DataError(f"{self.root / name}: cannot be read: {error.strerror}") from error
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of a folder's files; links that lead nowhere are none."""
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
 
 
 _END, _END64_AT, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
@@ -151,7 +181,7 @@ class _Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
-        self.folders: set[bytes] = set()  # at the top
+        self.folders: set[bytes] = set()  # at the top, and right below
         rows = np.fromiter(self._index(), dtype=_ROW)
         order = np.argsort(rows["key"], kind="stable")
         self._rows, self._keys = (
@@ -172,7 +202,7 @@ class _Archive:
 
     def names(self) -> Iterator[str]:
         """Yield the names of all entries that are files."""
-        return (name.decode(errors="replace") for name, _ in self._directory() if not name.endswith(b"/"))
+        return (name.decode(errors="surrogateescape") for name, _ in self._directory() if not name.endswith(b"/"))
 
     def content(self, name: str) -> bytes | None:
         """Return an entry's content, checked against its checksum; None where there is no such entry."""
@@ -202,9 +232,11 @@ class _Archive:
 
     def _index(self) -> Iterator[tuple[int, int, int, int, int]]:
         for name, row in self._directory():
-            folder, slash, _ = name.partition(b"/")
-            if slash:
-                self.folders.add(folder)
+            first, *others = name.split(b"/", 2)
+            if others:
+                self.folders.add(first)
+            if len(others) == 2:
+                self.folders.add(b"/".join((first, others[0])))
             yield _key(name), *row
 
     def _directory(self) -> Iterator[tuple[bytes, tuple[int, int, int, int]]]:
