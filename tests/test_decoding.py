@@ -2,8 +2,10 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.catalogs import picture
+from udonlib import decoding
 from udonlib.decoding import (
     FORMATS,
     MAX_PIXELS,
@@ -275,3 +278,24 @@ class TestResizing:
         image = Image.fromarray(np.array([[[10, 0, 0], [13, 0, 0]]], dtype=np.uint8).repeat(2, 0))
         assert resize_train(np.array(image), 4)[0, 0].tolist() == [10.0, 10.75, 12.25, 13.0]
         assert prepare_train(image, 4)[0, 0].tolist() == [10, 11, 12, 13]
+
+
+def test_threads_that_decode_at_once_leave_warnings_as_they_were(monkeypatch):
+    both_inside, first_is_done = threading.Barrier(2), threading.Event()
+    identified = decoding._identified
+
+    def slowly(data: bytes, path: str) -> Image.Image:
+        both_inside.wait(10)
+        if path == "second":
+            assert first_is_done.wait(10)
+        return identified(data, path)
+
+    monkeypatch.setattr(decoding, "_identified", slowly)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(decode, picture(1), "first")
+        second = pool.submit(decode, picture(2), "second")
+        first.result()
+        first_is_done.set()
+        second.result()
+    assert warnings.filters == before

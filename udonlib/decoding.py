@@ -5,7 +5,9 @@ bytes -> decode -> RGB -> prepare_train | prepare_eval -> uint8 [3, size, size]
 
 import contextlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -40,10 +42,53 @@ def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
     Raises: ImageError, beginning with the path: empty, not an image, cut short, damaged, pixels of no fixed range, more
         than MAX_PIXELS declared, or one side more than MAX_ASPECT times the other.
     """
+    with _in_words(path):
+        image = _identified(data, path)
+        if at_least is not None:
+            image.draft(None, (2 * at_least, 2 * at_least))
+        image.load()
+        return _to_rgb(image, path)
+
+
+def identify(data: bytes, path: str) -> Image.Image:
+    """Read the header of an image file: its `format`, `mode` and `size`. No pixels are decoded.
+
+    Raises: ImageError as `decode` does, for what a header tells.
+    """
+    with _in_words(path):
+        return _identified(data, path)
+
+
+class _Quiet:
+    """No warnings while anybody is inside: `catch_warnings` of threads that overlap would leave them off for good."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextlib.contextmanager
+def _in_words(path: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into an ImageError that begins with the path."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd metadata: the pixels decide
-            return _to_rgb(_open(data, path, at_least), path)
+        with _quiet:  # on odd metadata: the pixels decide
+            yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -52,7 +97,7 @@ def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
         raise ImageError(f"{path}: cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _open(data: bytes, path: str, at_least: int | None) -> Image.Image:
+def _identified(data: bytes, path: str) -> Image.Image:
     if not data:
         raise ImageError(f"{path}: the file is empty")
     try:
@@ -64,9 +109,6 @@ def _open(data: bytes, path: str, at_least: int | None) -> Image.Image:
         raise ImageError(f"{path}: too large: {width} x {height} are declared, more than {MAX_PIXELS} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"{path}: too thin: {width} x {height}, one side more than {MAX_ASPECT} times the other")
-    if at_least is not None:
-        image.draft(None, (2 * at_least, 2 * at_least))
-    image.load()
     return image
 
 

@@ -96,6 +96,23 @@ class Store:
                 return content
         raise DataError(f"{self.root}: no file '{self.prefix}{path}'")
 
+    def ends(self, path: str, n_bytes: int) -> tuple[bytes, bytes, int]:
+        """Return the first and the last bytes of one file, `n_bytes` of them or all that it has, and its size.
+
+        So much is read of a file in a folder, and of one that an archive stores as it is; its checksum says nothing
+        then. Missing files and errors as in `read`.
+        """
+        if self._archive is None and path_problem(path) is None:
+            for name in dict.fromkeys((path, escaped_path(path))):
+                if (found := _ends(self.root / (self.prefix + name), n_bytes)) is not None:
+                    return found
+        content = self.read(path)
+        return content[:n_bytes], content[-n_bytes:], len(content)
+
+    def digest(self, path: str) -> int:
+        """Return 64 bits that are equal for files of equal content. Raises as `read` does."""
+        return _key(self.read(path))
+
     def files(self, folder: str = "") -> Iterator[str]:
         """Yield the path of every file below `folder` ("" or "a/b"), counted from there, in no particular order."""
         below = self.prefix + (f"{folder}/" if folder else "")
@@ -159,6 +176,22 @@ def _names(folder: Path) -> set[str]:
     """Return the names of a folder's files; links that lead nowhere are none."""
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
+
+
+def _ends(file: Path, n_bytes: int) -> tuple[bytes, bytes, int] | None:
+    """Return the ends of a file and its size, or None where there is no such file."""
+    try:
+        with file.open("rb", buffering=0) as opened:
+            first = opened.read(n_bytes) or b""
+            size = os.fstat(opened.fileno()).st_size
+            if size <= n_bytes:
+                return first, first, len(first)
+            opened.seek(-n_bytes, os.SEEK_END)
+            return first, opened.read(n_bytes) or b"", size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 _END, _END64_AT, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
