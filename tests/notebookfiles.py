@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from udonlib.params import PROJECT
+from tests import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 

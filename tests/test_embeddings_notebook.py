@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import PROJECT
 from tests.embeddings import N_QUERIES, train
 from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill, text
-from udonlib.params import PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "embeddings.ipynb"
 N_POINTS = N_QUERIES + 27

@@ -9,13 +9,14 @@ import pytest
 import torch
 import yaml
 
+from tests import PROJECT
 from tests.catalogs import write_image_folder, write_uned_tree
 from tests.test_training import SMALL
 from udonlib import evaluations, evaluationviews
 from udonlib.errors import ParameterError, UserError
 from udonlib.evaluations import lost_by_merging, open_evaluation
 from udonlib.notebookparams import EvaluateParams
-from udonlib.params import PROJECT, TrainParams
+from udonlib.params import TrainParams
 from udonlib.runs import open_run
 
 SETTINGS = {"eval_batch_size": 4, "n_threads": 1, "device": "cpu"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests import PROJECT
 from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
 from udonlib import presets, runs
-from udonlib.params import PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "gaps.ipynb"
 DOMAINS = ["flags", "earth"]

@@ -7,6 +7,7 @@ import time
 import pytest
 import yaml
 
+from tests import PROJECT
 from tests.grids import finish, small_grid, write_base
 from tests.test_training import SMALL
 from udonlib import presets
@@ -50,7 +51,7 @@ def test_a_run_is_named_as_the_notebook_names_it(tmp_path):
     [job] = small_grid(tmp_path, rows="us_rr", steps=7).rows["us_rr"][0]
     values = {name: value for name, value in job.values.items() if name != "preset"}
     injected = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in job.values.items())
-    notebook = json.loads((presets.PROJECT / "notebooks" / "train.ipynb").read_text())
+    notebook = json.loads((PROJECT / "notebooks" / "train.ipynb").read_text())
     cell = next("".join(c["source"]) for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", ()))
     assert presets.from_notebook([cell, injected]).run_dir == job.params.run_dir
     assert job.params.steps == 7

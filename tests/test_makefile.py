@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from udonlib.params import PROJECT
+from tests import PROJECT
 
 
 @pytest.fixture

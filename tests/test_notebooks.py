@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import PROJECT
 from tests.catalogs import write_image_folder
-from udonlib.params import PROJECT
 
 PLOTLY = "application/vnd.plotly.v1+json"
 SMOKE = ["-f", str(PROJECT / "params" / "smoke.yaml"), "-p", "domains", "flags, earth", "-p", "domains_per_batch", "2"]

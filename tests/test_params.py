@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests import PROJECT
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.params import PROJECT, RECIPES, WITHOUT_EFFECT, DataParams, TrainParams
+from udonlib.params import RECIPES, WITHOUT_EFFECT, DataParams, TrainParams
 
 
 def complaint(**values: object) -> str:

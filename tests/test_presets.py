@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import PythonTranslator
 
+from tests import PROJECT
 from udonlib import presets
 from udonlib.errors import UserError
-from udonlib.params import PROJECT, DataParams, TrainParams
+from udonlib.params import DataParams, TrainParams
 
 CELL = 'preset: str = "paper"\ndomains: str = "all"\nsteps: int = None\nlearning_rate: float = None  # the preset\'s'
 
@@ -22,8 +23,7 @@ CELL = 'preset: str = "paper"\ndomains: str = "all"\nsteps: int = None\nlearning
 def project(tmp_path, monkeypatch):
     """A project folder with presets of its own."""
     (tmp_path / "params" / "ablations").mkdir(parents=True)
-    monkeypatch.setattr(presets, "PROJECT", tmp_path)
-    monkeypatch.setattr("udonlib.params.PROJECT", tmp_path)
+    monkeypatch.setattr("udonlib.home.SHARE", tmp_path)
 
     def write(name: str, content: str | bytes):
         path = tmp_path / "params" / name

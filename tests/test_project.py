@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import yaml
 
+from tests import PROJECT
 from udonlib import presets
 from udonlib.notebookparams import (
     EmbeddingsParams,
@@ -23,7 +24,7 @@ from udonlib.notebookparams import (
     RunsParams,
     SamplerParams,
 )
-from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams
+from udonlib.params import RECIPES, DataParams, TrainParams
 
 # Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
 NOTEBOOKS = sorted(

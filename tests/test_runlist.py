@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from tests import PROJECT
 from udonlib import runlist
-from udonlib.params import PROJECT
 from udonlib.runrows import RunRow
 
 HOME = PROJECT / "results" / "runs"

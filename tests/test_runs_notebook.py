@@ -9,12 +9,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import PROJECT
 from tests.catalogs import write_uned_tree
 from tests.runfolders import write_run
 from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
 from tests.test_training import SMALL
 from udonlib import runs
-from udonlib.params import PROJECT, TrainParams
+from udonlib.params import TrainParams
 
 NOTEBOOK = PROJECT / "notebooks" / "runs.ipynb"
 needs_browser = pytest.mark.skipif(

@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import PROJECT
 from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
 from udonlib import presets, runs
-from udonlib.params import PROJECT
 
 NOTEBOOK = PROJECT / "notebooks" / "sampler.ipynb"
 

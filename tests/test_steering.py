@@ -11,10 +11,10 @@ import time
 
 import pytest
 
+from tests import PROJECT
 from udonlib import steering
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention, interventions
-from udonlib.params import PROJECT
 from udonlib.steering import Commands, Control, change_control, read_control
 
 NAMES = ("emoji", "flags", "earth")

@@ -8,8 +8,8 @@ import nbformat
 import papermill.engines  # first: it loads udonlib.terminal
 import pytest
 
+from tests import PROJECT
 from udonlib import terminal
-from udonlib.params import PROJECT
 
 CELLS = [
     "print('one line'); print('and another')",

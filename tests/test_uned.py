@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests import PROJECT
 from tests.test_notebooks import PLOTLY, outputs, papermill, text
 from tests.uned_tree import CLASSES, SHELVES, info_files, write_uned_tree
 from udonlib import presets, runs, uned
@@ -17,7 +18,6 @@ from udonlib.backbones import create_backbone
 from udonlib.domains import Catalog, DataError, Domain, Split, check_images, load_catalog
 from udonlib.images import ImageReader
 from udonlib.packing import pack
-from udonlib.params import PROJECT
 from udonlib.storage import Store
 
 ORDER = ("food2k", "cars", "sop", "inshop", "inat", "met", "gldv2", "rp2k")

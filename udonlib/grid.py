@@ -28,12 +28,13 @@ import yaml
 from udonlib import presets
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError, nearest
+from udonlib.home import SHARE
 from udonlib.notebookparams import GridParams
-from udonlib.params import PROJECT, RECIPES, TrainParams
+from udonlib.params import RECIPES, TrainParams
 from udonlib.processors import n_cores
 from udonlib.runfolder import RunFolder, write_text
 
-ABLATIONS = PROJECT / "params" / "ablations"
+ABLATIONS = SHARE / "params" / "ablations"
 TABLE = (  # the rows of README's table
     *("udon", "udon_plus", "us_rr", "uj_rr", "adapter", "features", "specialist"),
     *("no_kl", "no_rel", "no_distillation", "round_robin"),
@@ -273,7 +274,7 @@ class Grid:
         self._running[job.name] = _Process(process, notebook, log, job.step())
 
     def _command(self, job: Job, notebook: Path) -> list[str]:
-        source, values = PROJECT / "notebooks" / "train.ipynb", yaml.safe_dump(dict(job.values))
+        source, values = SHARE / "notebooks" / "train.ipynb", yaml.safe_dump(dict(job.values))
         command = [sys.executable, "-m", "papermill", str(source), str(notebook)]
         return [*command, "--no-progress-bar", "--log-output", "-y", values]
 

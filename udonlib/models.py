@@ -15,9 +15,10 @@ from udonlib.augmentation import normalise
 from udonlib.backbones import Backbone, create_backbone, flops_per_image
 from udonlib.errors import UserError
 from udonlib.heads import FeatureHead, Head, prototypes
+from udonlib.home import PACKAGE
 from udonlib.importers import load_backbone_weights
 from udonlib.losses import cosine_logits, unit
-from udonlib.params import PROJECT, TrainParams
+from udonlib.params import TrainParams
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
 
@@ -138,8 +139,8 @@ class EmbeddingModel(nn.Module):
 
 
 def weights_file(name: str) -> Path:
-    """The file that the parameter `weights` names: from the working folder, else from the project."""
-    here, at_home = Path(name).expanduser(), PROJECT / name
+    """The file that the parameter `weights` names: from the working folder, else from where udonlib is."""
+    here, at_home = Path(name).expanduser(), PACKAGE.parent / name
     return at_home if at_home.exists() and not here.exists() else here
 
 

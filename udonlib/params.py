@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from udonlib.errors import ParameterError, UserError, nearest, problems
+from udonlib.home import working_folder
 from udonlib.written import read_as
 
-PROJECT = Path(__file__).resolve().parent.parent
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
 Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features"]
 Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
@@ -46,7 +46,7 @@ WITHOUT_EFFECT = {
 
 def results_folder(outputs: str = "auto") -> Path:
     """Folder of all results: the project's, or another."""
-    return PROJECT / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()
+    return working_folder() / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()
 
 
 def runs_folder(outputs: str = "auto") -> Path:

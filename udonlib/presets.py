@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from udonlib import plainyaml
+from udonlib import home, plainyaml
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.params import PROJECT, RECIPES, DataParams, TrainParams, run_path
+from udonlib.params import RECIPES, DataParams, TrainParams, run_path
 
 Model = TypeVar("Model", bound=DataParams)
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
@@ -180,14 +180,15 @@ def _find(preset: object, chain: Sequence[Path]) -> Path:
     place = f"{chain[-1]}: " if chain else ""
     if not isinstance(preset, str | Path) or not str(preset):
         raise UserError(f"{place}parameter 'preset': found {preset!r}, expected the name or the path of a preset")
+    folders = [folder / "params" for folder in (home.working_folder(), home.SHARE)]
     if str(preset).endswith((".yaml", ".yml")):
         given = Path(preset).expanduser()
-        candidates = [*(path.parent / given for path in chain[-1:]), given, PROJECT / given]
+        candidates = [*(path.parent / given for path in chain[-1:]), given, home.SHARE / given]
     else:
-        candidates = [PROJECT / "params" / f"{preset}.yaml"]
+        candidates = [folder / f"{preset}.yaml" for folder in folders]
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    folder = PROJECT / "params"
-    names = ["paper", *(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))]
+    files = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
+    names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in files)}
     raise UserError(f"{place}no preset '{preset}'; {nearest(preset, names)}")

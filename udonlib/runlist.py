@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from udonlib.home import working_folder
 from udonlib.live import duration
-from udonlib.params import PROJECT
 from udonlib.runrows import UNREADABLE, RunRow
 from udonlib.sheets import Table
 from udonlib.style import EMBEDDERS, GRID
@@ -238,7 +238,8 @@ def _advice(row: RunRow, home: Path) -> tuple[str, str]:
         left = f", about {duration(row.seconds_left)} left" if row.seconds_left is not None else ""
         return text + left, f'to steer it, open `notebooks/steer.ipynb` with `run = "{row.run}"`'
     path = home / row.run / "params.yaml"
-    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    here = working_folder()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
     return text, f"`papermill notebooks/train.ipynb outputs/train.ipynb -f {shlex.quote(str(shown))}`"
 
 

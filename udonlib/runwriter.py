@@ -20,9 +20,11 @@ import pandas as pd
 import torch
 import yaml
 
+from udonlib import __version__
 from udonlib.domains import Catalog
 from udonlib.errors import UserError
-from udonlib.params import PROJECT, TrainParams
+from udonlib.home import INSTALLED, SHARE
+from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder, write_json, write_text
 from udonlib.steering import VERSION
 from udonlib.storage import replacing
@@ -143,8 +145,10 @@ def provenance(catalog: Catalog, device: torch.device) -> dict[str, object]:
     """What a result depends on besides its parameters."""
 
     def git(*arguments: str) -> str | None:
+        if INSTALLED:  # the commit around it would be another project's
+            return None
         try:
-            command = ["git", "-C", str(PROJECT), *arguments]
+            command = ["git", "-C", str(SHARE), *arguments]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
@@ -153,6 +157,7 @@ def provenance(catalog: Catalog, device: torch.device) -> dict[str, object]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "version": __version__,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import PROJECT
 from tests.browser.lab import Lab, Notebook, wait_until
 from tests.browser.test_train import only_run
 from tests.catalogs import write_uned_tree
-from udonlib.params import PROJECT
 from udonlib.runfolder import RunFolder
 
 TRAINING, PANEL = "train-06", "steer-05"
