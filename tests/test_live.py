@@ -119,6 +119,56 @@ def test_what_is_to_be_known_at_the_start_is_said_once(capsys, in_a_cell):
         assert capsys.readouterr().out.count("Note: <slow> here.\n") == 1
 
 
+def slow(step: int) -> dict:
+    return {"kind": "progress", "step": step, "images_per_s": 25.0}
+
+
+def test_a_slow_run_has_an_estimate_before_its_first_record(capsys):
+    """At 25 images/s a step of 128 takes five seconds, and fifty of them four minutes."""
+    clock = Clock()
+    progress, view = live.Progress(PARAMS, clock), live._Lines(clock)
+    progress.update({"kind": "start", "step": 0})
+    clock.now += 9.0  # the first step loads libraries and images
+    progress.update(slow(1))
+    assert progress.seconds_left() is None
+    clock.now += 5.12
+    progress.update(slow(2))
+    assert progress.seconds_left() == pytest.approx(998 * 5.12)
+    view.draw(progress, now=False)
+    assert capsys.readouterr().out == "step 2/1000 (0%)  25 images/s  1:25:10 left\n"
+
+
+def test_the_estimate_knows_validations_and_test_before_the_first_of_them():
+    clock = Clock()
+    progress = live.Progress(PARAMS, clock)
+    progress.update({"kind": "start", "step": 0, "n_evaluated": {"val": 640, "test": 1280}})
+    for step in (10, 20):
+        clock.now += 1.28
+        progress.update(train(step))
+    per_image = 0.001 / 3
+    expected = 980 * 0.128 + 4 * 640 * per_image + 2 * 1280 * per_image
+    assert progress.seconds_left() == pytest.approx(expected)
+    clock.now += 7
+    progress.update(validation(20, 3.0, True))
+    assert progress.seconds_left() == pytest.approx(980 * 0.128 + 4 * 7 + 2 * 14)
+
+
+def test_small_images_are_not_taken_for_a_fast_run():
+    """Three stages: steps of 24, 32 and 40 pixels, then of 48, each as costly as its pixels and an eighth."""
+    clock = Clock()
+    growing = PARAMS.model_copy(update={"image_size": 48, "start_image_size": 24, "growing_steps": 300})
+    progress = live.Progress(growing, clock)
+    progress.update({"kind": "start", "step": 0})
+
+    def cost(size: int) -> float:
+        return 0.1 * (0.125 + 0.875 * (size / 48) ** 2)
+
+    for step in (10, 20):
+        clock.now += 10 * cost(24)
+        progress.update(train(step))
+    assert progress.seconds_left() == pytest.approx(80 * cost(24) + 100 * cost(32) + 100 * cost(40) + 700 * 0.1)
+
+
 def test_a_resumed_run_is_not_taken_for_a_fast_one():
     assert after(720, first=700).seconds_left() == pytest.approx(280 * 0.1, abs=1e-6)
 

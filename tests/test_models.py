@@ -120,3 +120,10 @@ def test_teacher_heads_may_be_deeper_than_the_student_s():
     model = make(teacher_hidden_dims=(32,))
     assert len(model.student.layers) == 1
     assert len(model.teachers["cars"].layers) > 1
+
+
+def test_a_backbone_of_one_size_cannot_grow():
+    values = {"pretrained": False, "start_image_size": 32, "growing_steps": 9}
+    create_model(TrainParams(backbone="test_resnet", image_size=64, **values), {"birds": 5})
+    with pytest.raises(UserError, match=r"parameter 'start_image_size': '.*' cannot take images of 32 pixels"):
+        create_model(TrainParams(backbone="vit_tiny_patch16_224", image_size=64, **values), {"birds": 5})

@@ -111,6 +111,12 @@ def test_a_wrong_value_is_reported_with_what_was_found_and_what_is_valid(values,
             "parameter 'fixed_shares': found no share for domain 'emoji'",
         ),
         (
+            {"start_image_size": 300, "growing_steps": 9},
+            "parameter 'start_image_size': found 300, expected at most image_size = 224",
+        ),
+        ({"start_image_size": 96}, "parameter 'growing_steps': found 0 beside start_image_size = 96: expected both"),
+        ({"growing_steps": 96}, "parameter 'growing_steps': found 96 beside start_image_size = None: expected both"),
+        (
             {"recipe": "us_rr", "sampler": "balanced"},
             "parameter 'sampler': found 'balanced', but recipe 'us_rr' fixes it to 'round_robin'",
         ),
@@ -235,9 +241,13 @@ def test_what_influences_results_changes_the_run_name(name):
         "sampler_smoothing": 0.5,
         "teacher_hidden_dims": [3],
         "weights": "x",
+        "start_image_size": 64,
+        "growing_steps": 7,
     }
-    needs = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}
-    base = (needs | {"weights": {"pretrained": False}}).get(name, {})
+    needs: dict[str, dict] = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}
+    needs |= {"start_image_size": {"start_image_size": 32, "growing_steps": 5}}
+    needs |= {"growing_steps": needs["start_image_size"], "weights": {"pretrained": False}}
+    base = needs.get(name, {})
     default = TrainParams.model_fields[name].default
     value = others[name] if name in others else default + 1
     if name == "fixed_shares":

@@ -252,3 +252,43 @@ def test_each_domain_is_augmented_in_its_own_way(catalog, monkeypatch):
     monkeypatch.setattr(udonlib.training, "augment", watched)
     list(make(catalog, domains="flags,emoji", augmentation_by_domain={"emoji": "affine_colour"}).train())
     assert kinds_seen == {"affine", "affine_colour"}
+
+
+def test_training_images_grow_to_their_size(catalog, monkeypatch):
+    trainer = make(catalog, start_image_size=16, growing_steps=4, steps=6, augmentation="crop_flip")
+    step, sizes = trainer.learner.step, []
+
+    def watched(number, images, parts):
+        sizes.append(tuple(images.shape[2:]))
+        return step(number, images, parts)
+
+    monkeypatch.setattr(trainer.learner, "step", watched)
+    list(trainer.train())
+    assert sizes == [(16, 16), (16, 16), (24, 24), (24, 24), (32, 32), (32, 32)]
+
+
+def test_a_small_training_image_is_the_whole_image(catalog):
+    """It is scaled, not cut out: what is seen small at first is seen large in the end."""
+    trainer = make(catalog, start_image_size=16, growing_steps=4, augmentation="none")
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    images[:, :, :, 16:] = 200
+    seen = []
+    trainer.learner.step = lambda number, views, parts: (
+        seen.append(views),
+        ({name: {} for name, _ in parts}, torch.zeros(())),
+    )[1]
+    [(name, _), *_] = trainer._labels.items()
+    trainer._train_step(images, [(name, np.arange(8) % 2)])
+    assert (seen[0][:, :, :, :7] < 1).all()
+    assert (seen[0][:, :, :, 9:] > 199).all()
+
+
+def test_signs_of_life_come_between_records_and_change_nothing(catalog):
+    quiet, telling = make(catalog, log_every=100), make(catalog, log_every=100)
+    telling.sign_every = 0.0
+    plain = [(record["kind"], record["step"]) for record in quiet.train()]
+    signs = [record for record in telling.train() if record["kind"] == "progress"]
+    assert {record["step"] for record in signs} == {1, 2, 7}  # every step without another record
+    assert all(record["images_per_s"] > 0 for record in signs)
+    assert not [record for record in plain if record[0] == "progress"]
+    assert same(weights(quiet), weights(telling))

@@ -174,7 +174,12 @@ def _takes_image_size(architecture: str) -> bool:
     return bool(timm.get_pretrained_cfg(architecture, allow_unregistered=True).fixed_input_size)
 
 
-def _probe(name: str, encoder: nn.Module, image_size: int) -> int:
+def check_size(backbone: Backbone, image_size: int, parameter: str) -> None:
+    """Refuse, by the name of the parameter that asks for it, a size of images that an encoder cannot take."""
+    _probe(backbone.name, backbone.encoder, image_size, parameter)
+
+
+def _probe(name: str, encoder: nn.Module, image_size: int, parameter: str = "image_size") -> int:
     """Feature size, seen on one black image, so that a model that returns a map or a tuple is refused at once."""
     training = encoder.training
     encoder.eval()
@@ -183,7 +188,7 @@ def _probe(name: str, encoder: nn.Module, image_size: int) -> int:
             out = encoder(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"parameter 'image_size': {name!r} cannot take images of {image_size} pixels: {error}"
+            f"parameter '{parameter}': {name!r} cannot take images of {image_size} pixels: {error}"
         ) from error
     finally:
         encoder.train(training)

@@ -27,7 +27,9 @@ Curve = list[tuple[int, float]]
 REDRAW_SECONDS = 0.5
 LINE_SECONDS = 5.0  # between two lines at first; later a fiftieth of the time that the run has taken
 CURVE_POINTS = 200
-MIN_STEPS = 10  # steps before the remaining time is estimated
+MIN_STEPS, MIN_SECONDS = 10, 5.0  # before the remaining time is estimated: either, and more than one record
+SIZELESS = 0.125  # share of a step's cost that does not depend on the images' size: heads, losses, optimizer
+EMBEDDING = 1 / 3  # cost of embedding an image, in those of training on one
 
 
 def show(
@@ -104,8 +106,14 @@ class Progress:
     def __post_init__(self) -> None:
         self.began = self._since = self.clock()
         self._first_step: int | None = None
-        self._paces: deque[tuple[int, float]] = deque(maxlen=30)  # steps, seconds
+        self._paces: deque[tuple[float, float]] = deque(maxlen=30)  # work, seconds
+        self._n_paces = 0
         self._pauses: deque[float] = deque(maxlen=3)  # seconds of a validation
+        self._n_evaluated: dict[str, int] = {"val": 0, "test": 0}
+        self._work_of_small = [0.0]  # of the first 0, 1, 2, ... steps, while images grow
+        for step in range(self.params.growing_steps):
+            share = (self.params.image_size_at(step) / self.params.image_size) ** 2
+            self._work_of_small.append(self._work_of_small[-1] + SIZELESS + (1 - SIZELESS) * share)
 
     def update(self, record: Record) -> None:
         """Take in one record."""
@@ -117,11 +125,13 @@ class Progress:
         match record["kind"]:
             case "start":
                 self.notices += record.get("notices", [])
+                self._n_evaluated |= record.get("n_evaluated", {})
                 if record.get("best"):  # a run that goes on
                     [self.best] = record["best"]
+            case "progress":
+                self._take_pace(step, now, record["images_per_s"])
             case "train":
-                self._paces.append((step - self.step, now - self._since))
-                self.images_per_s = record["images_per_s"]
+                self._take_pace(step, now, record["images_per_s"])
                 self.terms |= record["losses"]
                 totals = {name: terms["total"] for name, terms in record["losses"].items()}
                 self.loss = sum(totals.values()) / len(totals)
@@ -142,6 +152,18 @@ class Progress:
                 self.summary = record
         self.step, self._since = step, now
 
+    def _take_pace(self, step: int, now: float, images_per_s: float) -> None:
+        if self._n_paces == 1:  # the first one holds the first use of all code, and the first images
+            self._paces.clear()
+        self._n_paces += 1
+        self._paces.append((self._work(step) - self._work(self.step), now - self._since))
+        self.images_per_s = images_per_s
+
+    def _work(self, step: int) -> float:
+        """Cost of all steps before this one, in steps with images of their final size."""
+        small = self._work_of_small
+        return small[step] if step < len(small) else small[-1] + step - len(small) + 1
+
     def _take_validation(self, step: int, table: pd.DataFrame, best: bool) -> None:
         rows = table[(table["embedder"] == "student") & (table["index"] == "merged")]
         for name, value in zip(rows["domain"], rows["r_at_1"], strict=True):
@@ -156,14 +178,22 @@ class Progress:
         return list(self.shares) or list(self.losses)
 
     def seconds_left(self) -> float | None:
-        """Remaining steps at the recent pace, plus remaining validations at their recent cost; None: too early."""
-        steps, seconds = (sum(values) for values in zip(*self._paces, strict=True)) if self._paces else (0, 0.0)
-        if self.step - (self._first_step or 0) < MIN_STEPS or not steps:
+        """Remaining steps at the recent pace, remaining validations and the test; None: too early.
+
+        Until the first validation is over, what it takes is told from the pace of training.
+        """
+        work, seconds = (sum(values) for values in zip(*self._paces, strict=True)) if self._paces else (0.0, 0.0)
+        n_steps = self.step - (self._first_step or 0)
+        if not work or not (n_steps >= MIN_STEPS or (self._n_paces > 1 and self.clock() - self.began >= MIN_SECONDS)):
             return None
         every, total = self.params.eval_every, self.params.steps
+        per_step = seconds / work
+        per_image = EMBEDDING * per_step / self.params.batch_size
         validations = total // every - self.step // every + (1 if total % every and self.step < total else 0)
-        pause = sum(self._pauses) / len(self._pauses) if self._pauses else 0.0
-        return (total - self.step) * seconds / steps + validations * pause
+        n_val, n_test = self._n_evaluated["val"], self._n_evaluated["test"]
+        pause = sum(self._pauses) / len(self._pauses) if self._pauses else n_val * per_image
+        test = 2 * n_test * (pause / n_val if n_val else per_image)  # of the model, and of the untrained one
+        return (self._work(total) - self._work(self.step)) * per_step + validations * pause + test
 
     @property
     def share(self) -> float:
@@ -175,7 +205,9 @@ class Progress:
         total = self.params.steps
         parts = [f"step {self.step}/{total} ({self.share:.0%})"]
         if not math.isnan(self.images_per_s):
-            parts += [f"{self.images_per_s:.0f} images/s", f"loss {self.loss:.2f}"]
+            parts.append(f"{self.images_per_s:.0f} images/s")
+        if not math.isnan(self.loss):
+            parts.append(f"loss {self.loss:.2f}")
         if self.r_at_1.get("mean"):
             at, value = self.r_at_1["mean"][-1]
             best = " (best)" if self.last_is_best else f" (best {self.best[1]:.1f} at step {self.best[0]})"
@@ -223,10 +255,13 @@ class _Lines:
         self._last = ""
         self._told = 0  # interventions printed
         self._noticed = 0  # notices printed
+        self._estimated = False  # the first estimate of the time is worth a line at once
 
     def draw(self, progress: Progress, now: bool) -> None:
         text = progress.line()
-        if (now or self._clock() >= self._next) and text != self._last:
+        first_estimate = not self._estimated and progress.seconds_left() is not None
+        self._estimated |= first_estimate
+        if (now or first_estimate or self._clock() >= self._next) and text != self._last:
             for notice in progress.notices[self._noticed :]:
                 print(f"Note: {notice}.", flush=True)
             self._noticed = len(progress.notices)

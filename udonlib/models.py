@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from udonlib.augmentation import normalise
-from udonlib.backbones import Backbone, create_backbone, flops_per_image
+from udonlib.backbones import Backbone, check_size, create_backbone, flops_per_image
 from udonlib.errors import UserError
 from udonlib.heads import FeatureHead, Head, prototypes
 from udonlib.home import PACKAGE
@@ -158,6 +158,8 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
             image_size=params.image_size,
             arguments=params.backbone_args,
         )
+    if params.start_image_size is not None:
+        check_size(backbone, params.start_image_size, "start_image_size")
     if params.weights is not None:
         load_backbone_weights(backbone, weights_file(params.weights))
     return EmbeddingModel(

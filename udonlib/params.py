@@ -6,6 +6,7 @@ is one `UserError`: it names the parameter or file, what was found, what is vali
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,6 +149,14 @@ class TrainParams(DataParams):
         description="file of the backbone's weights (.safetensors, AugReg's .npz, CLIP's .npy), here or in the project",
     )
     image_size: int = Field(224, ge=8, description="side of the image that the backbone sees, pixels")
+    start_image_size: int | None = Field(
+        None, ge=8, description="side of the first steps' training images, pixels; None: image_size"
+    )
+    growing_steps: int = Field(
+        0,
+        ge=0,
+        description="steps over which training images grow to image_size, 8 pixels at a time",
+    )
     resize_size: int = Field(
         256, ge=8, description="side of the square that a training image is squashed to before augmentation, pixels"
     )
@@ -280,6 +289,15 @@ class TrainParams(DataParams):
                 wrong["image_size"] = (
                     f"found {self.image_size}, expected at most resize_size = {self.resize_size} for crop_flip"
                 )
+        if (self.start_image_size or self.image_size) > self.image_size:
+            wrong["start_image_size"] = (
+                f"found {self.start_image_size}, expected at most image_size = {self.image_size}"
+            )
+        if (self.start_image_size is None) != (self.growing_steps == 0):
+            wrong["growing_steps"] = (
+                f"found {self.growing_steps} beside start_image_size = {self.start_image_size}: "
+                "expected both, or neither (0 and None)"
+            )
         if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.is_taught:
             wrong["sampler_loss"] = "found 'teacher', but w_ce_teacher = 0 trains none: expected 'student'"
         if not self.is_taught and (self.w_kl > 0 or self.w_rel > 0):
@@ -313,6 +331,16 @@ class TrainParams(DataParams):
         if wrong:
             raise ParameterError(wrong)
         return self
+
+    def image_size_at(self, step: int) -> int:
+        """Side of the training images of a step (from 0), pixels.
+
+        It grows from `start_image_size` to `image_size` over `growing_steps`, in equal stages of 8 pixels.
+        """
+        if self.start_image_size is None or step >= self.growing_steps:
+            return self.image_size
+        n_stages = math.ceil((self.image_size - self.start_image_size) / 8)
+        return self.start_image_size + 8 * (step * n_stages // self.growing_steps)
 
     @property
     def has_teachers(self) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ from udonlib.runfolder import RunFolder, run_folder, write_json
 from udonlib.runwriter import RunWriter, provenance
 from udonlib.steering import Commands, Control, read_control
 from udonlib.training import Record, Trainer, merged_r_at_1
+
+SIGN_SECONDS = 2.0  # between two signs of life of a run that trains slowly
 
 # What a run may be resumed with although it is another value than it began with.
 CHANGEABLE = WITHOUT_EFFECT - {"seed"}
@@ -150,7 +153,7 @@ class Run(RunFolder):
                 lambda: sampler.weights.tolist(),
                 before,
             )
-            trainer.commands = commands
+            trainer.commands, trainer.sign_every = commands, SIGN_SECONDS
 
             def seconds() -> float:
                 return seconds_before + time.perf_counter() - began - commands.paused_seconds
@@ -162,6 +165,7 @@ class Run(RunFolder):
                 "batch_size": p.batch_size,
                 "device": str(device),
                 "n_images": {domain.name: len(domain.splits["train"]) for domain in self.catalog.domains},
+                "n_evaluated": {subset: _n_evaluated(self.catalog, subset) for subset in ("val", "test")},
             }
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
                 writer.record(start)
@@ -173,7 +177,7 @@ class Run(RunFolder):
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
                     state["statistics"] = statistics
                     writer.save_last(state)
-                else:
+                elif record["kind"] != "progress":
                     if record["kind"] == "validation" and record["best"]:
                         best = {"model": trainer.kept.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
                         best["statistics"] = statistics
@@ -337,6 +341,11 @@ class Run(RunFolder):
 def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:
     then, now = (params.model_dump(exclude=set(apart_from)) for params in (there, here))
     return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
+
+
+def _n_evaluated(catalog: Catalog, subset: Literal["val", "test"]) -> int:
+    """Images that an evaluation embeds: queries and index, each once."""
+    return sum(len({*d.queries(subset).paths, *d.index(subset).paths}) for d in catalog.domains)
 
 
 def open_run(params: TrainParams) -> Run:

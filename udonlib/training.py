@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udonlib.domains import Catalog
@@ -53,6 +54,8 @@ class Trainer:
 
     Attributes:
         commands: where to ask, between two steps, what a person wants; None: nobody steers.
+        sign_every: seconds without a record after which one of kind `progress` comes; it is for those who wait, and no
+            part of what a run leaves.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Trainer:
         self._validated = -1  # the step of the latest one
         self.n_interventions = 0  # of those that matter: see `udonlib.steering`
         self.commands: Commands | None = None
+        self.sign_every = math.inf
         self._loader = loader
         self._validate = validate
         self._device = next(model.parameters()).device
@@ -117,7 +121,7 @@ class Trainer:
         return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse
 
     def train(self) -> Iterator[Record]:
-        """Run to the end, yielding records: `allocation`, `train`, `validation`, `steering`, `checkpoint`.
+        """Run to the end, yielding records: `allocation`, `train`, `validation`, `steering`, `checkpoint`, `progress`.
 
         `checkpoint` says that `state_dict()` is worth saving now; `steering` is what a person asked for, said before it
         is done.
@@ -137,6 +141,7 @@ class Trainer:
             if done == 0 and plan and self._allocated != self.sampler.start:
                 yield self._allocation_record()
             clock, since = time.perf_counter(), self.step
+            sign = clock
             for images, slots in self._loader(plan[done:]):
                 self._train_step(images, slots)
                 logs, validates, saves = (
@@ -163,13 +168,19 @@ class Trainer:
                     break  # plan again: what is left of the window may be another one
                 if notable:
                     clock, since = time.perf_counter(), self.step
+                    sign = clock
+                elif time.perf_counter() - sign >= self.sign_every:
+                    sign = time.perf_counter()
+                    yield {"kind": "progress", "step": self.step, "images_per_s": self._pace(clock, since)}
             if self.step * p.domains_per_batch == self.sampler.stop:
                 self.sampler.advance()
 
     def _train_record(self, clock: float, since: int) -> Record:
         """The losses, and the pace since the step `since` at the time `clock`."""
-        n_images = (self.step - since) * self.params.batch_size
-        return self._flush() | {"images_per_s": n_images / (time.perf_counter() - clock)}
+        return self._flush() | {"images_per_s": self._pace(clock, since)}
+
+    def _pace(self, clock: float, since: int) -> float:
+        return (self.step - since) * self.params.batch_size / (time.perf_counter() - clock)
 
     def _asked(self) -> Intervention | None:
         return None if self.commands is None else self.commands.take(self.step)
@@ -223,6 +234,9 @@ class Trainer:
         generator = torch.Generator(self._device).manual_seed(self.params.seed * 1_000_003 + self.step)
         kinds = [self._kinds[name] for name, indices in slots for _ in range(len(indices))]
         views = augment(images.to(self._device, non_blocking=True), kinds, self.params.image_size, generator)
+        size = self.params.image_size_at(self.step)
+        if size < self.params.image_size:
+            views = F.interpolate(views, (size, size), mode="bilinear", antialias=True)
         parts = [(name, self._labels[name][torch.from_numpy(indices).to(self._device)]) for name, indices in slots]
         terms, grad_norm = self.learner.step(self.step, views, parts)
         self._pending.append(([(name, len(indices)) for name, indices in slots], terms, grad_norm))
