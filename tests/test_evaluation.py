@@ -12,7 +12,7 @@ import torch
 from tests.catalogs import write_uned_tree
 from udonlib.domains import Catalog, Domain, Split, load_catalog
 from udonlib.evaluation import evaluate, loading, pixels
-from udonlib.evaluationfiles import save_table
+from udonlib.evaluationfiles import read_table, save_outcomes, save_table
 from udonlib.images import ImageError, ImageReader
 from udonlib.storage import Store
 
@@ -310,7 +310,7 @@ def test_a_saved_table_reads_back_as_it_was_from_both_files(catalog, tmp_path):
     made_up = MadeUp(catalog)
     table = evaluate(catalog, "test", made_up.load, made_up.embed, {"student": linear(1)}).table
     save_table(table, tmp_path)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "evaluation.csv"), table, check_exact=False, rtol=1e-12)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "evaluation.csv"), table, check_exact=False, rtol=1e-12)
     rows = json.loads((tmp_path / "evaluation.json").read_text())
     pd.testing.assert_frame_equal(pd.DataFrame(rows), table, check_exact=False, rtol=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.csv", "evaluation.json"]
@@ -329,3 +329,17 @@ def test_a_table_that_cannot_be_finished_leaves_the_one_before(catalog, tmp_path
     with pytest.raises(OSError, match="no space left"):
         save_table(table.head(1), tmp_path)
     assert (tmp_path / "evaluation.json").read_bytes() == before
+
+
+# Names that libraries read as numbers, dates, truth or nothing.
+ODD = ["NA", "null", "nan", "None", "True", "007", "1e5", "2020-01-01", "inf", "#N/A", "a,b", 'q"u', " sp ", "-"]
+
+
+def test_names_are_read_back_as_they_were_written(tmp_path):
+    table = pd.DataFrame({"embedder": "student", "domain": ODD, "index": "merged", "r_at_1": 50.0, "n_index": 7})
+    table.loc[3, "r_at_1"] = np.nan
+    save_table(table, tmp_path)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "evaluation.csv"), table)
+    outcomes = table.assign(path=ODD[::-1])
+    save_outcomes(outcomes, tmp_path / "outcomes.csv.gz")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "outcomes.csv.gz"), outcomes)

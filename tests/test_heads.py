@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from udonlib.heads import Head, prototypes
+from udonlib.heads import ByDomain, Head, prototypes
 
 
 @pytest.mark.parametrize("hidden_dims", [(), (32,), (32, 24)])
@@ -35,3 +35,42 @@ def test_prototypes_are_uniform_with_expected_squared_norm_one():
     weights = prototypes(2000, 64, torch.Generator().manual_seed(0))
     assert weights.abs().max().item() <= (3 / 64) ** 0.5
     assert weights.square().sum(1).mean().item() == pytest.approx(1, rel=0.02)
+
+
+# Names that are attributes of torch's modules, that hold a dot, or that other libraries read as something else.
+ODD = sorted(
+    {*dir(nn.Module()), *dir(nn.ModuleDict()), *vars(nn.Module()), "a.b", "a.0", "a", ".", "a b", "NA", "007", "日本"}
+)
+
+
+@pytest.mark.parametrize("member", [lambda i: nn.Linear(2, i + 1), lambda i: nn.Parameter(torch.full((2,), float(i)))])
+def test_members_may_have_any_name_that_a_folder_has(member):
+    members = {name: member(i) for i, name in enumerate(ODD)}
+    held = ByDomain(members)
+    assert list(held) == ODD
+    assert all(held[name] is members[name] for name in ODD)
+    assert all(name in held for name in ODD)
+    assert "nothing" not in held
+    assert len(held) == len(ODD)
+    assert dict(held.items()) == members
+    again = ByDomain({name: member(i + 0) for i, name in enumerate(ODD)})
+    for assign in (False, True):
+        again.load_state_dict(held.state_dict(), assign=assign)
+        for (name, a), (_, b) in zip(held.named_parameters(), again.named_parameters(), strict=True):
+            assert torch.equal(a, b), name
+    assert len(list(held.parameters())) >= len(ODD)
+    assert held.train().training
+    assert not held.eval().training
+    held.to(torch.float64).requires_grad_(False)
+    assert {p.dtype for p in held.parameters()} == {torch.float64}
+
+
+def test_ordinary_names_have_the_keys_that_torchs_dictionaries_gave_them():
+    modules, parameters = (
+        nn.ModuleDict({"emoji": nn.Linear(2, 2)}),
+        nn.ParameterDict({"b": nn.Parameter(torch.ones(1))}),
+    )
+    assert list(ByDomain({"emoji": modules["emoji"]}).state_dict()) == list(modules.state_dict())
+    assert list(ByDomain({"b": parameters["b"]}).state_dict()) == list(parameters.state_dict())
+    assert list(ByDomain({"a.b": parameters["b"]}).state_dict()) == ["a/b"]
+    assert ByDomain.domain(ByDomain.key("a.b")) == "a.b"

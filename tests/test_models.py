@@ -68,11 +68,18 @@ def test_heads_are_reproducible_by_their_seed():
     assert not torch.equal(same.student.layers[0].weight, other.student.layers[0].weight)
 
 
-@pytest.mark.parametrize("name", ["a.b", "keys"])
-def test_names_that_cannot_be_attributes_are_refused(name):
+def test_a_domain_may_have_any_name_and_parameters_keep_their_order():
+    """The order numbers an optimizer's moments: heads in the order of the domains, prototypes by alphabet."""
     backbone = create_backbone("test_vit", pretrained=False, image_size=32)
-    with pytest.raises(UserError, match=f"domain '{name}'"):
-        EmbeddingModel(backbone, {name: 3})
+    model = EmbeddingModel(backbone, {"type": 3, "a.b": 4, "children": 5}, student_dim=8, teacher_dim=8)
+    assert model.outputs(model.features(IMAGES), "a.b").teacher_cosines.shape == (4, 4)
+    assert model.rival_cosines(model.embed(IMAGES), "type").shape == (4, 9)
+    names = [name for name, _ in model.named_parameters() if not name.startswith(("backbone", "student."))]
+    prototypes = [f"{{}}_prototypes.{key}" for key in ("a/b", "children", "type")]
+    heads = [f"teachers.{key}.layers.0.{part}" for key in ("type", "a/b", "children") for part in ("weight", "bias")]
+    assert names == [
+        *[name.format("student") for name in prototypes], *heads, *[name.format("teacher") for name in prototypes],
+    ]  # fmt: skip
 
 
 def test_a_model_starts_from_the_weights_and_image_statistics_of_a_file(tmp_path):

@@ -12,14 +12,16 @@ import time
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
+from tests.catalogs import write_image_folder, write_uned_tree
 from tests.test_training import SMALL
 from udonlib import processors
 from udonlib.errors import UserError
+from udonlib.notebookparams import EvaluateParams
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 from udonlib.runs import load_run, open_run
 from udonlib.runwriter import RunWriter
+from udonlib.sources import find_source
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +292,16 @@ def test_a_process_that_starts_removes_what_another_left_half_written_but_not_wh
         (tmp_path / name).touch()
     RunWriter(RunFolder(tmp_path)).close()
     assert [path.name for path in tmp_path.rglob("*.tmp")] == ["control.json.1.tmp"]
+
+
+def test_domains_may_have_names_that_libraries_take_for_something_else(tmp_path):
+    names = ["children", "a.b", "NA", "007", "training"]
+    write_image_folder(tmp_path / "data", names, n_classes=3, n_images=2)
+    run = finish(open_run(params(tmp_path / "data", tmp_path, steps=6, eval_every=3, checkpoint_every=2)))
+    assert set(run.evaluation()["domain"]) == {*names, "mean"}
+    assert_same_state(load_run(str(run.path)).load_model().state_dict(), run.load_model().state_dict())
+    found = find_source(EvaluateParams(run=str(run.path))).load_model()
+    assert set(found.teachers) == set(names)
 
 
 def test_an_unknown_run_is_answered_with_the_nearest(data, tmp_path):

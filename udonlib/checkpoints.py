@@ -13,6 +13,7 @@ import torch
 from udonlib import weightfiles
 from udonlib.backbones import Backbone, create_backbone
 from udonlib.errors import UserError
+from udonlib.heads import ByDomain
 from udonlib.layouts import NOTHING, REFERENCE_CLIP, REFERENCE_VIT, Layout, Source, take
 from udonlib.models import EmbeddingModel
 from udonlib.weightfiles import Arrays
@@ -85,7 +86,7 @@ def reference_sources(model: EmbeddingModel, layout: Layout, n_heads: int) -> di
 
     Heads alternate Dense_i and LayerNorm_i, where ours count linear, norm and activation: 3 i and 3 i + 1.
     """
-    number = {domain: i for i, domain in enumerate(model.domains)}
+    number = {ByDomain.key(domain): i for i, domain in enumerate(model.domains)}
     sources: dict[str, Source] = {}
     for ours, value in model.state_dict().items():
         part, _, rest = ours.partition(".")

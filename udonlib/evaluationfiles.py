@@ -12,6 +12,8 @@ from udonlib.domains import Catalog
 from udonlib.evaluation import MergedIndex, Neighbours
 from udonlib.storage import replacing
 
+TEXT = ("embedder", "domain", "index", "path", "row", "metric")  # columns of names, in any table that is written
+
 
 def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:
     """Write neighbours in the merged index as arrays "<embedder>/<domain>/..."; `load_neighbours` reads them."""
@@ -50,8 +52,16 @@ def save_outcomes(outcomes: pd.DataFrame, file: Path) -> None:
 
 
 def load_outcomes(file: Path) -> pd.DataFrame:
-    """Read what `save_outcomes` wrote; a domain or image named by digits stays text."""
-    return pd.read_csv(file, dtype={"path": str, "domain": str})
+    """Read what `save_outcomes` wrote."""
+    return read_table(file)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a CSV of ours as it was written: names stay text, be they digits, "True", "NA" or "null"."""
+    numbers = pd.read_csv(file, nrows=0).columns.difference(TEXT)
+    return pd.read_csv(
+        file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={name: ["", "nan"] for name in numbers}
+    )
 
 
 def save_table(table: pd.DataFrame, folder: Path) -> None:

@@ -39,7 +39,14 @@ from udonlib.evaluation import (
     Neighbours,
     evaluate,
 )
-from udonlib.evaluationfiles import load_neighbours, load_outcomes, save_neighbours, save_outcomes, save_table
+from udonlib.evaluationfiles import (
+    load_neighbours,
+    load_outcomes,
+    read_table,
+    save_neighbours,
+    save_outcomes,
+    save_table,
+)
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
 from udonlib.models import EmbeddingModel
@@ -201,7 +208,7 @@ class SavedEvaluation:
     @property
     def table(self) -> pd.DataFrame:
         """The results: `udonlib.evaluation.Evaluation.table` with intervals."""
-        return pd.read_csv(self.path / "evaluation.csv")
+        return read_table(self.path / "evaluation.csv")
 
     @property
     def n_skipped(self) -> int:

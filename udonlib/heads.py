@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,55 @@ class FeatureHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return unit(features)
+
+
+class ByDomain(nn.Module):
+    """Modules or parameters by the name of a domain, whatever that is.
+
+    torch's own dictionaries refuse a name that is an attribute of theirs, such as "type" or "children", and any with a
+    dot; a folder may have such a name. In state dicts, whose keys are cut at dots, "/" stands for a dot: no folder's
+    name holds one. All other names stand there as they are, as in torch's dictionaries.
+    """
+
+    def __init__(self, members: Mapping[str, nn.Module] | Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, member in members.items():
+            setattr(self, self.key(name), member)
+
+    @staticmethod
+    def key(domain: str) -> str:
+        """The domain's name in a state dict's keys."""
+        return domain.replace(".", "/")
+
+    @staticmethod
+    def domain(key: str) -> str:
+        """The domain of a name in a state dict's keys."""
+        return key.replace("/", ".")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a member, or else an attribute of the module, also where both have one name, as "training"."""
+        if isinstance(value, nn.Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, nn.Module):
+            self._modules[name] = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def __getitem__(self, domain: str) -> Any:
+        return {**self._parameters, **self._modules}[self.key(domain)]
+
+    def __contains__(self, domain: str) -> bool:
+        return self.key(domain) in self._parameters or self.key(domain) in self._modules
+
+    def __len__(self) -> int:
+        return len(self._parameters) + len(self._modules)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.domain, (*self._parameters, *self._modules))
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield domain and member."""
+        return ((domain, self[domain]) for domain in self)
 
 
 def _truncated_normal_(weight: Tensor, generator: torch.Generator | None) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from udonlib.augmentation import normalise
 from udonlib.backbones import Backbone, check_size, create_backbone, flops_per_image
-from udonlib.errors import UserError
-from udonlib.heads import FeatureHead, Head, prototypes
+from udonlib.heads import ByDomain, FeatureHead, Head, prototypes
 from udonlib.home import PACKAGE
 from udonlib.importers import load_backbone_weights
 from udonlib.losses import cosine_logits, unit
@@ -77,24 +76,20 @@ class EmbeddingModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name in n_classes:
-            if "." in name or name in nn.ModuleDict.__dict__:
-                raise UserError(f"domain {name!r}: a domain's name must not contain '.' nor be a Python method name")
         generator = torch.Generator().manual_seed(seed)
         dim = backbone.feature_dim
         self.domains = tuple(n_classes)
         self.normalise_features = normalise_features
         self.backbone = backbone
         self.student = Head(dim, student_dim, hidden_dims, generator) if student_dim else FeatureHead(dim)
-        self.student_prototypes = nn.ParameterDict(
-            {d: prototypes(n, student_dim, generator) for d, n in n_classes.items() if student_dim}
-        )
+        student_prototypes = {d: prototypes(n, student_dim, generator) for d, n in n_classes.items() if student_dim}
+        # By alphabet: the optimizer's moments in checkpoints are numbered in this order.
+        self.student_prototypes = ByDomain(dict(sorted(student_prototypes.items())))
         taught = n_classes if teacher_dim else {}
         teacher_dims = hidden_dims if teacher_hidden_dims is None else teacher_hidden_dims
-        self.teachers = nn.ModuleDict({d: Head(dim, teacher_dim, teacher_dims, generator) for d in taught})
-        self.teacher_prototypes = nn.ParameterDict(
-            {d: prototypes(n, teacher_dim, generator) for d, n in taught.items()}
-        )
+        self.teachers = ByDomain({d: Head(dim, teacher_dim, teacher_dims, generator) for d in taught})
+        teacher_prototypes = {d: prototypes(n, teacher_dim, generator) for d, n in taught.items()}
+        self.teacher_prototypes = ByDomain(dict(sorted(teacher_prototypes.items())))
 
     def features(
         self, images: Images, precision: torch.dtype = torch.float32, frozen: bool = False

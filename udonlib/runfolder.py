@@ -28,6 +28,7 @@ import torch
 
 from udonlib import plainyaml
 from udonlib.errors import ParameterError, UserError
+from udonlib.evaluationfiles import read_table
 from udonlib.interventions import Intervention, interventions
 from udonlib.params import TrainParams, run_path, runs_folder
 from udonlib.steering import read_control
@@ -158,7 +159,7 @@ class RunFolder:
 
     def evaluation(self) -> pd.DataFrame:
         """The table of the final test."""
-        return pd.read_csv(self.path / "evaluation.csv")
+        return read_table(self.path / "evaluation.csv")
 
     def load_model_state(self) -> dict[str, Any]:
         """What best.pt holds: `model` (a state dict), `step`, `r_at_1`."""

@@ -14,6 +14,7 @@ import torch
 from udonlib.checkpoints import import_checkpoint
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
+from udonlib.heads import ByDomain
 from udonlib.models import EmbeddingModel, create_model
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import WITHOUT_EFFECT, TrainParams
@@ -54,7 +55,11 @@ class Source:
             saved = torch.load(self.file, map_location="cpu", weights_only=True)
             state = saved["model"] if saved.get("average") is None else saved["average"]
             prefix = "student_prototypes."
-            n_classes = {name.removeprefix(prefix): len(v) for name, v in state.items() if name.startswith(prefix)}
+            n_classes = {
+                ByDomain.domain(name.removeprefix(prefix)): len(value)
+                for name, value in state.items()
+                if name.startswith(prefix)
+            }
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"{self.file}: not a checkpoint of a run ({reason:.120})") from None
