@@ -58,7 +58,7 @@ def test_nothing_more_is_read_when_the_time_is_up(tmp_path, paths):
 
 def test_files_are_read_in_the_order_given_until_the_time_is_up(tmp_path, paths, monkeypatch):
     monkeypatch.setattr(imagescan, "CHUNK", 1)
-    monkeypatch.setattr(imagescan.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(imagescan, "n_cores", lambda: 1)
     now = iter(range(1000))
     monkeypatch.setattr(imagescan.time, "perf_counter", lambda: next(now))
     found = scan(tmp_path, paths, seconds=8)

@@ -98,7 +98,7 @@ def test_a_run_of_other_parameters_is_not_overwritten_unless_asked(data, tmp_pat
 def test_a_run_keeps_the_precision_that_it_began_with(data, tmp_path, monkeypatch):
     """What `auto` came to is part of the run: on another processor it goes on in the same, and says that it is slow."""
     monkeypatch.setattr(processors, "multiplies_bfloat16", lambda device: True)
-    first = open_run(params(data, tmp_path, precision="auto"))
+    first = open_run(params(data, tmp_path, precision="auto", check_data="skip"))
     records = first.train()
     for record in records:
         if record["kind"] == "checkpoint":
@@ -106,7 +106,7 @@ def test_a_run_keeps_the_precision_that_it_began_with(data, tmp_path, monkeypatc
         assert not record.get("notices")
     records.close()
     monkeypatch.setattr(processors, "multiplies_bfloat16", lambda device: False)
-    moved = open_run(params(data, tmp_path, precision="auto"))
+    moved = open_run(params(data, tmp_path, precision="auto", check_data="skip"))
     assert moved.path == first.path
     assert moved.params.precision == RunFolder(first.path).params.precision == "bfloat16"
     start, *_ = moved.train()
@@ -233,10 +233,51 @@ def test_bad_images_are_counted_in_the_summary(tmp_path):
     data = write_uned_tree(tmp_path / "data")
     bad = next((data / "images" / "flags").iterdir())
     bad.write_bytes(b"no image")
-    with pytest.raises(UserError, match=bad.name):
-        finish(open_run(params(data, tmp_path)))
     run = finish(open_run(params(data, tmp_path, on_bad_image="skip")))
     assert f"flags/{bad.name}" in run.summary()["skipped_images"]
+
+
+def test_broken_data_is_refused_before_anything_is_written_or_trained(tmp_path):
+    data = write_uned_tree(tmp_path / "data")
+    cut = data / "images" / "flags" / "0007_001.png"  # a test image: training would not meet it
+    cut.write_bytes(cut.read_bytes()[:-40])
+    run = open_run(params(data, tmp_path / "outputs"))
+    with pytest.raises(UserError, match=r"broken.*\n.*: 1 \(flags/0007_001.png: cannot be decoded"):
+        next(run.train())
+    assert not run.path.exists()
+    start = next(open_run(params(data, tmp_path / "outputs", check_data="warn")).train())
+    assert "data check: broken. images that cannot be read: 1; checked" in start["notices"][0]
+    assert next(open_run(params(data, tmp_path / "outputs", check_data="skip")).train())["notices"] == []
+    training = open_run(params(data, tmp_path / "outputs", on_bad_image="skip", run="skips"))
+    assert training.data_check is not None
+    with pytest.raises(UserError, match="flags/0007_001.png.*; on_bad_image='skip' leaves such images out"):
+        finish(open_run(params(data, tmp_path / "outputs", check_data="skip", overwrite=True)))
+
+
+def test_doubts_about_the_data_are_said_at_the_start_and_stop_nothing(tmp_path):
+    data = write_uned_tree(tmp_path / "data", sizes={"train": (4, 3, 5), "val": (2, 3), "test": (3, 2, 1)})
+    run = open_run(params(data, tmp_path))
+    notices = next(run.train())["notices"]
+    assert [notice.split("; checked")[0] for notice in notices] == [
+        "data check: usable, with warnings. test queries without a positive: 2"
+    ]
+
+
+def test_a_finished_run_needs_no_check_of_its_data(data, tmp_path, monkeypatch):
+    finish(open_run(params(data, tmp_path)))
+    monkeypatch.setattr("udonlib.runs.check_quickly", None)
+    again = open_run(params(data, tmp_path))
+    assert again.data_check is None
+    assert [record["kind"] for record in again.train()] == ["end"]
+
+
+def test_more_time_is_given_to_the_check_of_more_data(data, tmp_path, monkeypatch):
+    seconds = []
+    monkeypatch.setattr("udonlib.runs.check_quickly", lambda catalog, limit: seconds.append(limit))
+    for steps in (10, 10**6, 10**9):
+        with pytest.raises(AttributeError):  # no check comes back
+            _ = open_run(params(data, tmp_path, steps=steps, batch_size=10)).data_check
+    assert seconds == [3.0, 10.0, 60.0]
 
 
 def test_a_resumed_run_says_what_its_best_validation_was_and_how_to_go_on(data, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.catalogs import uned_files, write_tree, write_uned_tree
 from udonlib import sheets
+from udonlib.datacheck import check_quickly
 from udonlib.decoding import ImageError
 from udonlib.domains import Catalog, DataError, load_catalog
 from udonlib.evaluation import MergedIndex, Neighbours
@@ -131,6 +132,8 @@ def test_the_plan_names_data_model_and_length_of_a_run(catalog):
     ):
         assert fact in text
     assert "30 of 8 images: 10.0 times each on average" in text
+    check = check_quickly(catalog)
+    assert f"data check       {check.verdict}" in repr(sheets.plan_table(params, catalog, check=check))
     assert "no teachers" in repr(sheets.plan_table(TrainParams(recipe="us_rr", sampler_loss="student"), catalog))
     assert "2 domains in a batch" in repr(sheets.plan_table(TrainParams(domains_per_batch=8), catalog))
     assert "warning" not in text

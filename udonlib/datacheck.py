@@ -100,6 +100,11 @@ class DataCheck:
         return [finding for finding in self.findings if finding.level == level]
 
     @property
+    def is_sound(self) -> bool:
+        """Whether there is nothing to worry about, as far as was looked."""
+        return not self.of_level("broken") and not self.of_level("warning")
+
+    @property
     def coverage(self) -> str:
         """Say how much was looked at."""
         looked = ("all" if n == self.n_images else f"{n:,}" for n in (self.n_files, self.n_pixels))

@@ -3,7 +3,6 @@
 Both passes stop when the time is up; what was not looked at is known.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from jaxtyping import Int64
 
 from udonlib.errors import UserError
 from udonlib.imageprobe import SIDE, FileFacts, PixelFacts, probe_file, probe_pixels
+from udonlib.processors import n_cores
 from udonlib.storage import Store
 
 Facts = TypeVar("Facts", FileFacts, PixelFacts)
@@ -98,7 +98,7 @@ class ImageScan:
         total = done + len(positions)
         chunks = deque(positions[i : i + CHUNK].tolist() for i in range(0, len(positions), CHUNK))
         running: deque[tuple[list[int], Future[list[Facts | str]]]] = deque()
-        n_threads = min(MAX_THREADS, os.cpu_count() or 1)
+        n_threads = min(MAX_THREADS, n_cores())
         with ThreadPoolExecutor(n_threads) as pool:
             while running or (chunks and time.perf_counter() < self._until):
                 while chunks and len(running) < 2 * n_threads and time.perf_counter() < self._until:

@@ -41,7 +41,7 @@ OPEN_RECIPES = {"udon_plus"}
 # stands in the name by itself, so that the seeds of one setting share the name's last part.
 WITHOUT_EFFECT = {
     *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
-    *("eval_batch_size", "log_every", "checkpoint_every", "overwrite"),
+    *("eval_batch_size", "log_every", "checkpoint_every", "overwrite", "check_data"),
 }
 
 
@@ -133,6 +133,10 @@ class TrainParams(DataParams):
     n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="stop at an image that cannot be read, or skip and count it"
+    )
+    check_data: Literal["refuse", "warn", "skip"] = Field(
+        "refuse",
+        description="before training, look at the data for seconds: refuse broken data, say what was found, or do not",
     )
     cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
 

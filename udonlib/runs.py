@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from udonlib.datacheck import DataCheck, check_quickly
 from udonlib.domains import Catalog, load_catalog
 from udonlib.embedding import loading
 from udonlib.errors import UserError
@@ -87,6 +88,23 @@ class Run(RunFolder):
             root = images or (p.images if data == "auto" else None)
             self.__dict__["catalog"] = load_catalog(p.data if data == "auto" else data, p.domains, root)
 
+    @cached_property
+    def data_check(self) -> DataCheck | None:
+        """What a few seconds tell of the data, before it is trained on; None where that is over, or was not asked for.
+
+        Takes 3 seconds at most, or one for each million of images to train, up to a minute.
+
+        Raises:
+            UserError: the data is broken: "... images that cannot be read: 2 (...)".
+        """
+        p = self.params
+        if p.check_data == "skip" or (self.status == "finished" and not p.overwrite):
+            return None
+        check = check_quickly(self.catalog, min(60.0, max(3.0, p.steps * p.batch_size / 1e6)))
+        if p.check_data == "refuse":
+            check.refuse_broken(p.on_bad_image)
+        return check
+
     def create_model(self) -> EmbeddingModel:
         """The model before its first step, on the CPU."""
         return create_model(self.params, self.catalog.n_classes)
@@ -118,6 +136,7 @@ class Run(RunFolder):
             yield {"kind": "end", "step": summary["steps"]} | summary
             return
         replayed = self._replayed()
+        check = self.data_check
         torch.set_num_threads(p.n_threads or n_cores())
         device = pick_device(p.device)
         model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -170,8 +189,9 @@ class Run(RunFolder):
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
                 writer.record(start)
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
-            slow = slow_precision(p.precision, device)
-            yield start | {"best": kept[-1:], "notices": [slow] if slow else []}
+            doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
+            notices = [notice for notice in (slow_precision(p.precision, device), doubts) if notice]
+            yield start | {"best": kept[-1:], "notices": notices}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}

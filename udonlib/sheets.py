@@ -21,6 +21,7 @@ from jaxtyping import Bool
 from PIL import Image as Pixels
 from PIL import ImageDraw, ImageFont
 
+from udonlib.datacheck import DataCheck
 from udonlib.domains import Catalog, DataError, Domain
 from udonlib.evaluation import Neighbours
 from udonlib.images import decode
@@ -146,11 +147,14 @@ def html_table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
     return Table(re.sub(r"(±[\d.]+)", r"<small>\1</small>", styler.to_html()), text)
 
 
-def plan_table(params: TrainParams, catalog: Catalog, precision: str | None = None) -> Table:
+def plan_table(
+    params: TrainParams, catalog: Catalog, precision: str | None = None, check: DataCheck | None = None
+) -> Table:
     """Tabulate what a run will train, on what, and where its results go.
 
     Args:
         precision: what `auto` came to.
+        check: of the data, where there was one.
     """
     p, n_images = params, sum(len(domain.splits["train"]) for domain in catalog.domains)
     start = "pretrained" if p.pretrained else "from scratch"
@@ -170,6 +174,8 @@ def plan_table(params: TrainParams, catalog: Catalog, precision: str | None = No
         "validation": f"every {p.eval_every:,} steps; the best checkpoint is tested",
         "results": str(p.run_dir),
     }
+    if check is not None:
+        facts["data check"] = check.verdict
     few = ", ".join(domain.name for domain in catalog.domains if _n_classes(domain) < 2)
     if few:
         facts["warning"] = (
