@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
@@ -240,10 +241,130 @@ def test_backbones_that_a_file_cannot_fill_are_refused(augreg, tmp_path):
         load_backbone_weights(make(), write(tmp_path / "clip.npy", clip_arrays(make(CLIP))))
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights"])
-def test_an_unknown_kind_of_file_is_answered_with_the_known(tmp_path, name):
-    with pytest.raises(UserError, match=r"unknown kind of weights .*; valid: AugReg's \.npz, CLIP's \.npy, our"):
-        load_backbone_weights(make(), tmp_path / name)
+# Of PyTorch: timm's, the hub's, training scripts'
+
+
+def written_by_torch(tmp_path, content, name="pytorch_model.bin"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "w.pth", "w.npz"])
+def test_a_state_dict_fills_every_parameter_whatever_its_file_is_called(tmp_path, name):
+    source, backbone = make(seed=1), make(seed=2)
+    state = {f"module.{key}": value for key, value in source.encoder.state_dict().items()}
+    state |= {"module.head.bias": torch.ones(5), "module.head.weight": torch.ones(5, 16)}
+    if name == "model.safetensors":
+        save_file(state, tmp_path / name)
+    else:
+        written_by_torch(tmp_path, {"state_dict": state, "epoch": 3}, name)
+    said = load_backbone_weights(backbone, tmp_path / name)
+    assert_same(backbone, source)
+    where = "module" if name == "model.safetensors" else "state_dict.module"
+    assert said == (
+        f"30 tensors of {name} in '{where}'; without head.bias, head.weight; "
+        "images normalised by mean 0.5, deviation 0.5"
+    )
+
+
+def test_what_does_not_fit_is_told_with_the_file_and_the_place_in_it(tmp_path):
+    backbone, before = make(seed=2), make(seed=2)
+    state = {f"backbone.{key}": value for key, value in make(seed=1).encoder.state_dict().items()}
+    del state["backbone.norm.bias"]
+    path = written_by_torch(tmp_path, {"model": state})
+    message = (
+        r"pytorch_model\.bin: in 'model\.backbone': key 'norm\.bias' is missing, which backbone 'vit_base_patch16_"
+    )
+    with pytest.raises(UserError, match=message):
+        load_backbone_weights(backbone, path)
+    assert_same(backbone, before)
+
+
+def test_files_of_another_kind_are_called_by_their_name(tmp_path):
+    for content, message in (
+        (b"", "an empty file"),
+        (b"<!doctype html>", "a web page"),
+        (b"\x01\x02", "of no known kind"),
+    ):
+        (tmp_path / "w.pth").write_bytes(content)
+        with pytest.raises(UserError, match=rf"w\.pth: {message}.*, expected weights \(safetensors, PyTorch's"):
+            load_backbone_weights(make(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
+        load_backbone_weights(make(), tmp_path / "none.pth")
+
+
+TIMM_CONFIG = {
+    "architecture": "vit_base_patch16_224",
+    "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+}
+TRANSFORMERS_CONFIG = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "brings"),
+    [
+        ("config.json", json.dumps(TIMM_CONFIG), True),
+        ("preprocessor_config.json", json.dumps(TRANSFORMERS_CONFIG), True),
+        ("config.json", json.dumps(TIMM_CONFIG | {"architecture": "vit_small_patch16_224"}), False),
+        ("config.json", json.dumps({"model_type": "vit"}), False),
+        ("config.json", "{", False),
+        ("preprocessor_config.json", "[1]", False),
+    ],
+)
+def test_the_hub_s_description_beside_its_file_brings_mean_and_deviation(tmp_path, name, content, brings):
+    source = make(seed=1)
+    save_file(source.encoder.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(content)
+    backbone = make(seed=2)
+    said = load_backbone_weights(backbone, tmp_path / "model.safetensors")
+    expected = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) if brings else (source.mean, source.std)
+    assert (backbone.mean, backbone.std) == expected
+    assert ("mean 0.1 0.2 0.3, deviation 0.4 0.5 0.6" in said) == brings
+    (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")  # nobody says that it describes this one
+    other = make(seed=2)
+    load_backbone_weights(other, tmp_path / "mine.safetensors")
+    assert (other.mean, other.std) == (source.mean, source.std)
+
+
+def test_a_run_s_checkpoint_brings_its_backbone_and_its_statistics(tmp_path):
+    source, backbone = make(seed=1), make(seed=2)
+    model = {f"backbone.{key}": value for key, value in source.state_dict().items()}
+    model |= {"student.layers.0.weight": torch.ones(4, 16), "student_prototypes.emoji": torch.ones(3, 4)}
+    statistics = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
+    said = load_backbone_weights(
+        backbone, written_by_torch(tmp_path, {"model": model, "step": 5, "statistics": statistics}, "best.pt")
+    )
+    assert_same(backbone, source)
+    assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert "of best.pt in 'model.backbone.encoder'; 2 others left aside; " in said
+    with pytest.raises(UserError, match=r"best\.pt: metadata 'std' is \[0, 1, 1\], expected three numbers"):
+        broken = {"model": model, "statistics": [[0.1, 0.2, 0.3], [0, 1, 1]]}
+        load_backbone_weights(make(), written_by_torch(tmp_path, broken, "best.pt"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_clip_is_read_as_its_makers_and_open_clip_keep_it(tmp_path, prefix):
+    source = make(CLIP, seed=1)
+    theirs = {f"{prefix}{name}": torch.from_numpy(value) for name, value in clip_arrays(source).items()}
+    backbone = make(CLIP, seed=2)
+    load_backbone_weights(backbone, written_by_torch(tmp_path, {"state_dict": theirs}, "clip.pt"))
+    assert_same(backbone, source)
+    assert backbone.mean == (0.48145466, 0.4578275, 0.40821073)
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in theirs.items()}
+    save_file(half, tmp_path / "open_clip.safetensors")
+    load_backbone_weights(backbone, tmp_path / "open_clip.safetensors")
+    assert_same(backbone, source, 1e-2)
+
+
+def test_only_openai_s_clip_is_known_to_be_of_quick_gelu(tmp_path):
+    exact = "vit_base_patch16_clip_224.laion2b"
+    theirs = {name: torch.from_numpy(value) for name, value in clip_arrays(make(exact, seed=1)).items()}
+    backbone = make(exact, seed=2)
+    load_backbone_weights(backbone, written_by_torch(tmp_path, theirs))
+    assert_same(backbone, make(exact, seed=1))
+    with pytest.raises(UserError, match="trained with the activation 'quick_gelu'"):
+        openai = theirs | {"input_resolution": torch.tensor(32)}
+        load_backbone_weights(backbone, written_by_torch(tmp_path, openai))
 
 
 # Ours
@@ -290,11 +411,11 @@ def test_our_files_serve_other_image_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("encoder.norm.weight", None, "key 'encoder.norm.weight' is missing"),
-        ("encoder.more", torch.zeros(1), "key 'encoder.more' has no place in backbone"),
-        ("encoder.norm.weight", torch.zeros(17), r"key 'encoder.norm.weight' has shape \[17\], .* needs \[16\]"),
-        ("encoder.pos_embed", torch.zeros(1, 16, 16), "key 'encoder.pos_embed' holds 16 positions"),
-        ("encoder.pos_embed", torch.zeros(16), r"key 'encoder.pos_embed' has shape \[16\]"),
+        ("encoder.norm.weight", None, "key 'norm.weight' is missing"),
+        ("encoder.more", torch.zeros(1), "key 'more' has no place in backbone"),
+        ("encoder.norm.weight", torch.zeros(17), r"key 'norm.weight' has shape \[17\], .* needs \[16\]"),
+        ("encoder.pos_embed", torch.zeros(1, 16, 16), "key 'pos_embed' .*: positions of no square grid"),
+        ("encoder.pos_embed", torch.zeros(16), r"key 'pos_embed' has shape \[16\]"),
         ("encoder.norm.weight", torch.zeros(16, dtype=torch.int32), "holds torch.int32"),
         ("encoder.norm.weight", torch.full((16,), torch.nan), "not finite"),
     ],

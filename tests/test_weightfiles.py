@@ -6,17 +6,18 @@ import os
 import pickle
 import resource
 import struct
+import zipfile
 
 import msgpack
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from udonlib.errors import UserError
-from udonlib.weightfiles import read_flax, read_npz, read_pickled_arrays, read_safetensors
+from udonlib.weightfiles import kind_of_weights, read_flax, read_npz, read_pickled_arrays, read_safetensors
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -67,8 +68,21 @@ def test_an_npz_of_objects_is_refused_by_key(tmp_path):
 
 def test_an_npz_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", zeros=np.zeros(10_000))
-    monkeypatch.setattr("udonlib.weightfiles.MAX_BYTES", 10_000)
-    with pytest.raises(UserError, match="its arrays would fill more than"):
+    same(read_npz(tmp_path / "a.npz"), {"zeros": np.zeros(10_000)})
+    monkeypatch.setattr("udonlib.weightfiles.SMALL", 10_000)
+    with pytest.raises(UserError, match=r"a\.npz: its 0\.0 MB would unfold to 0 MB"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("shape", [(2**40,), (2**31, 2**31), (3, 5), (-1, 4)])
+def test_an_array_that_claims_more_than_it_holds_takes_no_memory(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("big.npy", header.getvalue() + bytes(48))
+    with pytest.raises(
+        UserError, match=r"a\.npz: (key 'big' is damaged: 48 bytes for float32|holds an array of shape)"
+    ):
         read_npz(tmp_path / "a.npz")
 
 
@@ -314,3 +328,100 @@ def test_safetensors_come_with_their_metadata(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content[:-2])
     with pytest.raises(UserError, match=r"a\.safetensors: cannot be read as a safetensors file"):
         read_safetensors(tmp_path / "a.safetensors")
+
+
+def safetensors(header: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + bytes(16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(b"{}", 2**62),
+        safetensors(b"{}", 99_999_999),
+        safetensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'),
+        safetensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,16]}}'),
+        safetensors(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
+        safetensors(b'{"__metadata__":{"mean":"' + b"[" * 100_000 + b'"}}'),
+        safetensors(b'{"a":' * 100_000),
+    ],
+)  # fmt: skip
+def test_headers_of_safetensors_that_claim_what_is_not_there_end_in_one_message(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"a\.safetensors: cannot be read as a safetensors file"):
+        read_safetensors(tmp_path / "a.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+# Of which kind a file is
+
+
+def test_the_kind_is_seen_in_the_content_whatever_the_name(tmp_path):
+    path = tmp_path / "weights.bin"
+    state = {"a": torch.ones(2)}
+    writers = {
+        "safetensors": lambda: save_file(state, path),
+        "torch": lambda: torch.save(state, path),
+        "npz": lambda: np.savez(tmp_path / "a.npz", a=np.ones(2)),
+        "npy": lambda: np.save(tmp_path / "a.npy", state, allow_pickle=True),
+    }
+    for kind, write in writers.items():
+        write()
+        for written in tmp_path.glob("a.*"):
+            written.replace(path)
+        assert kind_of_weights(path) == kind
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert kind_of_weights(path) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file, expected weights"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b" <html>", "a web page"),
+        (b'{"weight_map": {}}', "a JSON text"),
+        (
+            b"\x01\x02\x03\x04",
+            r"of no known kind, expected weights \(safetensors, PyTorch's \.pth, \.pt or \.bin, AugReg's",
+        ),
+        (b"PK\x03\x04 and no more", "cannot be read as weights .*: cut short, damaged"),
+    ],
+)
+def test_what_is_no_weights_is_called_by_its_name(tmp_path, content, message):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=rf"w\.pth: {message}"):
+        kind_of_weights(tmp_path / "w.pth")
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from(["npz", "flax", "safetensors"]))
+def test_a_damaged_file_ends_in_a_message_or_in_arrays(tmp_path_factory, data, kind):
+    folder = tmp_path_factory.mktemp("damaged")
+    path = folder / "checkpoint_1"
+    if kind == "npz":
+        np.savez_compressed(folder / "a.npz", **ARRAYS)
+        (folder / "a.npz").replace(path)
+    elif kind == "flax":
+        flax(folder, {"w": entry(ARRAYS["plain"]), "inner": {"v": entry(ARRAYS["half"])}})
+    else:
+        save_file({"a": torch.ones(3, 4), "b": torch.zeros(2)}, path, {"mean": "[0.5, 0.5, 0.5]"})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.integers(0, 2)):
+            case 0:
+                content[at] = data.draw(st.integers(0, 255))
+            case 1:
+                content[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+            case 2:
+                del content[at : at + data.draw(st.integers(1, 20))]
+    path.write_bytes(content)
+    try:
+        found = {"npz": read_npz, "flax": read_flax, "safetensors": read_safetensors}[kind](path)
+    except UserError as error:
+        said = str(error)
+    else:
+        said = f"{path}: {len(found)} arrays"
+    assert said.startswith(f"{path}: ")

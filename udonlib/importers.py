@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,48 +17,70 @@ from torch import Tensor, nn
 
 from udonlib import weightfiles
 from udonlib.backbones import Backbone, timm
-from udonlib.errors import UserError, nearest
-from udonlib.layouts import AUGREG, OPENAI_CLIP, Layout, Source, take
+from udonlib.errors import UserError
+from udonlib.layouts import AUGREG, OPEN_CLIP, OPENAI_CLIP, Layout, Source, take
+from udonlib.statedicts import find, mappings
+from udonlib.statedicts import take as take_state
 from udonlib.storage import replacing
+from udonlib.torchfiles import read_torch
+from udonlib.weightfiles import Arrays
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
+CLIP_BEGINS = "visual.class_embedding"
+# Files that the hub keeps with a description beside them.
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
+def load_backbone_weights(backbone: Backbone, path: str | Path) -> str:
     """Fill a backbone with the weights of a file, all of them, and take over the image statistics that they expect.
 
-    | file | from | mean and deviation | skipped |
-    |---|---|---|---|
-    | .npz | AugReg's released vision transformers | 0.5 | head, pre_logits |
-    | .npy | OpenAI's CLIP, pickled by name | CLIP's | text encoder, visual.proj |
-    | .safetensors | `save_backbone_weights` | the file's, if it has them | - |
+    | content | from | mean and deviation |
+    |---|---|---|
+    | npz | AugReg's released vision transformers | 0.5 |
+    | npy | OpenAI's CLIP, pickled by name | CLIP's |
+    | safetensors | `save_backbone_weights` | the file's |
+    | safetensors, or of torch.save | timm, the hub, training scripts, CLIP, DINOv2, efficientnet_pytorch: see \
+      `udonlib.statedicts` | those that a `config.json` or `preprocessor_config.json` of the hub beside the file says; \
+      CLIP's; the backbone's own |
+    | of torch.save | a checkpoint of a run of ours | the run's |
 
-    Positions made for another image size are resampled as timm resamples those of its own releases: the grid
-    bicubically with antialiasing, the class token's left alone. The class token after the last norm is the feature.
-    Source: pinned by golden/backbones.
+    The kind is seen in the content, whatever the name ends in. Positions made for another image size are resampled as
+    timm resamples those of its own releases. Classifiers and text encoders are left aside. The backbone is filled as a
+    whole, or left as it was. Source: pinned by golden/backbones.
+
+    Returns:
+        In words: which tensors were taken, what was left aside, and the statistics.
 
     Raises:
-        UserError: one message that names the file and, where it is about one, the key: an unknown kind of file, a
-            damaged one, a key that is missing or left over, another shape (such as another patch size), values that
-            are not finite numbers, another activation or layer-norm epsilon than the weights were trained with.
+        UserError: one message that names the file: an unknown kind of file, a damaged one; how many keys are missing or
+            left over, with the nearest; another shape (such as another patch size), values that are not finite numbers,
+            another activation or layer-norm epsilon than the weights were trained with.
     """
     path = Path(path).expanduser()
-    if path.suffix == ".safetensors":
-        _load_own(backbone, path)
-        return
-    kinds = {".npz": (AUGREG, weightfiles.read_npz), ".npy": (OPENAI_CLIP, weightfiles.read_pickled_arrays)}
-    if path.suffix not in kinds:
-        valid = "AugReg's .npz, CLIP's .npy, our .safetensors"
-        raise UserError(f"{path}: unknown kind of weights {path.suffix or 'without ending'!r}; valid: {valid}")
-    layout, read = kinds[path.suffix]
+    kind = weightfiles.kind_of_weights(path)
+    if kind == "npz":
+        return _load_layout(backbone, path, AUGREG, weightfiles.read_npz(path))
+    if kind == "npy":
+        return _load_layout(backbone, path, OPENAI_CLIP, weightfiles.read_pickled_arrays(path))
+    content, facts = weightfiles.read_safetensors(path) if kind == "safetensors" else _read_checkpoint(path)
+    for _, tensors in mappings(content):
+        for name in tensors:
+            if name.endswith(CLIP_BEGINS):
+                prefix = name.removesuffix(CLIP_BEGINS)
+                arrays = {n[len(prefix) :]: _array(v) for n, v in tensors.items() if n.startswith(prefix)}
+                layout = OPENAI_CLIP if "input_resolution" in arrays else OPEN_CLIP
+                return _load_layout(backbone, path, layout, arrays)
+    return _load_state(backbone, path, content, _facts_beside(backbone, path) | facts)
+
+
+def _load_layout(backbone: Backbone, path: Path, layout: Layout, arrays: Arrays) -> str:
     encoder = backbone.encoder
     if not isinstance(encoder, timm.models.VisionTransformer):
         raise UserError(f"{path}: holds {layout.title}, but backbone {backbone.name!r} is no vision transformer")
-    arrays = read(path)
     positions_key = layout.prefix + layout.names["pos_embed"]
     shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
     if "pos_embed" in shapes:
@@ -71,8 +94,74 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
         sources[ours] = source
     state = take(path, arrays, sources, skipped=layout.skipped, owner=f"backbone {backbone.name!r}")
     _check_arithmetic(path, backbone, layout)
-    _fill(path, backbone, {f"encoder.{ours}": value for ours, value in state.items()}, positions_key)
+    if "pos_embed" in state:
+        state["pos_embed"] = _resampled(path, encoder, state["pos_embed"], positions_key)
+    encoder.load_state_dict(state)
     backbone.mean, backbone.std = layout.statistics
+    used = {name for source in sources.values() for name in source.names}
+    return _said(path, backbone, len(used), f"of {layout.title}", [], len(arrays) - len(used))
+
+
+def _load_state(backbone: Backbone, path: Path, content: Any, facts: Mapping[str, Any]) -> str:
+    owner = f"backbone {backbone.name!r}"
+    architecture = str(facts.get("name", backbone.name)).split(".")[0]
+    if architecture != backbone.name.split(".")[0]:
+        raise UserError(f"{path}: holds the weights of {facts['name']!r}, found {owner}")
+    statistics = [_three_numbers(path, facts, fact, getattr(backbone, fact)) for fact in ("mean", "std")]
+    trained_with = facts.get("activation")
+    if trained_with is not None and trained_with != activation(backbone):
+        raise UserError(_other_activation(path, backbone, str(trained_with)))
+    match = find(content, backbone.encoder)
+    inside = f"{path}: in '{match.where}': " if match.where else f"{path}: "
+    try:
+        state, heads = take_state(match, backbone.encoder, owner)
+    except UserError as error:
+        raise UserError(f"{inside}{error}") from error
+    backbone.encoder.load_state_dict(state)
+    backbone.mean, backbone.std = statistics
+    where = f"in '{match.where}'" if match.where else ""
+    return _said(path, backbone, len(match.tensors) - len(heads), where, heads, match.n_beside)
+
+
+def _said(path: Path, backbone: Backbone, n_taken: int, where: str, heads: Sequence[str], n_beside: int) -> str:
+    """Say what was loaded, in a line."""
+    parts = [f"{n_taken} tensors of {path.name} {where}".strip()]
+    if heads:
+        parts.append(f"without {', '.join(heads[:4])}{', ..' if len(heads) > 4 else ''}")
+    if n_beside:
+        parts.append(f"{n_beside} others left aside")
+    mean, std = (" ".join(f"{value:.4g}" for value in dict.fromkeys(v)) for v in (backbone.mean, backbone.std))
+    return f"{'; '.join(parts)}; images normalised by mean {mean}, deviation {std}"
+
+
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Read what torch.save wrote; a checkpoint of ours says which statistics its images had."""
+    content = read_torch(path)
+    said = content.get("statistics") if isinstance(content, Mapping) else None
+    if isinstance(said, list | tuple) and len(said) == 2:
+        return content, {fact: list(values) for fact, values in zip(("mean", "std"), said, strict=True)}
+    return content, {}
+
+
+def _facts_beside(backbone: Backbone, path: Path) -> dict[str, Any]:
+    """What the hub's files beside its weights say about the images: timm's of the same architecture, transformers'."""
+    if path.name not in HUB_NAMES:
+        return {}
+    facts: dict[str, Any] = {}
+    for name, of_timm in (("preprocessor_config.json", False), ("config.json", True)):
+        try:
+            said = json.loads((path.parent / name).read_bytes())
+            if of_timm and str(said["architecture"]).split(".")[0] != backbone.name.split(".")[0]:
+                continue
+            values = said["pretrained_cfg"] if of_timm else {"mean": said["image_mean"], "std": said["image_std"]}
+            facts |= {fact: values[fact] for fact in ("mean", "std")}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none there, or of something else
+            continue
+    return facts
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return (value.float() if value.is_floating_point() else value).numpy()
 
 
 def save_backbone_weights(backbone: Backbone, path: str | Path, *, half: bool = False) -> None:
@@ -108,31 +197,6 @@ def activation(backbone: Backbone) -> str | None:
     return same[0] if same else type(act).__name__
 
 
-def _load_own(backbone: Backbone, path: Path) -> None:
-    found, facts = weightfiles.read_safetensors(path)
-    owner = f"backbone {backbone.name!r}"
-    architecture = str(facts.get("name", backbone.name)).split(".")[0]
-    if architecture != backbone.name.split(".")[0]:
-        raise UserError(f"{path}: holds the weights of {facts['name']!r}, found {owner}")
-    wanted = backbone.state_dict()
-    for name in wanted:
-        if name not in found:
-            raise UserError(f"{path}: key {name!r} is missing, which {owner} needs; {nearest(name, found)}")
-    for name, value in found.items():
-        if name not in wanted:
-            raise UserError(f"{path}: key {name!r} has no place in {owner}")
-        if value.is_floating_point() != wanted[name].is_floating_point():
-            raise UserError(f"{path}: key {name!r} holds {value.dtype}, {owner} needs {wanted[name].dtype}")
-        if not value.isfinite().all():
-            raise UserError(f"{path}: key {name!r} holds values that are not finite")
-    statistics = [_three_numbers(path, facts, fact, getattr(backbone, fact)) for fact in ("mean", "std")]
-    trained_with = facts.get("activation")
-    if trained_with is not None and trained_with != activation(backbone):
-        raise UserError(_other_activation(path, backbone, str(trained_with)))
-    _fill(path, backbone, found, "encoder.pos_embed")
-    backbone.mean, backbone.std = statistics
-
-
 def _three_numbers(path: Path, facts: Mapping[str, Any], fact: str, otherwise: tuple[float, ...]) -> tuple[float, ...]:
     values = facts.get(fact, list(otherwise))
     numbers = isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
@@ -143,7 +207,7 @@ def _three_numbers(path: Path, facts: Mapping[str, Any], fact: str, otherwise: t
 
 def _check_arithmetic(path: Path, backbone: Backbone, layout: Layout) -> None:
     """Refuse an encoder whose parts without weights compute something else than what the weights were trained with."""
-    if activation(backbone) != layout.activation:
+    if layout.activation is not None and activation(backbone) != layout.activation:
         raise UserError(_other_activation(path, backbone, layout.activation))
     for name, module in backbone.encoder.named_modules():
         if isinstance(module, nn.LayerNorm) and module.eps != layout.eps:
@@ -155,21 +219,6 @@ def _other_activation(path: Path, backbone: Backbone, trained_with: str) -> str:
         f"{path}: trained with the activation {trained_with!r}, but backbone {backbone.name!r} has "
         f"{activation(backbone)!r}; set backbone_args={{'act_layer': {trained_with!r}}}"
     )
-
-
-def _fill(path: Path, backbone: Backbone, state: Mapping[str, Tensor], positions_key: str) -> None:
-    """Copy a complete state into the backbone, a vision transformer's positions resampled to the backbone's grid."""
-    ours = "encoder.pos_embed"
-    wanted = backbone.state_dict()
-    fitting = dict(state)
-    vision_transformer = isinstance(backbone.encoder, timm.models.VisionTransformer)
-    if vision_transformer and ours in wanted and fitting[ours].shape[::2] == wanted[ours].shape[::2]:
-        fitting[ours] = _resampled(path, backbone.encoder, fitting[ours].float(), positions_key)
-    for name, value in fitting.items():
-        if value.shape != wanted[name].shape:
-            needed = list(wanted[name].shape)
-            raise UserError(f"{path}: key {name!r} has shape {list(value.shape)}, {backbone.name!r} needs {needed}")
-    backbone.load_state_dict(fitting)
 
 
 def _resampled(

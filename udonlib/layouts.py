@@ -40,7 +40,7 @@ class Layout:
         block: name of block {} in the file, with the separator behind it.
         flax: kernels are stored [in, out], [height, width, in, out] or by heads; otherwise as in PyTorch.
         flat_tokens: class token and positions are stored without the leading 1.
-        activation: the nonlinearity that the weights were trained with.
+        activation: the nonlinearity that the weights were trained with; None where files of this kind differ.
         eps: of every layer norm.
         statistics: mean and deviation of the images that the weights expect, in 0..1.
         prefix: before every name.
@@ -52,7 +52,7 @@ class Layout:
     block: str
     flax: bool
     flat_tokens: bool
-    activation: str
+    activation: str | None
     eps: float
     statistics: tuple[tuple[float, ...], tuple[float, ...]]
     prefix: str = ""
@@ -133,6 +133,8 @@ OPENAI_CLIP = Layout(
     statistics=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     skipped=r"(?!visual\.).*|visual\.proj",  # the text encoder; the projection into the space shared with text
 )
+# The same of other makers' CLIP: some of theirs were trained with quick_gelu, some without.
+OPEN_CLIP = replace(OPENAI_CLIP, title="CLIP as open_clip stores it", activation=None)
 REFERENCE_CLIP = replace(
     OPENAI_CLIP,
     title="the reference's CLIP",

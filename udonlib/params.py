@@ -150,7 +150,7 @@ class TrainParams(DataParams):
     weights: str | None = Field(
         None,
         min_length=1,
-        description="file of the backbone's weights (.safetensors, AugReg's .npz, CLIP's .npy), here or in the project",
+        description="file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy), here or in the project",
     )
     image_size: int = Field(224, ge=8, description="side of the image that the backbone sees, pixels")
     start_image_size: int | None = Field(

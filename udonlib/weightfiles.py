@@ -1,8 +1,8 @@
 """Arrays by name out of weight files that nobody vouches for: npz, pickled dictionaries, flax's msgpack, safetensors.
 
-Nothing in a file is ever executed, no array is larger than the bytes that the file holds for it (in a compressed
-npz: than MAX_BYTES), and whatever is wrong
-with a file is one `UserError` that names it.
+Nothing in a file is ever executed, no array is larger than the bytes that the file holds for it (a compressed npz may
+unfold to UNFOLDS times its size), and whatever is wrong with a file is one `UserError` that names it, and says what it
+is where that can be seen. What `torch.save` wrote is read by `udonlib.torchfiles`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgpack
 import numpy as np
@@ -26,11 +26,58 @@ from torch import Tensor
 from udonlib.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-MAX_BYTES = 2**34  # unpacked; compressed zeros take none in the file
+# Compressed weights are hardly smaller than plain ones, compressed zeros a thousandth: what unfolds to more than this
+# many times the file's size is refused, unless it is small.
+UNFOLDS, SMALL = 32, 2**26
+
+# How files begin that stand where weights, checkpoints or descriptors should be: pattern of the first bytes -> what
+# that is.
+SIGNATURES: Mapping[bytes, str] = {
+    rb"\Z": "an empty file",
+    rb"\0+\Z": "nothing but zero bytes, as a write that was cut off leaves",
+    rb"version https://git-lfs": "a pointer of Git LFS: the file itself was not fetched, 'git lfs pull' does that",
+    rb"\s*(?i:<!doctype|<html|<head|<\?xml)": "a web page, as a download that was refused leaves",
+    rb"\s*[{\[]\s*[\"\[{\]}0-9-]": "a JSON text",
+    rb"\x89HDF": "an HDF5 file, as Keras writes",
+    rb"\x08[\x01-\x0f]\x12.{0,80}?(?i:pytorch|onnx|tf2onnx)": "an ONNX graph",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd": "a packed file: unpack it first",
+    rb".{257}ustar": "a tar archive: unpack it first",
+    rb"[\t\n\r -~]+\Z": "a text",
+}
+
+
+def what_it_is(path: Path) -> str | None:
+    """Say what a file is by its first bytes, in words; None where they tell nothing."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    return next((words for pattern, words in SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
+
+
+WEIGHTS = "weights (safetensors, PyTorch's .pth, .pt or .bin, AugReg's .npz, CLIP's .npy)"
+
+
+def kind_of_weights(path: Path) -> Literal["safetensors", "torch", "npz", "npy"]:
+    """Say of what kind a file of weights is, by its content: names end in anything.
+
+    Raises: UserError "<path>: ..." for a file that is missing or of another kind; what it is, where that can be seen.
+    """
+    with reading(path, WEIGHTS), path.open("rb") as file:
+        head = file.read(9)
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                pickles = any(name.endswith(("/data.pkl", "/constants.pkl")) for name in archive.namelist())
+            return "torch" if pickles else "npz"
+        if head.startswith(b"\x93NUMPY"):
+            return "npy"
+        if head.startswith(b"\x80"):
+            return "torch"
+        if head[8:] == b"{":
+            return "safetensors"
+        raise UserError(f"{what_it_is(path) or 'of no known kind'}, expected {WEIGHTS}")
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged or hostile file makes its parser raise into one message.
 
     Parsers of foreign bytes raise nearly anything (EOFError, IndexError, struct.error, MemoryError, ..), so all of it
@@ -44,32 +91,52 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder, expected {kind}") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read: {error.strerror}") from error
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as {kind}: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        found = what_it_is(path) or f"cut short, damaged or something else ({reason:.200})"
+        raise UserError(f"{path}: cannot be read as {kind}: {found}") from error
 
 
 def read_npz(path: Path) -> Arrays:
     """Read the arrays of an npz archive; arrays of objects, which would be pickles, are refused.
 
     Raises:
-        UserError: "<path>: ..." for a file that is missing, no archive, cut short, damaged or over 64 GiB unpacked;
-            "key '...' is an array of objects".
+        UserError: "<path>: ..." for a file that is missing, no archive, cut short, damaged, or of which a small part
+            would fill the memory; "key '...' is an array of objects".
     """
-    with _reading(path, "an npz archive of arrays"):
-        with path.open("rb") as file:
-            with zipfile.ZipFile(file) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-                    raise UserError(f"its arrays would fill more than {MAX_BYTES >> 30} GiB")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                found = {}
-                for name in arrays.files:
-                    try:
-                        found[name] = np.asarray(arrays[name])
-                    except ValueError as error:
-                        problem = "is an array of objects" if "Object arrays" in str(error) else f"is damaged: {error}"
-                        raise UserError(f"key {name!r} {problem}") from error
-                return found
+    with reading(path, "an npz archive of arrays"), zipfile.ZipFile(path) as archive:
+        check_size(path, archive)
+        found = {}
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as file:
+                shape, fortran, dtype = read_array_header(file)
+                if dtype.kind == "O":
+                    raise UserError(f"key {name!r} is an array of objects")
+                data = file.read()
+            if len(data) != math.prod(shape) * dtype.itemsize or dtype.hasobject:
+                raise UserError(f"key {name!r} is damaged: {len(data)} bytes for {dtype} of shape {list(shape)}")
+            found[name] = np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
+        return found
+
+
+def check_size(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that would unfold beyond reason, by what its directory says; more is never unpacked."""
+    packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(SMALL, UNFOLDS * packed):
+        raise UserError(f"its {packed / 1e6:,.1f} MB would unfold to {unpacked / 1e6:,.0f} MB")
+
+
+def read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read how an array in numpy's format begins: its shape, whether columns come first, and its type."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise UserError(f"holds an array of shape {shape}")
+    return shape, fortran, dtype
 
 
 def read_pickled_arrays(path: Path) -> Arrays:
@@ -82,10 +149,8 @@ def read_pickled_arrays(path: Path) -> Arrays:
         UserError: "<path>: its pickle asks for 'os.system' ..."; a file that is missing, cut short, no such file, or
             holds something else than arrays and numbers by name.
     """
-    with _reading(path, "a pickled dictionary of arrays"), path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
+    with reading(path, "a pickled dictionary of arrays"), path.open("rb") as file:
+        shape, _, dtype = read_array_header(file)
         if dtype.kind != "O" or shape != ():
             raise UserError(f"holds an array {list(shape)} of {dtype}, expected a dictionary of arrays")
         whole = _ArraysOnly(file, encoding="latin1").load()
@@ -214,7 +279,7 @@ def read_flax(path: Path, branch: str = "params") -> Arrays:
         UserError: "<path>: ..." for a file that is missing, cut short or no such checkpoint; a branch that is not
             there; an entry whose bytes, type or shape disagree, or maps nested deeper than 32.
     """
-    with _reading(path, "a flax checkpoint (msgpack)"), path.open("rb") as file:
+    with reading(path, "a flax checkpoint (msgpack)"), path.open("rb") as file:
         size = path.stat().st_size
         unpacker = msgpack.Unpacker(
             file, read_size=max(1, min(size, 2**20)), max_buffer_size=max(size, 1), ext_hook=_flax_array,
@@ -287,7 +352,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises: UserError "<path>: ..." for a file that is missing, cut short or no such file.
     """
-    with _reading(path, "a safetensors file"):
+    with reading(path, "a safetensors file"):
         path.open("rb").close()  # the library's own message for a missing file names no file
         with safe_open(path, framework="pt") as file:
             metadata = {name: _parsed(text) for name, text in (file.metadata() or {}).items()}
