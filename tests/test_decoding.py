@@ -107,6 +107,18 @@ class TestColours:
     def test_16_bit_rgb_keeps_its_high_bits(self) -> None:
         assert colour_of(png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 65535, 32896, 257))) == (255, 128, 1)
 
+    def test_a_transparent_value_of_16_bits_is_laid_on_white(self) -> None:
+        rows = b"\0" + struct.pack(">HHH", 300, 301, 65535)
+        key = (b"tRNS", struct.pack(">H", 300))
+        assert np.asarray(decode(png(3, 1, 16, 0, rows, key), "x"))[0, :, 0].tolist() == [255, 1, 255]
+        colour = struct.pack(">HHH", 65535, 300, 5)
+        assert colour_of(png(1, 1, 16, 2, b"\0" + colour, (b"tRNS", colour))) == (255, 255, 255)
+        assert colour_of(png(1, 1, 16, 2, b"\0" + colour, (b"tRNS", bytes(6)))) == (255, 1, 0)
+
+    def test_12_bits_in_16_keep_the_scale_of_16(self) -> None:
+        values = np.array([[0, 1000, 4095]], dtype=np.uint16)
+        assert np.asarray(decode(encode(Image.fromarray(values)), "x"))[0, :, 0].tolist() == [0, 4, 16]
+
     def test_16_bit_grey_with_alpha_is_laid_on_white(self) -> None:
         assert colour_of(png(1, 1, 16, 4, b"\0" + struct.pack(">HH", 0, 0))) == (255, 255, 255)
 

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -65,6 +68,33 @@ class TestArchives:
             for split in domain.splits.values():
                 assert all(catalog.store.read(p) == uned_files()[f"images/{p}"] for p in split.paths)
 
+    def test_an_entry_that_would_unfold_to_gigabytes_is_refused_before_memory_is_taken(self, tmp_path: Path) -> None:
+        path = write_zip(tmp_path / "b.zip", {**uned_files(), "images/bomb": bytes(10**7)}, zipfile.ZIP_DEFLATED)
+        content = path.read_bytes()
+        for declared, message in (
+            (3 * 10**9, "entry 'images/bomb' unfolds to 3,000,000,000 bytes, and at most 536,870,912 are read"),
+            (1000, "entry 'images/bomb' is damaged: it does not hold the 1,000 bytes declared"),
+            (2**32 - 1, "entry 'images/bomb' unfolds to 4,294,967,295 bytes or more"),
+        ):
+            path.write_bytes(content.replace(struct.pack("<I", 10**7), struct.pack("<I", declared)))
+            store = load_catalog(str(path)).store
+            tracemalloc.start()
+            with pytest.raises(DataError, match=re.escape(message)):
+                store.read("bomb")
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 10**6
+
+    def test_sizes_and_places_that_no_file_has_are_damage(self, tmp_path: Path) -> None:
+        path = write_uned_zip(tmp_path / "b.zip")
+        content = path.read_bytes()
+        for at in (12, 16):  # of the end record: the directory's size and place
+            damaged = bytearray(content)
+            struct.pack_into("<I", damaged, len(content) - 22 + at, 2**32 - 2)
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match="cut short or damaged"):
+                load_catalog(str(path))
+
     def test_a_missing_image_is_named(self, tmp_path: Path) -> None:
         for data in (write_uned_tree(tmp_path / "tree"), write_uned_zip(tmp_path / "b.zip")):
             with pytest.raises(DataError, match=r"no file 'images/emoji/nothing\.png'"):
@@ -92,6 +122,13 @@ class TestStores:
                 os._exit(0 if same else 1)
             children.append(child)
         assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+
+    def test_a_file_that_is_too_large_is_refused_before_memory_is_taken(self, tmp_path: Path) -> None:
+        root = write_uned_tree(tmp_path)
+        with (root / "info_files/emoji/val.json").open("wb") as file:
+            file.truncate(2 * 10**9)  # takes no room on the disk
+        with pytest.raises(DataError, match=r"val\.json: holds 2,000,000,000 bytes, and at most 536,870,912"):
+            load_catalog(str(root))
 
     def test_images_that_do_not_exist_are_counted_by_domain(self, tmp_path: Path) -> None:
         root = write_uned_tree(tmp_path)

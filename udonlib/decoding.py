@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from udonlib.errors import UserError
@@ -30,8 +30,9 @@ class ImageError(UserError):
 def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
     """Decode an image file to RGB.
 
-    The EXIF orientation is applied. Transparency is laid on white. 16-bit grey is scaled to 8 bits, CMYK converted
-    (inverted as Adobe's marker says), of an animation or several pages the first is taken. Colour profiles are ignored.
+    The EXIF orientation is applied. Transparency is laid on white. 16-bit grey is scaled to 8 bits, 65535 to 255, also
+    where an image uses a part of that range: one scale for all. CMYK is converted (inverted as Adobe's marker says), of
+    an animation or several pages the first is taken. Colour profiles are ignored.
 
     Args:
         data: the file's bytes; the format is recognised by content, not by the name.
@@ -46,6 +47,8 @@ def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
         image = _identified(data, path)
         if at_least is not None:
             image.draft(None, (2 * at_least, 2 * at_least))
+        if image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
+            _shorten_key(image)
         image.load()
         return _to_rgb(image, path)
 
@@ -97,7 +100,7 @@ def _in_words(path: str) -> Iterator[None]:
         raise ImageError(f"{path}: cannot be decoded: {error or type(error).__name__}") from error
 
 
-def _identified(data: bytes, path: str) -> Image.Image:
+def _identified(data: bytes, path: str) -> ImageFile.ImageFile:
     if not data:
         raise ImageError(f"{path}: the file is empty")
     try:
@@ -121,13 +124,21 @@ def _to_rgb(image: Image.Image, path: str) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{path}: 32-bit pixels of {values.min()} to {values.max()}; store it with 8 or 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        grey = ((values + 128) // 257).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255  # the colour that stands for nothing, on white
+        image = Image.fromarray(grey)
     if image.mode == "F":
         raise ImageError(f"{path}: floating-point pixels have no fixed range; store it with 8 or 16 bits")
     if image.has_transparency_data:
         above = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     return image.convert("RGB")
+
+
+def _shorten_key(image: Image.Image) -> None:
+    """Cut the transparent colour of an image of 3 x 16 bits to the 3 x 8 that Pillow keeps of its pixels."""
+    if isinstance(image.info.get("transparency"), tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
 
 
 def resize_train(

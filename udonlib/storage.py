@@ -25,6 +25,9 @@ from udonlib.errors import UserError
 UNSAFE_PATH = re.compile(r"^/|^[A-Za-z]:|[\\\x00-\x09\x0b-\x1f\ud800-\udfff]|(?:^|/)\.{0,2}(?:/|$)", re.MULTILINE)
 
 
+MAX_FILE = 2**29  # bytes of one file, unfolded: no image is as large, and UnED's longest info file is half of it
+
+
 class DataError(UserError):
     """Images, info files or archives that are missing or wrong; the message names the file and the entry."""
 
@@ -165,7 +168,11 @@ class Store:
         if self._archive:
             return self._archive.content(name)
         try:
-            return (self.root / name).read_bytes()
+            with open(self.root / name, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_FILE:
+                    raise DataError(f"{self.root / name}: holds {_too_large(size)}")
+                return file.read(size)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -196,7 +203,15 @@ def _ends(file: Path, n_bytes: int) -> tuple[bytes, bytes, int] | None:
 
 _END, _END64_AT, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")  # signature flags method crc packed size name extra comment offset
-_ROW = np.dtype([("key", "<u8"), ("offset", "<u8"), ("packed", "<u8"), ("crc", "<u4"), ("method", "<u2")])
+_ROW = np.dtype(
+    [("key", "<u8"), ("offset", "<u8"), ("packed", "<u4"), ("full", "<u4"), ("crc", "<u4"), ("method", "<u2")]
+)
+_LARGEST = 2**32 - 1  # what a row holds of sizes that are larger, which are all refused
+
+
+def _too_large(size: int) -> str:
+    more = " or more" if size == _LARGEST else ""
+    return f"{size:,} bytes{more}, and at most {MAX_FILE:,} are read of one file"
 
 
 def _key(name: bytes) -> int:
@@ -244,16 +259,20 @@ class _Archive:
         at = int(np.searchsorted(self._keys, key))
         if at == len(self._rows) or self._keys[at] != key:
             return None
-        _, offset, packed, crc, method = self._rows[at].tolist()
+        _, offset, packed, full, crc, method = self._rows[at].tolist()
+        if max(packed, full) > MAX_FILE:
+            raise DataError(f"{self.path}: entry '{name}' unfolds to {_too_large(max(packed, full))}")
         header = self._bytes(offset, 30 + len(raw))
         if header[:4] != b"PK\x03\x04" or header[30:] != raw:
             raise DataError(f"{self.path}: entry '{name}' is not where the archive's directory says")
         n_name, n_extra = struct.unpack_from("<HH", header, 26)
         content = self._bytes(offset + 30 + n_name + n_extra, packed)
         try:
-            content = zlib.decompress(content, -15) if method == 8 else content
+            content = zlib.decompressobj(-15).decompress(content, full + 1) if method == 8 else content
         except zlib.error as error:
             raise DataError(f"{self.path}: entry '{name}' is damaged: {error}") from error
+        if len(content) != full:
+            raise DataError(f"{self.path}: entry '{name}' is damaged: it does not hold the {full:,} bytes declared")
         if zlib.crc32(content) != crc:
             raise DataError(f"{self.path}: entry '{name}' is damaged: its checksum differs")
         return content
@@ -261,19 +280,21 @@ class _Archive:
     def _bytes(self, offset: int, count: int) -> bytes:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._file, count, offset)
+        there = max(0, min(count, os.fstat(self._file).st_size - offset))  # memory is taken for what is asked for
+        return os.pread(self._file, there, offset) if there else b""
 
-    def _index(self) -> Iterator[tuple[int, int, int, int, int]]:
+    def _index(self) -> Iterator[tuple[int, ...]]:
         for name, row in self._directory():
             first, *others = name.split(b"/", 2)
             if others:
                 self.folders.add(first)
             if len(others) == 2:
                 self.folders.add(b"/".join((first, others[0])))
-            yield _key(name), *row
+            offset, packed, full, crc, method = row
+            yield _key(name), offset, min(packed, _LARGEST), min(full, _LARGEST), crc, method
 
-    def _directory(self) -> Iterator[tuple[bytes, tuple[int, int, int, int]]]:
-        """Yield (name, (offset, packed size, checksum, method)) of every entry.
+    def _directory(self) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
+        """Yield (name, (offset, packed size, size, checksum, method)) of every entry.
 
         Source: PKWARE's APPNOTE sec. 4.3.12, 4.3.14-16 and 4.5.3 (zip64).
         """
@@ -295,8 +316,8 @@ class _Archive:
                 raise DataError(f"{self.path}: cut short or damaged (its zip64 end record is missing)")
             n_entries, n_bytes, start = struct.unpack_from("<QQQ", end64, 32)
             directory_end = end64_at
-        directory = self._bytes(start, n_bytes)
-        if start + n_bytes != directory_end or len(directory) != n_bytes:
+        directory = self._bytes(start, n_bytes) if start + n_bytes == directory_end else b""
+        if start + n_bytes != directory_end or len(directory) < n_bytes:
             raise DataError(f"{self.path}: cut short or damaged (its directory is not where the end record says)")
         at = 0
         for number in range(n_entries):
@@ -310,21 +331,21 @@ class _Archive:
                 problem = f"entry '{name.decode(errors='replace')}' is encrypted or packed by method {method}"
                 raise DataError(f"{self.path}: {problem}; valid: stored or deflated, without a password")
             if 0xFFFFFFFF in (packed, full, offset):
-                packed, offset = _zip64(extra, packed, full, offset)
-            yield name, (offset, packed, crc, method)
+                full, packed, offset = _zip64(extra, full, packed, offset)
+            yield name, (offset, packed, full, crc, method)
 
 
-def _zip64(extra: bytes, packed: int, full: int, offset: int) -> tuple[int, int]:
-    """Return the packed size and the offset where the extra field holds those that need 64 bits."""
+def _zip64(extra: bytes, full: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """Return sizes and offset where the extra field holds those that need 64 bits."""
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
         if kind == 1:
             values = list(struct.unpack_from(f"<{size // 8}Q", extra, at + 4))
             wide = [values.pop(0) if value == 0xFFFFFFFF and values else value for value in (full, packed, offset)]
-            return wide[1], wide[2]
+            return wide[0], wide[1], wide[2]
         at += 4 + size
-    return packed, offset
+    return full, packed, offset
 
 
 @contextmanager
