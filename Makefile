@@ -50,8 +50,10 @@ test: $(READY)
 ifdef TESTS
 	$(PY) -m pytest $(TESTS)
 else
-	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/browser
-	$(PY) -m pytest tests/browser
+	@failed=0; \
+	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/browser || failed=1; \
+	$(PY) -m pytest tests/browser || failed=1; \
+	exit $$failed
 endif
 
 check: $(READY)

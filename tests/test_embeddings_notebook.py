@@ -68,7 +68,7 @@ def test_exported_html_holds_every_figure(executed):
     if not (shutil.which("chromium") or shutil.which("google-chrome")):
         pytest.skip("no Chrome or Chromium here: figures are interactive only")
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "embeddings.ipynb"]
-    done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     html = (executed / "embeddings.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', html)) == 3

@@ -11,7 +11,7 @@ from tests.embeddings import N_INDEX, N_QUERIES, open_small, train
 from udonlib import embeddingmaps, embeddingsheets, embeddingviews
 from udonlib.errors import UserError
 from udonlib.neighbourhoods import confusions, hubness, hubs
-from udonlib.sheets import RIGHT_INK, WRONG_INK
+from udonlib.sheets import RIGHT_INK, WRONG_INK, Sheet
 from udonlib.style import domain_colours
 
 N_POINTS = N_QUERIES + 27
@@ -170,9 +170,25 @@ def test_a_region_shows_its_images_and_what_is_near_of_another_domain(found):
     wrong = np.flatnonzero(found.points["result"] == "wrong")
     right = np.flatnonzero(found.points["result"] == "right")
     no_pairs = {"n_pairs": 0}
-    assert frames(embeddingsheets.region_sheet(found, wrong, **no_pairs).data, WRONG_INK) > 1000 * len(wrong) ** 0
+    n_crosses = min(len(wrong), 30)
+    assert frames(embeddingsheets.region_sheet(found, wrong, **no_pairs).data, WRONG_INK) > 400 * n_crosses > 0
     assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, WRONG_INK) < 400
     assert frames(embeddingsheets.region_sheet(found, right, **no_pairs).data, RIGHT_INK) > 1000
+
+
+def test_every_image_of_a_region_is_marked_as_the_evaluation_said(found, monkeypatch):
+    looks, tile = [], Sheet.tile
+
+    def noted(self, x, y, side, image, words, *look):
+        looks.append(look)
+        tile(self, x, y, side, image, words, *look)
+
+    monkeypatch.setattr(Sheet, "tile", noted)
+    embeddingsheets.region_sheet(found, np.arange(N_POINTS), n=N_POINTS, n_pairs=0)
+    shown = found.points.sort_values(["domain", "class"], kind="stable")["result"]
+    expected = {"right": (RIGHT_INK, "tick"), "wrong": (WRONG_INK, "cross")}
+    assert looks == [expected.get(result, ("", "")) for result in shown]
+    assert len(set(looks)) == 3  # index images are neither
 
 
 def test_a_query_shows_student_and_teacher_with_their_hits(found):

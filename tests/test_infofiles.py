@@ -1,10 +1,12 @@
 """Info files: every way in which one can be wrong is named by file and entry, and long ones are read quickly."""
 
 import json
-import time
+import sys
 import tracemalloc
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -181,14 +183,22 @@ class TestWrongInfoFiles:
         rows = [{"path": f"gldv2/images/train/{i % 16:x}/{i:016x}.jpg", "class_id": i % 73_182} for i in range(n)]
         return json.dumps(rows).encode()
 
-    def test_a_million_entries_are_read_in_seconds(self) -> None:
-        n = 200_000
-        content = self.long_file(n)
-        start = time.process_time()
-        paths, ids, _ = infofiles.read_info_file(content, "f")
-        seconds = time.process_time() - start
-        assert (len(paths), ids[-1]) == (n, (n - 1) % 73_182)
-        assert seconds * 1e6 / n < 20  # seconds per million: about 4 on an idle machine
+    def test_an_entry_costs_few_calls_however_many_there_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(infofiles, "entry_problem", lambda entry: pytest.fail("looked at one by one"))
+        n_calls: Counter[int] = Counter()
+
+        def note(frame: FrameType, event: str, _: object) -> None:
+            n_calls[n] += event in ("call", "c_call") and frame.f_code.co_filename == infofiles.__file__
+
+        for n in (1_000, 4_000):
+            content = self.long_file(n)
+            sys.setprofile(note)
+            try:
+                paths, ids, _ = infofiles.read_info_file(content, "f")
+            finally:
+                sys.setprofile(None)
+            assert (len(paths), ids[-1]) == (n, n - 1)
+        assert n_calls[4_000] - n_calls[1_000] < 16 * 3_000
 
     def test_reading_takes_little_more_memory_than_the_text_and_what_is_kept(
         self, monkeypatch: pytest.MonkeyPatch

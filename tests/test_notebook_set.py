@@ -65,7 +65,7 @@ def execute(path: Path, folder: Path, values: dict[str, object]) -> Executed:
             env=os.environ | QUIET,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
     return executed
 

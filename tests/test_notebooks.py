@@ -21,7 +21,7 @@ MAX_BYTES = 3_000_000
 def papermill(notebook: Path, out: Path, *options: str, cwd: Path = PROJECT, **environment: str):
     environment = {**os.environ, "UDON_LIVE": "0", **environment}
     command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *options]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def outputs(path: Path) -> list[dict]:
@@ -88,7 +88,7 @@ def test_exported_html_holds_every_figure_as_an_image(trained):
     if not (shutil.which("chromium") or shutil.which("google-chrome")):
         pytest.skip("no Chrome or Chromium here: figures are interactive only")
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "train.ipynb"]
-    done = subprocess.run(command, cwd=trained, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=trained, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     html = (trained / "train.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', html)) == 5

@@ -111,7 +111,7 @@ def test_umap_is_the_same_in_another_process(tmp_path):
         "import sys, pathlib; from tests.test_projections import clouds; from udonlib.projections import Umap, umap;"
         "umap(clouds(), Umap(8), pathlib.Path(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, timeout=600)
     [file] = (tmp_path / "there").iterdir()
     with np.load(file) as there:
         np.testing.assert_array_equal(there["xy"], here)

@@ -1,8 +1,8 @@
 """The page of runs.ipynb: what a batch shows, what a person chooses, and that only what changed is drawn again."""
 
 import json
+import math
 import threading
-import time
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,6 +10,7 @@ import plotly.io as pio
 import pytest
 
 from tests.runfolders import write_results, write_run
+from tests.waiting import wait_until
 from udonlib import runpage
 from udonlib.errors import UserError
 from udonlib.notebookparams import RunsParams
@@ -160,7 +161,7 @@ def test_a_chosen_run_that_moves_is_drawn_again_after_a_rest(runs, screen, monke
     show_all(made)
     assert "no test outcomes" in screen.shown[6]["text/plain"]
     write_results(going, {"emoji": [1, 1, 0]})
-    made._rest_until = time.monotonic() + 60
+    made._rest_until = math.inf
     made.refresh()
     assert {number for number, _ in screen.updates} == {0}
     made._rest_until = 0.0
@@ -203,12 +204,9 @@ def test_what_could_not_be_redrawn_is_tried_again(runs, screen, monkeypatch):
     broken.append(RuntimeError("no screen"))
     made.widget.a = "third"
     made._count_views({"views": 1})
-    end = time.monotonic() + 10
-    while not screen.last(9) and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: screen.last(9))
     made.close()
     assert broken == []
-    assert screen.last(9)
 
 
 def test_of_a_run_that_trains_figures_are_redrawn_without_their_images(runs, screen, monkeypatch):
@@ -233,10 +231,7 @@ def test_the_thread_lives_as_long_as_somebody_shows_the_table(runs, screen, monk
         return sum(thread.name == "udon-runs" for thread in threading.enumerate())
 
     def wait(n: int) -> None:
-        end = time.monotonic() + 5
-        while threads() != n and time.monotonic() < end:
-            time.sleep(0.01)
-        assert threads() == n
+        wait_until(lambda: threads() == n)
 
     made = page(runs, live=True)
     made.table()
@@ -327,5 +322,5 @@ def test_the_thread_outlives_whatever_goes_wrong_once(runs, screen, monkeypatch)
 
     monkeypatch.setattr(made, "refresh", refresh)
     made._count_views({"views": 1})
-    made._thread.join(5)
+    made._thread.join()
     assert len(calls) == 2

@@ -16,6 +16,7 @@ from tests.catalogs import write_image_folder, write_uned_tree
 from tests.test_training import SMALL
 from udonlib import processors
 from udonlib.errors import UserError
+from udonlib.learner import Learner
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
@@ -219,13 +220,22 @@ def test_nothing_is_written_before_everything_is_checked(data, tmp_path):
     assert not outputs.exists()
 
 
-def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path):
-    run = open_run(params(data, tmp_path, learning_rate=1e30, backbone_learning_rate=1e30, checkpoint_every=1))
-    with pytest.raises(UserError, match=r"step \d+: .*the last checkpoint is kept"):
+def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypatch):
+    step = Learner.step
+
+    def diverging(self, number, images, parts):
+        if number == 6:
+            for weights in self.model.parameters():
+                weights.data.fill_(float("nan"))
+        return step(self, number, images, parts)
+
+    monkeypatch.setattr(Learner, "step", diverging)
+    run = open_run(params(data, tmp_path, checkpoint_every=1, log_every=1))
+    with pytest.raises(UserError, match=r"step 7: .*the last checkpoint is kept"):
         finish(run)
-    if run.last.exists():
-        state = checkpoint(run)["model"]
-        assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+    state = checkpoint(run)
+    assert state["step"] == 6
+    assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
     assert run.status == "unfinished"
 
 

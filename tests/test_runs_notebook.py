@@ -76,7 +76,7 @@ def test_the_table_shows_what_each_run_measured(executed):
 @needs_browser
 def test_the_exported_page_sorts_and_holds_every_figure(executed):
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "runs.ipynb"]
-    done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     page = (executed / "runs.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', page)) == 3

@@ -52,7 +52,7 @@ def test_the_figures_show_everywhere_and_nothing_is_stored_of_widgets(executed):
     if shutil.which("chromium") or shutil.which("google-chrome"):
         assert all(len(data["image/png"]) > 10_000 for data in shown if PLOTLY in data)
         command = [sys.executable, "-m", "nbconvert", "--to", "html", "sampler.ipynb"]
-        done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         html = (executed / "sampler.html").read_text()
         assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', html)) == 5

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,8 @@ import torch
 from tests.catalogs import write_uned_tree
 from tests.test_runs import assert_same_state, checkpoint, finish
 from tests.test_training import SMALL, make, same, weights
-from udonlib import presets, steering
+from tests.waiting import Clock, wait_until
+from udonlib import presets, runs, runwriter, steering, training
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention
@@ -371,31 +371,24 @@ def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not(data, plain, tmp_
     assert run.state().name == "finished"
 
 
-def test_a_pause_stops_the_steps_saves_and_costs_no_time(data, plain, tmp_path):
+def test_a_pause_stops_the_steps_saves_and_costs_no_time(data, plain, tmp_path, monkeypatch):
     run = open_run(params(data, tmp_path, checkpoint_every=100, eval_every=100, run="paused"))
-    seen = {}
+    clock, seen = Clock(monkeypatch, steering, runs, training), []
+    clock.tick = 0.001
 
-    def look_and_resume():
-        latest = time.monotonic() + 30
-        while (run.state().name != "paused" or not run.last.exists()) and time.monotonic() < latest:
-            time.sleep(0.01)
-        before = (run.path / "metrics.jsonl").stat().st_size
-        time.sleep(1.0)
-        seen["grown"] = (run.path / "metrics.jsonl").stat().st_size - before
-        seen["text"], seen["saved"] = run.state().text, run.last.exists()
-        change_control(run.path, paused=False)
+    def look_and_resume(nap):
+        n_bytes = (run.path / "metrics.jsonl").stat().st_size
+        seen.append((run.state().text, run.last.exists(), n_bytes))
+        if nap == 100:
+            change_control(run.path, paused=False)
 
-    thread = threading.Thread(target=look_and_resume, daemon=True)
-    thread.start()
-    began = time.monotonic()
+    clock.while_asleep = look_and_resume
     drive(run, {3: {"paused": True}})
-    wall = time.monotonic() - began
-    thread.join(10)
-    assert seen == {"grown": 0, "text": "paused after step 3 of 11", "saved": True}
-    assert run.summary()["seconds"] < wall - 0.9
-    assert run.summary()["train_seconds"] <= run.summary()["seconds"]
+    [(text, saved, _)] = set(seen)  # nothing is recorded meanwhile
+    assert (len(seen), text, saved) == (100, "paused after step 3 of 11", True)
+    assert 0 < run.summary()["train_seconds"] <= run.summary()["seconds"] < 100 * steering.POLL_SECONDS
     paces = {record["step"]: record["images_per_s"] for record in run.records("train")}
-    assert paces[4] > 8 / 0.9  # a second for this step's 8 images would be the pause
+    assert paces[4] > 8 / (100 * steering.POLL_SECONDS)
     assert [(entry.step, str(entry)) for entry in run.interventions()] == [(3, "paused"), (3, "resumed")]
     assert_same_training_weights(plain, run)
 
@@ -403,11 +396,11 @@ def test_a_pause_stops_the_steps_saves_and_costs_no_time(data, plain, tmp_path):
 def test_a_run_that_was_killed_while_paused_is_not_paused_when_it_goes_on(data, tmp_path, monkeypatch):
     run = open_run(params(data, tmp_path))
 
-    def interrupt(seconds):
+    def interrupt(nap):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steering, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+        Clock(patched, steering).while_asleep = interrupt
         with pytest.raises(KeyboardInterrupt):
             drive(run, {3: {"paused": True}})
     assert run.state().name == "stopped"
@@ -700,9 +693,7 @@ def test_a_pause_before_what_is_yet_to_be_repeated_is_seen(data, tmp_path):
     seen = []
 
     def follow():
-        end = time.monotonic() + 20
-        while again.state().name != "paused" and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_until(lambda: again.state().name == "paused")
         seen.append(again.state().name)
         seen.append(change_control(again.path, paused=False).number)
 
@@ -711,7 +702,7 @@ def test_a_pause_before_what_is_yet_to_be_repeated_is_seen(data, tmp_path):
         if record["kind"] == "start":
             change_control(again.path, paused=True)
             person.start()
-    person.join(20)
+    person.join()
     done = again.interventions()
     assert [(entry.step, entry.paused, entry.steers) for entry in done] == [
         (2, True, False),
@@ -785,16 +776,22 @@ def test_the_last_step_is_found_behind_lines_of_any_length(tmp_path, length):
     assert last_step(tmp_path) == 0
 
 
-def test_asking_for_the_state_while_a_run_starts_does_not_make_it_fail(data, tmp_path):
+@pytest.mark.parametrize("nap", [1, 3])
+def test_asking_for_the_state_while_a_run_starts_does_not_make_it_fail(data, tmp_path, monkeypatch, nap):
     run = open_run(params(data, tmp_path))
     run.path.mkdir(parents=True)
     (run.path / "lock").touch()
     with (run.path / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # as whoever asks does
-        threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
-        training = run.train()
-        assert next(training)["kind"] == "start"
-        training.close()
+
+        def release(number):
+            if number == nap:
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+        clock = Clock(monkeypatch, runwriter)
+        clock.while_asleep = release
+        RunWriter(run).close()
+    assert len(clock.naps) == nap
 
 
 def test_a_run_that_somebody_always_asks_about_starts_and_finishes(data, tmp_path):
@@ -802,21 +799,23 @@ def test_a_run_that_somebody_always_asks_about_starts_and_finishes(data, tmp_pat
     names = set()
 
     def ask():
-        while not over.is_set():
+        while not over.wait(0.001):
             names.add(run.state().name)
-            time.sleep(0.001)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
-        finish(run)
+        wait_until(lambda: "new" in names)
+        for record in run.train():
+            if record["kind"] == "start":
+                wait_until(lambda: "training" in names)
     finally:
         over.set()
         for thread in threads:
             thread.join()
     assert names <= {"new", "training", "lost", "finished"}
-    assert {"new", "training"} <= names
+    assert run.status == "finished"
 
 
 def test_the_latest_run_is_the_one_that_trains_or_else_the_one_that_wrote_last(steered, tmp_path):
@@ -910,7 +909,7 @@ def test_several_changes_at_a_step_leave_one_allocation_of_it(data, tmp_path):
     thread.start()
     drive(run, {3: {"paused": True}})
     waits.set()
-    thread.join(10)
+    thread.join()
     table = run.allocation()
     assert not table.duplicated(["step", "domain"]).any()
     found = table[table["step"] == 3].set_index("domain")

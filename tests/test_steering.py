@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from tests import PROJECT
+from tests.waiting import Clock
 from udonlib import steering
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention, interventions
@@ -36,14 +36,11 @@ def steered(number: int, step: int, **multipliers: float) -> Intervention:
     return Intervention(number=number, step=step, steers=True, multipliers=multipliers)
 
 
-def resume_after(folder, seconds: float) -> threading.Thread:
-    def resume():
-        time.sleep(seconds)
-        change_control(folder, paused=False)
-
-    thread = threading.Thread(target=resume)
-    thread.start()
-    return thread
+def resume_in_nap(monkeypatch, folder, number: int) -> Clock:
+    """Let somebody resume the run while it waits for the n-th time."""
+    clock = Clock(monkeypatch, steering)
+    clock.while_asleep = lambda nap: change_control(folder, paused=False) if nap == number else None
+    return clock
 
 
 # What is wanted
@@ -298,7 +295,7 @@ def test_a_removed_control_file_asks_for_nothing_more(tmp_path):
     assert commands.take(3) is None
 
 
-def test_a_paused_run_waits_and_can_be_steered_meanwhile(tmp_path):
+def test_a_paused_run_waits_and_can_be_steered_meanwhile(tmp_path, monkeypatch):
     commands = follow(tmp_path)
     change_control(tmp_path, paused=True)
     assert commands.take(3).paused
@@ -306,12 +303,11 @@ def test_a_paused_run_waits_and_can_be_steered_meanwhile(tmp_path):
     meanwhile = commands.take(3)
     assert meanwhile.steers
     assert meanwhile.paused
-    began, thread = time.monotonic(), resume_after(tmp_path, 0.3)
+    clock = resume_in_nap(monkeypatch, tmp_path, 10)
     asked = commands.take(3)
-    took = time.monotonic() - began
-    thread.join()
     assert (asked.paused, asked.matters, str(asked)) == (False, False, "resumed")
-    assert 0.25 <= commands.paused_seconds <= took
+    assert clock.naps == [steering.POLL_SECONDS] * 10
+    assert commands.paused_seconds == pytest.approx(10 * steering.POLL_SECONDS)
     assert commands.take(3) is None
 
 
@@ -659,15 +655,14 @@ def test_what_is_asked_for_while_the_process_loads_counts(tmp_path):
     assert interventions(tmp_path) == [asked]
 
 
-def test_a_pause_while_the_process_loads_counts(tmp_path):
+def test_a_pause_while_the_process_loads_counts(tmp_path, monkeypatch):
     before = read_control(tmp_path)
     change_control(tmp_path, paused=True)
     commands = follow(tmp_path, before=before)
     assert commands.take(0).paused
-    thread = resume_after(tmp_path, 0.2)
+    resume_in_nap(monkeypatch, tmp_path, 3)
     assert not commands.take(0).paused
-    thread.join()
-    assert commands.paused_seconds > 0.1
+    assert commands.paused_seconds == pytest.approx(3 * steering.POLL_SECONDS)
 
 
 def test_a_domain_that_the_run_does_not_have_is_refused_at_once_and_nothing_is_lost(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +12,7 @@ import yaml
 from tests.catalogs import write_uned_tree
 from tests.test_runs import finish
 from tests.test_training import SMALL
+from tests.waiting import Clock
 from udonlib import watching
 from udonlib.interventions import Intervention
 from udonlib.live import Progress
@@ -103,6 +103,7 @@ def test_a_watch_knows_what_the_one_who_trains_knows(data, tmp_path):
 
 
 def test_looking_again_where_nothing_is_new_reads_nothing(written, monkeypatch):
+    Clock(monkeypatch, watching)
     watch = Watch(RunFolder(written.path))
     assert watch.update()
     monkeypatch.setattr(RunFolder, "state", lambda self: pytest.fail("read again"))
@@ -226,8 +227,7 @@ def test_a_run_of_the_version_before_steering_is_shown(written):
 
 
 def test_a_process_that_was_killed_is_missed_although_no_file_tells(written, monkeypatch):
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    clock = Clock(monkeypatch, watching)
     watch = Watch(RunFolder(written.path))
     with (written.path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -13,6 +13,7 @@ from IPython.display import DisplayHandle
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
+from tests.waiting import wait_until
 from udonlib import panelviews, widgets
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention
@@ -201,7 +202,7 @@ def test_a_panel_leaves_plain_html_in_its_place_when_the_run_has_finished(begun)
     for record in records:
         if record["kind"] == "test":
             opened.rows[opened.domains[0]].slider.value = 2.0
-    opened._thread.join(20)
+    opened._thread.join()
     [left] = place.shown
     assert "finished after" in left.data
     assert "Your last change came after the last step." in left.data
@@ -218,13 +219,15 @@ def test_a_run_that_is_begun_anew_keeps_its_panel_until_it_has_finished_again(ru
     again = open_run(run.params.model_copy(update={"overwrite": True}))
     place = Place()
     opened = widgets.Panel(again)
+    looks, look = [], opened.watch.update
+    opened.watch.update = lambda: looks.append(look()) or looks[-1]
     opened.start(place)
-    time.sleep(3 * widgets.POLL_SECONDS)
+    wait_until(lambda: len(looks) > 3)
     assert place.shown == []  # the summary that is there still is of the run before
     for record in again.train():
         if record["kind"] == "train":
             wait_until(lambda: opened.watch.state.name == "training")
-    opened._thread.join(20)
+    opened._thread.join()
     assert len(place.shown) == 1
     opened.close()
 
@@ -526,10 +529,3 @@ def test_the_charts_mark_what_the_result_depends_on(begun):
     for step, done in enumerate(({"steers": True}, {"evaluate": True}, {"paused": True}, {"refused": "why"}), 1):
         progress.update(Intervention(number=step, step=step, **done).record())
     assert panelviews.loss_chart(progress).count("<path") == 2
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -16,20 +16,18 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tests.notebookfiles import NOTEBOOKS, copy_with
-
-Value = TypeVar("Value")
+from tests.waiting import SECONDS, wait_until
 
 FLAGS = (  # no calls home, and WebGL without a graphics card
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -39,7 +37,6 @@ SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell is in the page
 }
-SECONDS = 60.0  # how long a condition is waited for, where a test does not say
 
 READY = """() => {
     const panel = window.jupyterapp?.shell.currentWidget;
@@ -61,15 +58,6 @@ WATCH_INFO = """() => {
 def find_chromium() -> str | None:
     """The path of a Chromium or Chrome; None where there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def wait_until(condition: Callable[[], Value], what: str, seconds: float = SECONDS) -> Value:
-    """Wait until a condition outside the page holds, such as one on a run's files; returns its value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Server:
@@ -105,7 +93,7 @@ class Server:
                 [sys.executable, "-m", "jupyter", "lab", *options], env=environment, stdout=log, stderr=log
             )
         try:
-            wait_until(self._answers, f"JupyterLab to start; its log is {self.log}", 120)
+            wait_until(self._answers, f"JupyterLab to start; its log is {self.log}")
         except BaseException:
             self._stop()
             raise

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import Lab, Notebook, wait_until
+from tests.browser.lab import Lab, Notebook
+from tests.waiting import wait_until
 from udonlib import presets, runs
 
 SHEET = ".udon-explorer-sheet"
@@ -45,7 +46,7 @@ def results(tmp_path_factory) -> Path:
 def run_all(lab: Lab, name: str, **values: object) -> Notebook:
     notebook = lab.open(name, **values)
     notebook.run_all()
-    notebook.wait_idle(120)
+    notebook.wait_idle()
     assert notebook.cell_errors() == []
     return notebook
 

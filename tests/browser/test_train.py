@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import Lab, Notebook, wait_until
+from tests.browser.lab import Lab, Notebook
 from tests.catalogs import write_uned_tree
+from tests.waiting import wait_until
 from udonlib.runfolder import RunFolder
 
 TRAINING, FILES = "train-06", "train-19"
@@ -22,7 +23,7 @@ def test_all_of_it_runs_and_shows(lab: Lab, tmp_path):
     values = {"preset": "smoke", "domains": "flags, earth", "domains_per_batch": 2, "n_threads": 1}
     notebook = lab.open("train.ipynb", **values, outputs=str(tmp_path))
     notebook.run_all()
-    notebook.wait_idle(120)
+    notebook.wait_idle()
     assert notebook.cell_errors() == []
     assert notebook.errors == []
 
@@ -105,7 +106,7 @@ def test_a_notebook_whose_kernel_died_says_how_to_go_on(long):
 def goes_on_to_the_end(notebook: Notebook, run: RunFolder) -> None:
     """Run all again: the run is resumed from its checkpoint, and finished."""
     notebook.run_all()
-    notebook.wait_idle(120)
+    notebook.wait_idle()
     assert notebook.cell_errors() == []
     starts = [note["from_step"] for note in run.provenance()]
     assert len(starts) == 2
