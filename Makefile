@@ -1,5 +1,5 @@
 # make train   build the environment, then train and evaluate on the embedded benchmark
-# make test    build the environment, then run all tests
+# make test    build the environment, then run all tests: those in a browser also if others fail
 # make ablations   run the grid of README's table, or what of it is not finished, and compare: an hour or two
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
@@ -34,7 +34,7 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train ablations test check lab bench thumbnails
+.PHONY: train ablations test test-units test-browser check lab bench thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -50,11 +50,14 @@ test: $(READY)
 ifdef TESTS
 	$(PY) -m pytest $(TESTS)
 else
-	@failed=0; \
-	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/browser || failed=1; \
-	$(PY) -m pytest tests/browser || failed=1; \
-	exit $$failed
+	@$(MAKE) --no-print-directory --keep-going test-units test-browser
 endif
+
+test-units: $(READY)
+	$(PY) -m pytest -n 2 --dist loadfile --ignore tests/browser
+
+test-browser: $(READY)
+	$(PY) -m pytest tests/browser
 
 check: $(READY)
 	$(PY) -m ruff check .

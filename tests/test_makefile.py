@@ -50,9 +50,23 @@ def test_jupyterlab_finds_its_settings_in_a_folder_with_a_space(clone):
     shown = "import os; print(os.environ['JUPYTER_CONFIG_PATH'])"
     (clone / "jupyter.py").write_text(shown)  # what `python -m jupyter` finds first
     command = ["make", "lab", "VENV=", f"PYTHON={sys.executable}"]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split(":")[0] == str(clone / "notebooks" / ".jupyter")
+
+
+@pytest.mark.parametrize(("failing", "good"), [("none", True), ("tests/browser", False), ("-n", False), ("all", False)])
+def test_all_tests_run_although_some_fail_and_any_failure_is_one(clone, failing, good):
+    stand_in = (  # what `python -m pytest` finds first: it fails where its first argument is the failing one
+        "import sys",
+        "open('ran', 'a').write(' '.join(sys.argv[1:]) + '\\n')",
+        f"sys.exit({failing!r} in ('all', sys.argv[1]))",
+    )
+    (clone / "pytest.py").write_text("\n".join(stand_in))
+    command = ["make", "test", "VENV=", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert (clone / "ran").read_text().splitlines() == ["-n 2 --dist loadfile --ignore tests/browser", "tests/browser"]
+    assert (done.returncode == 0) == good
 
 
 def test_make_builds_its_environment_in_a_folder_with_a_space(clone):
