@@ -29,9 +29,10 @@ from udonlib.images import ImageReader
 from udonlib.models import EmbeddingModel
 from udonlib.neighbourhoods import Lists, lists
 from udonlib.notebookparams import EmbeddingsParams
-from udonlib.processors import dtype_of, n_cores, pick_device
+from udonlib.processors import dtype_of, pick_device
 from udonlib.runs import Run
 from udonlib.sources import Source
+from udonlib.threads import use_threads
 
 NO_QUERY = "not a query"
 RIGHT, WRONG = "right", "wrong"
@@ -98,7 +99,7 @@ class EmbeddingMap:
             say: called with one sentence where the cache is broken.
         """
         p, trained = self.params, self.run.params
-        torch.set_num_threads(p.n_threads or n_cores())
+        use_threads(p.n_threads)
         digest = Source("run", self.run.path.name, self.run.best, trained).digest
         images = "\n".join(self.points["domain"] + "/" + self.points["path"])
         key = fingerprint("features", digest, self.catalog.fingerprint, images, trained.precision)

@@ -52,10 +52,11 @@ from udonlib.intervals import bootstrap_interval
 from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import results_folder
-from udonlib.processors import dtype_of, n_cores, pick_device
+from udonlib.processors import dtype_of, pick_device
 from udonlib.runfolder import write_json, write_text
 from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
+from udonlib.threads import use_threads
 
 Progress = Callable[[str, int, int], None]  # what is done ("embedding", ...), how much of it, of how much
 DESCRIPTORS = "descriptors"  # the embedder's name in tables
@@ -114,7 +115,7 @@ class SavedEvaluation:
         Raises:
             UserError: whatever is wrong with the model's or descriptors' file, or an image that cannot be read.
         """
-        torch.set_num_threads(self.params.n_threads or n_cores())
+        use_threads(self.params.n_threads)
         report = progress or (lambda what, done, total: None)
         if not self.is_finished:
             self._save(self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report))

@@ -34,10 +34,11 @@ from udonlib.modelevaluation import evaluate_model, save_evaluation
 from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
-from udonlib.processors import n_cores, pick_device, pick_precision, slow_precision
+from udonlib.processors import pick_device, pick_precision, slow_precision
 from udonlib.runfolder import RunFolder, run_folder, write_json
 from udonlib.runwriter import RunWriter, provenance
 from udonlib.steering import Commands, Control, read_control
+from udonlib.threads import use_threads
 from udonlib.training import Record, Trainer, merged_r_at_1
 
 SIGN_SECONDS = 2.0  # between two signs of life of a run that trains slowly
@@ -137,7 +138,7 @@ class Run(RunFolder):
             return
         replayed = self._replayed()
         check = self.data_check
-        torch.set_num_threads(p.n_threads or n_cores())
+        use_threads(p.n_threads)
         device = pick_device(p.device)
         model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         untrained = copy.deepcopy(model).requires_grad_(False)
