@@ -11,8 +11,8 @@ import pytest
 
 from tests import PROJECT
 from udonlib import home
+from udonlib.home import results_folder
 from udonlib.models import weights_file
-from udonlib.params import results_folder
 from udonlib.presets import load
 
 BUILT = ("pyproject.toml", "LICENSE", "udonlib", "params", "notebooks")

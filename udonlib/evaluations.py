@@ -47,11 +47,11 @@ from udonlib.evaluationfiles import (
     save_outcomes,
     save_table,
 )
+from udonlib.home import results_folder
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
 from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
-from udonlib.params import results_folder
 from udonlib.processors import dtype_of, pick_device
 from udonlib.runfolder import write_json, write_text
 from udonlib.runwriter import provenance

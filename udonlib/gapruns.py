@@ -20,8 +20,9 @@ from udonlib.domains import Catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
+from udonlib.home import runs_folder
 from udonlib.notebookparams import GapParams
-from udonlib.params import WITHOUT_EFFECT, runs_folder
+from udonlib.params import WITHOUT_EFFECT
 from udonlib.runfolder import RunFolder, finished_runs
 from udonlib.runs import Run, load_run
 

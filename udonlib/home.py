@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from udonlib.errors import UserError, nearest
+
 PACKAGE = Path(__file__).resolve().parent
 # A clone has params/ and notebooks/ beside the package. A wheel carries them within it (pyproject.toml says so).
 INSTALLED = (PACKAGE / "share").is_dir()
@@ -18,3 +20,23 @@ def working_folder() -> Path:
         return SHARE
     here = Path.cwd()
     return here.parent if here.name == "notebooks" and (here / "train.ipynb").exists() else here
+
+
+def results_folder(outputs: str = "auto") -> Path:
+    """Folder of all results: the project's, or another."""
+    return working_folder() / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()
+
+
+def runs_folder(outputs: str = "auto") -> Path:
+    """Folder of all runs."""
+    return results_folder(outputs) / "runs"
+
+
+def run_path(name: str, outputs: str = "auto") -> Path:
+    """Folder of an existing run, by its name or path. Raises: UserError "no run ..." with the nearest name."""
+    home = runs_folder(outputs)
+    for path in (home / name, Path(name).expanduser().absolute()):
+        if (path / "params.yaml").exists():
+            return path
+    names = [path.parent.name for path in home.glob("*/params.yaml")]
+    raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from udonlib.errors import ParameterError
-from udonlib.params import DataParams, Strategy, different, results_folder
+from udonlib.home import results_folder
+from udonlib.params import DataParams, Strategy, different
 
 
 class GapParams(DataParams):

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from udonlib.errors import ParameterError, UserError, nearest, problems
-from udonlib.home import working_folder
+from udonlib.errors import ParameterError, nearest, problems
+from udonlib.home import runs_folder
 from udonlib.written import read_as
 
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
@@ -43,26 +43,6 @@ WITHOUT_EFFECT = {
     *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
     *("eval_batch_size", "log_every", "checkpoint_every", "overwrite", "check_data"),
 }
-
-
-def results_folder(outputs: str = "auto") -> Path:
-    """Folder of all results: the project's, or another."""
-    return working_folder() / "outputs" if outputs == "auto" else Path(outputs).expanduser().absolute()
-
-
-def runs_folder(outputs: str = "auto") -> Path:
-    """Folder of all runs."""
-    return results_folder(outputs) / "runs"
-
-
-def run_path(name: str, outputs: str = "auto") -> Path:
-    """Folder of an existing run, by its name or path. Raises: UserError "no run ..." with the nearest name."""
-    home = runs_folder(outputs)
-    for path in (home / name, Path(name).expanduser().absolute()):
-        if (path / "params.yaml").exists():
-            return path
-    names = [path.parent.name for path in home.glob("*/params.yaml")]
-    raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")
 
 
 class DataParams(BaseModel):

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, overload
 
 from udonlib import home, plainyaml
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.params import RECIPES, DataParams, TrainParams, run_path
+from udonlib.home import run_path
+from udonlib.params import RECIPES, DataParams, TrainParams
 
 Model = TypeVar("Model", bound=DataParams)
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values

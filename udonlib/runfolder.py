@@ -29,8 +29,9 @@ import torch
 from udonlib import plainyaml
 from udonlib.errors import ParameterError, UserError
 from udonlib.evaluationfiles import read_table
+from udonlib.home import run_path, runs_folder
 from udonlib.interventions import Intervention, interventions
-from udonlib.params import TrainParams, run_path, runs_folder
+from udonlib.params import TrainParams
 from udonlib.steering import read_control
 from udonlib.storage import replacing
 

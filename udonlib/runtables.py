@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from udonlib.errors import UserError, nearest
-from udonlib.params import WITHOUT_EFFECT, runs_folder
+from udonlib.home import runs_folder
+from udonlib.params import WITHOUT_EFFECT
 from udonlib.runfolder import is_locked
 from udonlib.runrows import RunRow, read_row
 

@@ -17,10 +17,11 @@ import pandas as pd
 from udonlib import presets
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
+from udonlib.home import runs_folder
 from udonlib.interventions import Intervention
 from udonlib.learningcurves import Fit, LearningCurve, fit_points, guessed
 from udonlib.notebookparams import SamplerParams
-from udonlib.params import WITHOUT_EFFECT, TrainParams, runs_folder
+from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runfolder import RunFolder, finished_runs, run_folder
 from udonlib.simulation import Setting, Simulation, compare, simulate_all
 
