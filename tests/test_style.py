@@ -3,6 +3,7 @@
 import base64
 import copy
 import importlib.util
+import io
 import itertools
 import threading
 
@@ -10,8 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
+from PIL import Image
 
-from udonlib import style
+from udonlib import pictures, style
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
 SIGHT = {
@@ -80,26 +82,63 @@ def default_renderer():
     pio.renderers["png"] = png
 
 
-def test_without_kaleido_figures_are_interactive_and_one_line_says_so(monkeypatch, capsys, default_renderer):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kaleido" else found(name))
-    assert style.use_renderer() == "plotly_mimetype+notebook_connected"
-    [line] = capsys.readouterr().out.splitlines()
-    assert "without static images" in line
-    assert "kaleido is not installed" in line
-    bundle = pio.renderers._build_mime_bundle(go.Figure(go.Bar(y=[1])).to_dict())
-    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/html"}
+def shown(figure: go.Figure) -> dict[str, str]:
+    """What a notebook stores of a figure."""
+    return pio.renderers._build_mime_bundle(figure.to_dict())
 
 
-def test_without_a_browser_one_line_says_how_to_get_one(monkeypatch, capsys, default_renderer):
+def no_browser(monkeypatch) -> None:
     from choreographer.browsers.chromium import Chromium
 
     monkeypatch.setattr(Chromium, "find_browser", classmethod(lambda cls, **_: None))
-    assert style.use_renderer() == "plotly_mimetype+notebook_connected"
-    assert "plotly_get_chrome" in capsys.readouterr().out
 
 
-def test_a_browser_that_dies_costs_the_images_and_not_the_figures(monkeypatch, capsys):
+def no_kaleido(monkeypatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kaleido" else found(name))
+
+
+@pytest.mark.parametrize("without", [no_browser, no_kaleido])
+def test_without_a_browser_figures_are_stored_with_a_picture_and_need_no_network(
+    without, monkeypatch, capsys, default_renderer
+):
+    without(monkeypatch)
+    assert style.use_renderer() == "plotly_mimetype+png"
+    bundle = shown(go.Figure(go.Bar(y=[1], marker_color="#ff0000")))
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/png"}
+    picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).convert("RGBA")
+    assert picture.size == (style.PNG_WIDTH, 450)
+    assert (np.asarray(picture) == (255, 0, 0, 255)).all(axis=2).sum() > 10_000
+    assert capsys.readouterr().out == ""
+
+
+def test_a_figure_that_only_a_browser_draws_goes_without_a_picture_and_says_so(monkeypatch, capsys, default_renderer):
+    no_browser(monkeypatch)
+    style.use_renderer()
+    assert set(shown(go.Figure(go.Box(y=[1, 2])))) == {"application/vnd.plotly.v1+json"}
+    assert capsys.readouterr().out == (
+        "A figure has no static picture: only Chrome or Chromium draws its trace 'box'.\n"
+    )
+
+
+def test_the_browser_starts_while_the_notebook_goes_on(monkeypatch, default_renderer):
+    come, drawn = threading.Event(), []
+    monkeypatch.setattr(style, "_start_the_one_browser", lambda: come.wait(20))
+    monkeypatch.setattr(style, "_by_the_one_browser", lambda *_: drawn.append(come.is_set()) or b"png")
+    style.use_renderer()  # at once
+    assert not come.is_set()
+    threading.Timer(0.1, come.set).start()
+    assert shown(go.Figure(go.Bar(y=[1])))["image/png"] == base64.b64encode(b"png").decode()
+    assert drawn == [True]  # a figure waits for it
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """A browser that is there."""
+    monkeypatch.setattr(style, "_start_the_one_browser", lambda: None)
+
+
+def test_a_browser_that_dies_costs_no_picture(monkeypatch, capsys, started):
     import kaleido
 
     calls = []
@@ -110,15 +149,16 @@ def test_a_browser_that_dies_costs_the_images_and_not_the_figures(monkeypatch, c
 
     monkeypatch.setattr(kaleido, "calc_fig_sync", die)
     monkeypatch.setattr(kaleido, "calc_fig", die)
-    renderer = style._PngOrNothing()
+    monkeypatch.setattr(pictures, "draw", lambda figure, width: b"drawn")
+    renderer = style._Pictures()
     figure = go.Figure(go.Bar(y=[1])).to_dict()
-    drawn = [copy.copy(renderer).to_mimebundle(figure) for _ in range(3)]  # as plotly does
-    assert drawn == [{}, {}, {}]
+    drawn = [copy.copy(renderer).to_mimebundle(figure)["image/png"] for _ in range(3)]  # as plotly does
+    assert [base64.b64decode(png) for png in drawn] == [b"drawn"] * 3
     assert len(calls) == 2  # the one browser, then one of its own
-    assert capsys.readouterr().out.count("Static images of figures are off") == 1
+    assert capsys.readouterr().out.count("does not answer") == 1
 
 
-def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsys):
+def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsys, started):
     import kaleido
 
     over = threading.Event()
@@ -129,7 +169,7 @@ def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsy
     monkeypatch.setattr(style, "PNG_SECONDS", 0.2)
     monkeypatch.setattr(kaleido, "calc_fig_sync", lambda *_, **__: over.wait(20))
     monkeypatch.setattr(kaleido, "calc_fig", draw)
-    renderer = style._PngOrNothing()
+    renderer = style._Pictures()
     figure = go.Figure(go.Bar(y=[1])).to_dict()
     drawn = [copy.copy(renderer).to_mimebundle(figure)["image/png"] for _ in range(2)]
     over.set()

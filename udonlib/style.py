@@ -19,6 +19,8 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from plotly.io.base_renderers import PngRenderer
 
+from udonlib import pictures
+
 TEXT = "#7a7a7a"
 GRID = "rgba(128, 128, 128, 0.25)"
 # Eight colours at least 0.08 apart in OKLab for normal sight, protanopia, deuteranopia and tritanopia (simulated after
@@ -64,20 +66,32 @@ TEMPLATE = go.layout.Template(
 )
 
 
-class _PngOrNothing(PngRenderer):
-    """A PNG beside the interactive figure; none where no browser draws one: a dead browser must not block a notebook.
+class _Pictures(PngRenderer):
+    """A PNG beside the interactive figure: an export and a viewer of pictures show that one.
 
-    One browser draws all figures. Now and then it does not come up, or dies, and kaleido would wait for it without
-    limit: then each figure gets a browser of its own, and where that does not answer either, there are no more images.
+    A Chrome draws it, if there is one; it starts in the background, since that takes seconds. One browser draws all
+    figures. Now and then it does not come up, or dies, and kaleido would wait for it without limit: then each figure
+    gets a browser of its own, and where that does not answer either, or where there is none, `pictures.draw` draws.
     """
 
     def __init__(self) -> None:
         super().__init__(width=PNG_WIDTH, scale=1)
         # What is still to be tried; a list, since plotly draws with shallow copies of its renderers.
         self.ways: list[Callable[..., bytes]] = [_by_the_one_browser, _by_a_browser_of_its_own]
+        self._browser = threading.Thread(target=self._start_browser, daemon=True)
+        self._browser.start()
+
+    def _start_browser(self) -> None:
+        try:
+            _start_the_one_browser()
+        except _NoBrowserError:
+            self.ways.clear()
+        except Exception:  # whatever a browser can die of: the first figure tries again
+            return
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
         size = {"width": self.width, "height": fig_dict["layout"].get("height", 450), "scale": self.scale}
+        self._browser.join(timeout=PNG_SECONDS)
         while self.ways:
             png: list[bytes] = []
             call = threading.Thread(
@@ -86,20 +100,43 @@ class _PngOrNothing(PngRenderer):
             call.start()
             call.join(timeout=PNG_SECONDS)
             if png:
-                return {"image/png": base64.b64encode(png[0]).decode()}
+                return _as_png(png[0])
             self.ways.pop(0)
             if not self.ways:
-                print("Static images of figures are off from here: the browser that draws them does not answer.")
-        return {}
+                print("The browser that draws the figures' pictures does not answer: from here they do without it.")
+        try:
+            return _as_png(pictures.draw(fig_dict, self.width))
+        except pictures.PictureError as error:  # a figure of somebody's own
+            print(f"A figure has no static picture: only Chrome or Chromium draws its {error}.")
+            return {}
+
+
+class _NoBrowserError(Exception):
+    pass
+
+
+def _start_the_one_browser() -> None:
+    if importlib.util.find_spec("kaleido") is None:
+        raise _NoBrowserError
+    import kaleido  # a second
+    from choreographer.browsers.chromium import Chromium
+
+    if not Chromium.find_browser(skip_local=False):
+        raise _NoBrowserError
+    kaleido.start_sync_server(silence_warnings=True, mathjax=False, timeout=30)
+
+
+def _as_png(image: bytes) -> dict[str, str]:
+    return {"image/png": base64.b64encode(image).decode()}
 
 
 def _try(way: Callable[..., bytes], figure: dict[str, Any], options: dict[str, Any], png: list[bytes]) -> None:
-    with contextlib.suppress(Exception):  # whatever a browser can die of; the figure shows without its image
+    with contextlib.suppress(Exception):  # whatever a browser can die of
         png.append(way(figure, options))
 
 
 def _by_the_one_browser(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
-    import kaleido  # optional: without it figures are interactive only
+    import kaleido
 
     return kaleido.calc_fig_sync(figure, opts=options)
 
@@ -113,24 +150,12 @@ def _by_a_browser_of_its_own(figure: dict[str, Any], options: dict[str, Any]) ->
 def use_renderer() -> str:
     """Make figures show in JupyterLab, in exported HTML and as static images. Returns the renderer's name.
 
-    With kaleido and a Chrome or Chromium a figure is stored twice, interactive and as PNG. Without, one line says so,
-    and figures in exported HTML load plotly.js from its public address.
+    Each figure is stored twice, interactive and as PNG: see `_Pictures`. Nothing that is shown needs a network.
     """
-    missing = "the package kaleido is not installed"
-    if importlib.util.find_spec("kaleido"):
-        import kaleido
-        from choreographer.browsers.chromium import Chromium
-
-        missing = "no Chrome or Chromium was found (plotly_get_chrome installs one)"
-        if Chromium.find_browser(skip_local=False):
-            kaleido.start_sync_server(silence_warnings=True, mathjax=False, timeout=30)
-            pio.renderers["png"] = _PngOrNothing()
-            missing = ""
-    pio.renderers.default = "plotly_mimetype+" + ("notebook_connected" if missing else "png")
+    pio.renderers["png"] = _Pictures()
+    pio.renderers.default = "plotly_mimetype+png"
     if get_ipython() is not None:
         display({"text/html": FIT_IMAGES}, raw=True)
-    if missing:
-        print(f"Figures are interactive only, without static images: {missing}.")
     return str(pio.renderers.default)
 
 
