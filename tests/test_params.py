@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tests import PROJECT
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.params import RECIPES, WITHOUT_EFFECT, DataParams, TrainParams
+from udonlib.params import RECIPES, WITHOUT_EFFECT, TrainParams
 
 
 def complaint(**values: object) -> str:
@@ -55,7 +55,10 @@ def test_parameters_cannot_be_changed_once_checked():
             "'uj_ds', 'specialist', 'adapter', 'features'; did you mean 'udon'?",
         ),
         ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, mps, cuda or cuda:N)"),
-        ({"max_grad_norm": -1}, "parameter 'max_grad_norm': found -1 (int), expected a number > 0 or None"),
+        (
+            {"max_grad_norm": -1},
+            "parameter 'max_grad_norm': found -1 (int), expected a number > 0 and <= 1e+30 or None",
+        ),
         ({"head_hidden_dims": [0]}, "parameter 'head_hidden_dims': found [0] (list), expected a list (each: a whole"),
         ({"backbone_args": 3}, "parameter 'backbone_args': found 3 (int), expected a mapping"),
         ({"domains": "emoji,"}, "parameter 'domains': found 'emoji,', expected 'all' or one or more different names"),
@@ -135,7 +138,7 @@ def test_several_problems_are_reported_together():
     assert set(caught.value.problems) == {"seed"}
 
 
-@given(st.floats(1e-12, 1e12), st.integers(1, 10**9))
+@given(st.floats(1e-12, 1e12), st.integers(1, 10**5))
 def test_numbers_written_as_text_are_numbers(rate, count):
     params = TrainParams(learning_rate=f"{rate!r}", batch_size=str(count * 2), eval_every=f"{count}e0")
     assert (params.learning_rate, params.batch_size, params.eval_every) == (rate, count * 2, count)
@@ -151,15 +154,6 @@ def test_a_whole_number_is_a_name_where_a_name_is_expected():
 
 def test_text_stays_text_where_text_is_expected():
     assert TrainParams(data="1e3", run="7").data == "1e3"
-
-
-@pytest.mark.parametrize("value", ["emoji, kanji", "emoji,kanji", ["emoji", "kanji"], ("emoji", "kanji")])
-def test_domains_may_be_a_list_or_text_with_commas(value):
-    assert TrainParams(domains=value).domains == ("emoji", "kanji")
-
-
-def test_all_domains_are_all_in_a_list_too():
-    assert TrainParams(domains=["all"]).domains == TrainParams(domains="all").domains == "all"
 
 
 def test_fixed_shares_are_scaled_to_sum_to_one():
@@ -270,12 +264,6 @@ def test_results_go_to_the_projects_outputs_from_any_folder(monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert TrainParams(run="a").run_dir == PROJECT / "outputs" / "runs" / "a"
     assert TrainParams(run="a", outputs="here").run_dir == tmp_path / "here" / "runs" / "a"
-
-
-def test_data_parameters_alone_know_nothing_of_training():
-    assert DataParams(data="x", domains="a").domains == ("a",)
-    with pytest.raises(UserError, match="no such parameter"):
-        DataParams(steps=3)
 
 
 def test_the_nearest_name_is_found_whatever_its_case():

@@ -92,7 +92,7 @@ def test_names_are_not_taken_for_anything_else():
     assert read_as(str, True) is True
 
 
-@given(st.lists(st.integers(1, 10**6), max_size=4), st.dictionaries(st.text("abc", min_size=1), st.integers()))
+@given(st.lists(st.integers(1, 65_536), max_size=4), st.dictionaries(st.text("abc", min_size=1), st.integers()))
 def test_what_python_prints_is_read(dims, arguments):
     params = TrainParams(head_hidden_dims=str(dims), backbone_args=str(arguments))
     assert (params.head_hidden_dims, params.backbone_args) == (tuple(dims), arguments)

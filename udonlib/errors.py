@@ -73,7 +73,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "const" in schema:
         return repr(schema["const"])
     if "pattern" in schema:
-        return f"text ({schema['description']})"
+        length = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
+        return f"text ({schema['description']}){length}"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
     words = {"integer": "a whole number", "number": "a number", "boolean": "True or False", "string": "text"}

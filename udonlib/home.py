@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from udonlib.bounds import long_name
 from udonlib.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent
@@ -34,9 +35,11 @@ def runs_folder(outputs: str = "auto") -> Path:
 
 def run_path(name: str, outputs: str = "auto") -> Path:
     """Folder of an existing run, by its name or path. Raises: UserError "no run ..." with the nearest name."""
-    home = runs_folder(outputs)
-    for path in (home / name, Path(name).expanduser().absolute()):
+    folder, problem = runs_folder(outputs), long_name(name)
+    if problem:
+        raise UserError(f"no run {name[:40]!r}...: {problem}")
+    for path in (folder / name, Path(name).expanduser().absolute()):
         if (path / "params.yaml").exists():
             return path
-    names = [path.parent.name for path in home.glob("*/params.yaml")]
-    raise UserError(f"no run {name!r} in {home}; {nearest(name, names) if names else 'it holds no runs yet'}")
+    names = [path.parent.name for path in folder.glob("*/params.yaml")]
+    raise UserError(f"no run {name!r} in {folder}; {nearest(name, names) if names else 'it holds no runs yet'}")

@@ -3,13 +3,15 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from udonlib.bounds import Device, FolderName, Images, Neighbours, NotNegative, Positive, Processes, Seed, Shown, Steps
+from udonlib.dataparams import DataParams, different
 from udonlib.errors import ParameterError
 from udonlib.home import results_folder
-from udonlib.params import DataParams, Strategy, different
+from udonlib.params import Strategy
 
 
 class GapParams(DataParams):
@@ -24,10 +26,10 @@ class GapParams(DataParams):
         min_length=1,
         description="runs of one domain each: a pattern of names, a preset, 'auto' (recipe 'specialist') or 'none'",
     )
-    k: int = Field(5, ge=1, description="neighbours of each list that are compared and shown")
-    n_bins: int = Field(4, ge=1, description="groups of queries by the frequency of their class")
-    n_queries: int = Field(8, ge=1, description="queries in each gallery, shared by the domains")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the galleries' choice and of the bootstrap")
+    k: Neighbours = Field(5, description="neighbours of each list that are compared and shown")
+    n_bins: Shown = Field(4, description="groups of queries by the frequency of their class")
+    n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
+    seed: Seed = Field(0, description="seed of the galleries' choice and of the bootstrap")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
 
@@ -41,23 +43,24 @@ class EvaluateParams(DataParams):
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
     descriptors: str | None = Field(None, min_length=1, description="vectors of the images: .json or .npz")
     subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
-    k: int = Field(5, ge=1, description="neighbours counted by mMP@k")
+    k: Neighbours = Field(5, description="neighbours counted by mMP@k")
     save_descriptors: bool = Field(False, description="write the student's embeddings of every split as well")
-    name: str = Field(
+    name: FolderName = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
         description="folder name under outputs/evaluations; 'auto': from what is evaluated, and how",
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the bootstrap and of the gallery's choice")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    seed: Seed = Field(0, description="seed of the bootstrap and of the gallery's choice")
+    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the backbone; 'auto': the run's, or float32 where there is none"
     )
-    eval_batch_size: int = Field(256, ge=1, description="images per step of embedding")
-    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: this process itself")
-    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+    eval_batch_size: Images = Field(256, ge=1, description="images per step of embedding")
+    n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: this process itself")
+    n_threads: Processes = Field(
+        0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="stop at an image that cannot be read, or leave it out of queries and index"
     )
@@ -85,19 +88,18 @@ class GridParams(DataParams):
     base: str = Field(
         "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0, 1, 2), description="seeds of each row")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="seeds of each row")
     baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
-    jobs: int = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
-    steps: int | None = Field(
+    jobs: Processes = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
+    steps: Steps | None = Field(
         None, ge=1, description="steps of every row that does not set its own; None: as the base says"
     )
-    grid: str = Field(
+    grid: FolderName = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
         description="folder name under outputs/ablations; 'auto': from the rows and the base",
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
 
     _different = field_validator("rows", "seeds")(different)
 
@@ -108,7 +110,7 @@ class GridParams(DataParams):
         name = "+".join(re.sub(r"[^A-Za-z0-9._]+", "_", name) for name in names)
         if len(name) > 60:
             name = f"{len(self.rows)}rows-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-        auto = f"{name}-{Path(self.base).stem}"
+        auto = f"{name}-{Path(self.base).stem[:100]}"
         return results_folder(self.outputs) / "ablations" / (auto if self.grid == "auto" else self.grid)
 
 
@@ -123,25 +125,27 @@ class SamplerParams(DataParams):
         "is one a dynamic one without offline teachers; 'drawn', from numbers of classes and images; "
         "'auto': 'latest' where a run has finished, else 'drawn'",
     )
-    start_loss: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    start_loss: dict[str, Positive] = Field(
         {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
     )
-    floor_loss: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    floor_loss: dict[str, NotNegative] = Field(
         {}, description="domain -> loss that endless training would reach, the same"
     )
-    half_images: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    half_images: dict[str, Positive] = Field(
         {}, description="domain -> images of it after which its loss is halfway to the floor, the same"
     )
     strategies: tuple[Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"], ...] = Field(
         ("dynamic", "round_robin", "balanced", "dataset_size"), description="strategies side by side"
     )
-    fixed_shares: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    fixed_shares: dict[str, NotNegative] = Field(
         {}, description="domain -> share of steps for 'fixed', any scale; {}: equal"
     )
-    steps: int | None = Field(None, ge=1, description="optimizer steps")
-    batch_size: int | None = Field(None, ge=1, description="images per step")
-    domains_per_batch: int | None = Field(None, ge=1, description="equal parts of a batch, each of one domain")
-    update_every: int | None = Field(None, ge=1, description="steps per window, between two updates of the allocation")
+    steps: Steps | None = Field(None, ge=1, description="optimizer steps")
+    batch_size: Images | None = Field(None, ge=1, description="images per step")
+    domains_per_batch: Images | None = Field(None, ge=1, description="equal parts of a batch, each of one domain")
+    update_every: Steps | None = Field(
+        None, ge=1, description="steps per window, between two updates of the allocation"
+    )
     sampler_smoothing: float | None = Field(
         None, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
     )
@@ -156,7 +160,7 @@ class SamplerParams(DataParams):
         description="runs whose allocations are overlaid: names or patterns with commas; 'latest', the last that "
         "finished; 'auto': that of `curves` and its other seeds",
     )
-    seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the schedules")
+    seed: Seed | None = Field(None, description="seed of the schedules")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
     _different = field_validator("strategies", "runs")(different)
@@ -171,16 +175,18 @@ class EmbeddingsParams(DataParams):
         "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
     )
     projection: Literal["pca", "umap"] = Field("pca", description="pca: at once; umap: a minute or more, then kept")
-    max_points: int = Field(25_000, ge=10, description="images on the map; of more, an equal number of each domain")
-    k: int = Field(5, ge=1, description="neighbours of each query that count and are shown")
+    max_points: Images = Field(25_000, ge=10, description="images on the map; of more, an equal number of each domain")
+    k: Neighbours = Field(5, description="neighbours of each query that count and are shown")
     n_hubs: int = Field(8, ge=1, le=40, description="hubs of the index that are shown")
     umap_neighbours: int = Field(15, ge=2, le=200, description="UMAP: neighbours that a point keeps close; few: detail")
     umap_distance: float = Field(0.1, ge=0, le=1, description="UMAP: how close points may come; 0: the tightest clumps")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the choice of points and of UMAP")
+    seed: Seed = Field(0, description="seed of the choice of points and of UMAP")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: this process itself")
-    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: this process itself")
+    n_threads: Processes = Field(
+        0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"
+    )
 
     @property
     def cache(self) -> Path:
@@ -201,9 +207,9 @@ class RunsParams(DataParams):
         description="name of a run, 'latest', or 'auto': the best of another recipe than B",
     )
     run_b: str = Field("auto", min_length=1, description="name of a run, 'latest', or 'auto': the best one")
-    k: int = Field(5, ge=1, description="neighbours that the galleries show of each list")
-    n_queries: int = Field(8, ge=1, description="queries in each gallery, shared by the domains")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the galleries' choice")
+    k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
+    n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
+    seed: Seed = Field(0, description="seed of the galleries' choice")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
 

@@ -8,14 +8,28 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from udonlib.errors import ParameterError, nearest, problems
+from udonlib.bounds import (
+    Device,
+    FolderName,
+    Images,
+    Neighbours,
+    NotNegative,
+    Positive,
+    Processes,
+    Seed,
+    Side,
+    Steps,
+    Width,
+)
+from udonlib.dataparams import DataParams
+from udonlib.errors import ParameterError, nearest
 from udonlib.home import runs_folder
-from udonlib.written import read_as
 
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
 Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features"]
@@ -45,43 +59,6 @@ WITHOUT_EFFECT = {
 }
 
 
-class DataParams(BaseModel):
-    """Which images: what every notebook that reads a catalog takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    data: str = Field(
-        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or domain/class/image"
-    )
-    images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
-    domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
-
-    def __init__(self, /, **values: Any) -> None:
-        """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
-        recipe = values.get("recipe")
-        fixed = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
-        try:
-            fields = type(self).model_fields
-            read = {name: read_as(fields[name].annotation, value) for name, value in values.items() if name in fields}
-            super().__init__(**fixed | values | read)
-        except ValidationError as error:
-            raise ParameterError(problems(type(self), error, values)) from None
-
-    @field_validator("domains")
-    @classmethod
-    def _name_domains(cls, names: Literal["all"] | tuple[str, ...]) -> Literal["all"] | tuple[str, ...]:
-        if names == "all" or names == ("all",):
-            return "all"
-        return different(names, "'all' or one or more different names")
-
-
-def different(values: tuple, expected: str = "one or more different values, with commas between them") -> tuple:
-    """Refuse a list that is empty, or names something twice or not at all, as text with a comma too many does."""
-    if not values or "" in values or len(set(values)) < len(values):
-        raise ValueError(f"expected {expected}")
-    return values
-
-
 class TrainParams(DataParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
@@ -93,15 +70,14 @@ class TrainParams(DataParams):
             "backbone and linear layer; features: the backbone as it is"
         ),
     )
-    run: str = Field(
+    run: FolderName = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$",
         description="folder name under outputs/runs; 'auto': from the parameters that influence results",
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of every generator")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    seed: Seed = Field(0, description="seed of every generator")
+    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description=(
@@ -109,8 +85,10 @@ class TrainParams(DataParams):
             "a run keeps what it began with"
         ),
     )
-    n_workers: int = Field(0, ge=0, description="processes that decode images; 0: the training process itself")
-    n_threads: int = Field(0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us")
+    n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: the training process itself")
+    n_threads: Processes = Field(
+        0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="stop at an image that cannot be read, or skip and count it"
     )
@@ -132,47 +110,47 @@ class TrainParams(DataParams):
         min_length=1,
         description="file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy), here or in the project",
     )
-    image_size: int = Field(224, ge=8, description="side of the image that the backbone sees, pixels")
-    start_image_size: int | None = Field(
-        None, ge=8, description="side of the first steps' training images, pixels; None: image_size"
+    image_size: Side = Field(224, description="side of the image that the backbone sees, pixels")
+    start_image_size: Side | None = Field(
+        None, description="side of the first steps' training images, pixels; None: image_size"
     )
-    growing_steps: int = Field(
+    growing_steps: Steps = Field(
         0,
         ge=0,
         description="steps over which training images grow to image_size, 8 pixels at a time",
     )
-    resize_size: int = Field(
-        256, ge=8, description="side of the square that a training image is squashed to before augmentation, pixels"
+    resize_size: Side = Field(
+        256, description="side of the square that a training image is squashed to before augmentation, pixels"
     )
 
-    student_dim: int = Field(64, ge=1, description="dimensions of the universal embedding")
-    teacher_dim: int = Field(256, ge=1, description="dimensions of each domain's teacher embedding")
-    head_hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    student_dim: Width = Field(64, description="dimensions of the universal embedding")
+    teacher_dim: Width = Field(256, description="dimensions of each domain's teacher embedding")
+    head_hidden_dims: tuple[Width, ...] = Field(
         (), description="widths of every head's hidden layers; []: one linear layer"
     )
-    teacher_hidden_dims: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+    teacher_hidden_dims: tuple[Width, ...] | None = Field(
         None, description="the same of the teacher heads alone; None: as head_hidden_dims"
     )
-    nested_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    nested_dims: tuple[Width, ...] = Field(
         (), description="shorter embeddings, the first dimensions of the student's, that are trained besides"
     )
     normalise_features: bool = Field(True, description="scale features to unit norm before the heads")
 
-    steps: int = Field(221_180, ge=0, description="optimizer steps; 221,180 is 10 epochs of UnED")
-    patience: int = Field(0, ge=0, description="validations without a better one after which training stops; 0: none")
-    frozen_steps: int = Field(44_236, ge=0, description="first steps, in which the backbone is frozen")
-    batch_size: int = Field(128, ge=2, description="images per step")
-    domains_per_batch: int = Field(1, ge=1, description="equal parts of a batch, each of one domain")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate for heads and prototypes")
-    backbone_learning_rate: float = Field(1e-5, ge=0, description="the same for the backbone once it thaws; 0: never")
-    weight_decay: float = Field(1e-6, ge=0, description="decoupled decay per step, times the rate")
+    steps: Steps = Field(221_180, ge=0, description="optimizer steps; 221,180 is 10 epochs of UnED")
+    patience: Steps = Field(0, ge=0, description="validations without a better one after which training stops; 0: none")
+    frozen_steps: Steps = Field(44_236, ge=0, description="first steps, in which the backbone is frozen")
+    batch_size: Images = Field(128, ge=2, description="images per step")
+    domains_per_batch: Images = Field(1, ge=1, description="equal parts of a batch, each of one domain")
+    learning_rate: Positive = Field(1e-3, description="Adam's rate for heads and prototypes")
+    backbone_learning_rate: NotNegative = Field(1e-5, description="the same for the backbone once it thaws; 0: never")
+    weight_decay: NotNegative = Field(1e-6, description="decoupled decay per step, times the rate")
     beta2: float = Field(0.999, gt=0, lt=1, description="Adam's decay of squared gradients")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rates rise linearly from 0")
+    warmup_steps: Steps = Field(0, ge=0, description="steps over which the rates rise linearly from 0")
     rate_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="rates after the warm-up: constant, or a half cosine to 0"
     )
-    max_grad_norm: float | None = Field(
-        None, gt=0, description="gradients are clipped to this global norm; None: not clipped"
+    max_grad_norm: Positive | None = Field(
+        None, description="gradients are clipped to this global norm; None: not clipped"
     )
     absent_heads: Literal["skip", "decay"] = Field(
         "skip", description="heads of domains absent from a batch: left alone, or stepped with zero gradients"
@@ -192,18 +170,18 @@ class TrainParams(DataParams):
         "normface", description="margin softmax of student and teachers"
     )
     margin: float = Field(0.0, ge=0, lt=2, description="cosface: of the cosine; arcface: of the angle, radians")
-    scale: float = Field(16.0, gt=0, description="factor of cosines in the classification losses")
+    scale: Positive = Field(16.0, description="factor of cosines in the classification losses")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    w_ce_student: float = Field(1.0, ge=0, description="weight of the student's classification loss")
-    w_ce_teacher: float = Field(1.0, ge=0, description="weight of the teachers' classification loss")
-    w_kl: float = Field(1.0, ge=0, description="weight of logit distillation")
-    w_rel: float = Field(1.0, ge=0, description="weight of relational distillation")
-    teacher_temperature: float = Field(0.1, gt=0, description="of the teacher's logits in logit distillation")
-    student_temperature: float = Field(0.1, gt=0, description="of the student's logits in logit distillation")
+    w_ce_student: NotNegative = Field(1.0, description="weight of the student's classification loss")
+    w_ce_teacher: NotNegative = Field(1.0, description="weight of the teachers' classification loss")
+    w_kl: NotNegative = Field(1.0, description="weight of logit distillation")
+    w_rel: NotNegative = Field(1.0, description="weight of relational distillation")
+    teacher_temperature: Positive = Field(0.1, description="of the teacher's logits in logit distillation")
+    student_temperature: Positive = Field(0.1, description="of the student's logits in logit distillation")
     relational: Literal["squared", "excess"] = Field(
         "squared", description="difference of similarities that counts: all of it, or where the student's is higher"
     )
-    distillation_ramp: int = Field(
+    distillation_ramp: Steps = Field(
         0, ge=0, description="steps over which the weights of both distillation losses rise linearly from 0"
     )
     offline_teachers: str | None = Field(
@@ -211,16 +189,16 @@ class TrainParams(DataParams):
         min_length=1,
         description="preset of finished specialist runs, one per domain, that teach in place of the teacher heads",
     )
-    relational_scale: float = Field(32.0, gt=0, description="factor of the mean square over the B x B similarities")
+    relational_scale: Positive = Field(32.0, description="factor of the mean square over the B x B similarities")
 
     sampler: Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"] = Field(
         "dynamic", description="how steps are allocated to domains; dynamic: by loss"
     )
     sampler_init: Strategy = Field("round_robin", description="allocation of the dynamic sampler's first window")
-    fixed_shares: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    fixed_shares: dict[str, NotNegative] = Field(
         {}, description="domain -> share of steps for 'fixed', each >= 0; scaled to sum 1"
     )
-    update_every: int = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
+    update_every: Steps = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
     sampler_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
     )
@@ -234,16 +212,22 @@ class TrainParams(DataParams):
     )
     augmentation_by_domain: dict[str, Augmentation] = Field({}, description="domain -> augmentation, where it differs")
 
-    eval_every: int = Field(22_118, ge=1, description="steps between validations, which select the best checkpoint")
-    eval_batch_size: int = Field(256, ge=1, description="images per step of embedding")
-    k: int = Field(5, ge=1, description="neighbours counted by mMP@k")
+    eval_every: Steps = Field(22_118, ge=1, description="steps between validations, which select the best checkpoint")
+    eval_batch_size: Images = Field(256, ge=1, description="images per step of embedding")
+    k: Neighbours = Field(5, description="neighbours counted by mMP@k")
     replay: str | None = Field(
         None,
         min_length=1,
         description="a run of the same parameters that a person steered: its interventions are repeated at their steps",
     )
-    log_every: int = Field(50, ge=1, description="steps between two records of the losses")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between two checkpoints to resume from")
+    log_every: Steps = Field(50, ge=1, description="steps between two records of the losses")
+    checkpoint_every: Steps = Field(1000, ge=1, description="steps between two checkpoints to resume from")
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe fixes."""
+        recipe = values.get("recipe")
+        return RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
 
     @field_validator("fixed_shares")
     @classmethod
@@ -348,7 +332,7 @@ class TrainParams(DataParams):
         values = self.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True)
         digits = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(self.data).stem) or "data"
-        return f"{self.recipe}-{stem}-s{self.seed}-{digits}"
+        return f"{self.recipe}-{stem[:100]}-s{self.seed}-{digits}"
 
     @property
     def run_dir(self) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from udonlib import home, plainyaml
+from udonlib.bounds import long_name
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.home import run_path
 from udonlib.params import RECIPES, DataParams, TrainParams
@@ -181,6 +182,9 @@ def _find(preset: object, chain: Sequence[Path]) -> Path:
     place = f"{chain[-1]}: " if chain else ""
     if not isinstance(preset, str | Path) or not str(preset):
         raise UserError(f"{place}parameter 'preset': found {preset!r}, expected the name or the path of a preset")
+    problem = long_name(str(preset))
+    if problem:
+        raise UserError(f"{place}parameter 'preset': {problem}")
     folders = [folder / "params" for folder in (home.working_folder(), home.SHARE)]
     if str(preset).endswith((".yaml", ".yml")):
         given = Path(preset).expanduser()
