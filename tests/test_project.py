@@ -81,20 +81,55 @@ def test_every_version_is_exact_and_every_dependency_has_one():
     assert needed <= set(pins)
 
 
-def test_everything_imported_is_a_declared_dependency():
+# Declared, and imported by nothing of ours.
+WITHOUT_IMPORT = {
+    "faiss-cpu": "the search of own images will use it",
+    "jinja2": "pandas draws tables with it",
+    "jupyterlab": "opens the notebooks",
+    "torchvision": "timm imports it",
+}
+# Packages whose module has another name, or that come along with another one.
+PACKAGES = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "umap": "umap-learn",
+    "jscatter": "jupyter-scatter",
+}
+PACKAGES |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}
+# Used where somebody has installed them.
+OPTIONAL = {"pillow_heif", "pillow_jxl"}
+
+
+def imported_packages(source: str) -> set[str]:
+    """The packages that a module imports, also by name and through torch's door to tensorboard."""
+    modules = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            modules += [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+    packages = {module.split(".")[0] for module in modules} - {*sys.stdlib_module_names, "udonlib"}
+    packages |= {"tensorboard"} if "torch.utils.tensorboard" in modules else set()
+    return {PACKAGES.get(name, name) for name in packages}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     declared = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
-    named = {"yaml": "pyyaml", "PIL": "pillow", "faiss": "faiss-cpu", "umap": "umap-learn"}
-    named["jscatter"] = "jupyter-scatter"
-    named |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}  # come together
-    imported = set()
-    for path in MODULES:
-        if "miniuned" not in path.parts:  # its builder needs the group `miniuned`
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                imported |= {name.split(".")[0] for name in names}
-    standard = {*sys.stdlib_module_names, "udonlib"}
-    assert {named.get(name, name) for name in imported - standard} <= declared
+    ours = [path for path in MODULES if "miniuned" not in path.parts]  # its builder needs the group `miniuned`
+    imported = set().union(*(imported_packages(path.read_text()) for path in ours))
+    assert imported - declared == OPTIONAL
+    assert declared - imported == set(WITHOUT_IMPORT)
+
+
+def test_imports_of_every_form_are_found():
+    source = (
+        "import yaml, os\nfrom torch.utils.tensorboard import SummaryWriter\nfrom udonlib import heads\n"
+        "def f():\n    import umap.plot\n    return importlib.import_module('timm')\n"
+    )
+    assert imported_packages(source) == {"pyyaml", "torch", "tensorboard", "umap-learn", "timm"}
 
 
 # Commands and documents
@@ -122,6 +157,20 @@ def test_the_readme_lists_every_module_in_its_table_of_layers():
     modules = {path.stem for path in (PROJECT / "udonlib").glob("*.py")} - {"__init__"}
     assert modules - table == set()
     assert table & {path.stem for path in MODULES} >= modules
+
+
+def test_a_module_imports_from_its_layer_of_the_readme_or_below():
+    rows = re.findall(r"^\| (\d) \| `(\w+)\.py`", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    layers = {name: int(layer) for layer, name in rows}
+    assert len(layers) > 50
+    higher = set()
+    for path in (PROJECT / "udonlib").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "udonlib":
+                _, _, module = node.module.partition(".")
+                used = {module} if module else {alias.name for alias in node.names}
+                higher |= {(path.stem, name) for name in used & set(layers) if layers[name] > layers.get(path.stem, 9)}
+    assert higher == set()
 
 
 def lines_of_code(source: str) -> int:

@@ -30,7 +30,7 @@ from udonlib.steering import VERSION
 from udonlib.storage import replacing
 from udonlib.training import Record, RunStoppedError
 
-PACKAGES = ("torch", "timm", "numpy", "faiss-cpu", "pandas", "pydantic")
+PACKAGES = ("torch", "timm", "numpy", "pandas", "pydantic")
 
 
 class RunWriter:
