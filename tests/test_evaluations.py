@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests import PROJECT
-from tests.catalogs import write_image_folder, write_uned_tree
+from tests.catalogs import picture, write_image_folder, write_tree, write_uned_tree
 from tests.test_training import SMALL
 from udonlib import evaluations, evaluationviews
 from udonlib.errors import ParameterError, UserError
@@ -386,6 +386,36 @@ def test_images_may_lie_elsewhere(run, evaluated, tmp_path):
     shutil.copytree(run.catalog.root / "info_files", tree / "info_files")
     table = evaluated(data=str(tree), images=str(run.catalog.root)).measure()
     assert figures(table, "student").equals(figures(run.evaluation(), "student"))
+
+
+def test_a_benchmark_with_a_test_split_only_is_evaluated(evaluated, tmp_path):
+    official = write_uned_tree(tmp_path / "official", domains=("emoji",), sizes={"test": (3, 2)})
+    assert set(evaluated(data=str(official)).measure()["n_queries"]) == {5}
+    with pytest.raises(UserError, match=r"val\.json: no such file"):
+        evaluated(data=str(official), subset="val")
+    for name in ("a", "b"):
+        write_tree(tmp_path / "pets/test", {f"{name}/{i}.png": picture(i) for i in range(3)})
+    evaluation = evaluated(data=tmp_path / "pets", name="folders")
+    assert set(evaluation.measure()["n_queries"]) == {6}
+    assert evaluation.catalog.names == ("pets",)
+    assert "pets: its folders say what is test" in evaluationviews.plan_table(evaluation).text
+
+
+def test_every_image_may_be_a_test_query(run, evaluated, tmp_path):
+    folder = write_image_folder(tmp_path / "pets", ("cats",), n_classes=2, n_images=2)
+    with pytest.raises(UserError, match="cats: train, val and test need a class folder each, found 2"):
+        evaluated(data=str(folder))
+    evaluation = evaluated(data=str(folder), all_as_test=True)
+    assert set(evaluation.measure()["n_queries"]) == {4}
+    whole = evaluated(all_as_test=True)
+    assert {d.name: d.sizes for d in whole.catalog.domains} == {"emoji": {"test": 24}, "flags": {"test": 36}}
+    splits = [split for domain in run.catalog.domains for split in domain.splits.values()]
+    labels = {path: row for split in splits for path, row in zip(split.paths, split.labels, strict=True)}
+    for domain in whole.catalog.domains:
+        test = domain.splits["test"]
+        assert all((labels[path] == row).all() for path, row in zip(test.paths, test.labels, strict=True))
+    with pytest.raises(ParameterError, match="parameter 'all_as_test': found True beside subset 'val'"):
+        evaluated(all_as_test=True, subset="val")
 
 
 def test_what_is_shown_says_what_was_evaluated(run, evaluated, capsys):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests import PROJECT
+from udonlib.dataparams import DataParams
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.params import RECIPES, WITHOUT_EFFECT, TrainParams
 
@@ -147,13 +149,30 @@ def test_numbers_written_as_text_are_numbers(rate, count):
 def test_a_whole_number_is_a_name_where_a_name_is_expected():
     # papermill's -p makes numbers of these
     params = TrainParams(run=20241101, domains=2020, data=7)
-    assert (params.run, params.domains, params.data) == ("20241101", ("2020",), "7")
+    assert (params.run, params.domains, Path(params.data).name) == ("20241101", ("2020",), "7")
     assert TrainParams(domains=[2020, "emoji"]).domains == ("2020", "emoji")
     assert TrainParams(augmentation_by_domain={2020: "none"}).augmentation_by_domain == {"2020": "none"}
 
 
 def test_text_stays_text_where_text_is_expected():
-    assert TrainParams(data="1e3", run="7").data == "1e3"
+    assert TrainParams(backbone="1e3", run="7").backbone == "1e3"
+
+
+def test_a_path_has_one_form_and_is_found_from_every_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    expected = TrainParams(data="pets", images="here/images")
+    assert (expected.data, expected.images) == (str(tmp_path / "pets"), str(tmp_path / "here/images"))
+    for data in ("pets/", "./pets", "../" + tmp_path.name + "/pets", Path("pets"), tmp_path / "pets"):
+        assert TrainParams(data=data, images=Path("here") / "images").run_name == expected.run_name
+    monkeypatch.chdir("/")
+    assert TrainParams(**expected.model_dump(mode="json")) == expected
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TrainParams(data="~/pets").data == expected.data
+
+
+@pytest.mark.parametrize("name", ["miniuned", "auto"])
+def test_names_of_data_are_no_paths(name):
+    assert DataParams(data=name).data == name
 
 
 def test_fixed_shares_are_scaled_to_sum_to_one():

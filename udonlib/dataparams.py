@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from udonlib.bounds import long_name
 from udonlib.errors import ParameterError, problems
+from udonlib.home import located
 from udonlib.written import read_as
 
 
@@ -42,6 +43,8 @@ class DataParams(BaseModel):
         if wrong:
             raise ParameterError(wrong)
         return self
+
+    _locate = field_validator("data", "images")(located)
 
     @field_validator("domains")
     @classmethod

@@ -142,10 +142,11 @@ class Catalog:
 
 
 def load_catalog(
-    data: str = "miniuned",
+    data: str | Path = "miniuned",
     domains: str | Sequence[str] = "all",
-    images: str | None = None,
+    images: str | Path | None = None,
     needed: Sequence[str] = REQUIRED_SPLITS,
+    all_as_test: bool = False,
 ) -> Catalog:
     """Read and check the catalog of a benchmark.
 
@@ -156,6 +157,7 @@ def load_catalog(
         domains: "all", or names in the order wanted, as a list or separated by commas.
         images: folder or archive of the images where they are not in `data`; its images/ is used if it has one.
         needed: the splits that each domain must have: training needs all three, an evaluation its own.
+        all_as_test: take every image for a test query, whatever split it is in; then no split is needed.
 
     Raises: DataError with the file, the entry, what was found, what is valid and the nearest valid name.
     """
@@ -164,16 +166,16 @@ def load_catalog(
     if not store.has_folder("info_files"):
         if images is not None:
             raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
-        return _read_folders(name, store, domains, needed)
+        return _read_folders(name, store, domains, needed, all_as_test)
     image_store = store if images is None else Store(_existing(images, "images"))
     if image_store.has_folder("images"):
         image_store = image_store.below("images")
     info_files = _info_files(store)
     loaded = []
     for domain in _chosen(domains, sorted(info_files), store.root):
-        splits = _read_splits(store, domain, info_files[domain], needed)
+        splits = _read_splits(store, domain, info_files[domain], () if all_as_test else needed)
         _check_agreement(splits, f"{store.start}/info_files/{domain}")
-        loaded.append(Domain(domain, splits))
+        loaded.append(Domain(domain, {"test": _joined(splits)} if all_as_test else splits))
     return Catalog(name, store.root, tuple(loaded), image_store)
 
 
@@ -194,7 +196,7 @@ def check_images(catalog: Catalog) -> int:
     return n_images
 
 
-def _existing(path: str, parameter: str) -> Path:
+def _existing(path: str | Path, parameter: str) -> Path:
     where = Path(path).expanduser()
     if not where.exists():
         parent = where.parent if where.parent.is_dir() else Path()
@@ -250,7 +252,24 @@ def _read_splits(store: Store, domain: str, present: set[str], needed: Sequence[
             splits[name] = _parse_split(store.read(path), name, f"{store.start}/{path}")
         elif name in needed:
             raise DataError(f"{store.start}/{path}: no such file; {nearest(f'{name}.json', present)}")
+    if not splits:
+        where = f"{store.start}/info_files/{domain}"
+        raise DataError(
+            f"{where}: no file of a split; {nearest(sorted(present)[0], [f'{name}.json' for name in SPLITS])}"
+        )
     return splits
+
+
+def _joined(splits: dict[str, Split]) -> Split:
+    """Put all images of a domain into one test split, each once; splits agree on their labels."""
+    paths = tuple(dict.fromkeys(path for split in splits.values() for path in split.paths))
+    place = {path: i for i, path in enumerate(paths)}
+    labels = np.full((len(paths), max(split.labels.shape[1] for split in splits.values())), -1, dtype=np.int64)
+    names: dict[int, str] = {}
+    for split in splits.values():
+        labels[[place[path] for path in split.paths], : split.labels.shape[1]] = split.labels
+        names |= split.class_names
+    return Split("test", paths, labels, names)
 
 
 def _parse_split(content: bytes, name: str, file: str) -> Split:
@@ -297,7 +316,9 @@ def _ids(labels: np.ndarray) -> list[int]:
 # --- folders of images -----------------------------------------------------------------------------------------------
 
 
-def _read_folders(name: str, store: Store, domains: str | Sequence[str], needed: Sequence[str]) -> Catalog:
+def _read_folders(
+    name: str, store: Store, domains: str | Sequence[str], needed: Sequence[str], all_as_test: bool
+) -> Catalog:
     if not store.is_archive and any(store.root.glob("*/train.json")):
         raise DataError(
             f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in which "
@@ -306,8 +327,8 @@ def _read_folders(name: str, store: Store, domains: str | Sequence[str], needed:
     folders = ImageFolders(store)
     loaded = []
     for domain in _chosen(domains, folders.names, store.root):
-        splits = folders.splits(domain)
-        for split in needed:
+        splits = {"test": folders.classes(domain)} if all_as_test else folders.splits(domain)
+        for split in () if all_as_test else needed:
             if split not in splits:
                 found = ", ".join(splits)
                 raise DataError(f"{store.start}: domain '{domain}' has no images for {split}; its folders hold {found}")

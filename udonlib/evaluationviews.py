@@ -30,6 +30,7 @@ def plan_table(evaluation: SavedEvaluation) -> Table:
     source, catalog, p = evaluation.source, evaluation.catalog, evaluation.params
     queries = [len(domain.queries(p.subset)) for domain in catalog.domains]
     index = [len(domain.index(p.subset)) for domain in catalog.domains]
+    asked = "all splits" if p.all_as_test else f"'{p.subset}'"
     facts = {"evaluated": f"{source.kind} {source.name}", "file": str(source.file)}
     if source.trained is not None:
         t = source.trained
@@ -37,9 +38,11 @@ def plan_table(evaluation: SavedEvaluation) -> Table:
         facts["model"] = f"{t.backbone}, {t.image_size} pixels, recipe {t.recipe}, trained on {t.data} ({domains})"
     facts |= {
         "data": f"{catalog.root}: {', '.join(catalog.names)}",
-        "queries": f"{sum(queries):,} of '{p.subset}', which search a merged index of {sum(index):,}",
+        "queries": f"{sum(queries):,} of {asked}, which search a merged index of {sum(index):,}",
         "results": str(evaluation.path) + (" (finished: shown again)" if evaluation.is_finished else ""),
     }
+    if catalog.notes:
+        facts["splits"] = "; ".join(catalog.notes)
     if evaluation.embedder == "student":
         facts["precision"] = evaluation.precision
         slow = slow_precision(evaluation.precision, pick_device(p.device))

@@ -95,6 +95,20 @@ class ImageFolders:
         cuts = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(dealt))}
         return {split: {name: classes[name] for name in sorted(dealt[a:b])} for split, (a, b) in cuts.items()}
 
+    def classes(self, domain: str) -> Classes:
+        """Return class -> images of a domain, of all its splits together.
+
+        Raises: DataError for a name that cannot be stored, and images outside of class folders.
+        """
+        given = self._given(domain)
+        if not given:
+            return self._classes(domain, self._folders[domain], self._level)
+        classes: Classes = {}
+        for split in given.values():
+            for name, paths in split.items():
+                classes.setdefault(name, []).extend(paths)
+        return classes
+
     def _given(self, domain: str) -> dict[str, Classes]:
         """Return split -> class -> images where folders say so, else nothing."""
         folders = _grouped(self._folders[domain], self._level)

@@ -1,5 +1,6 @@
 """Where presets and notebooks are, and where results go: in a clone of the project, or where udonlib is installed."""
 
+import os
 from pathlib import Path
 
 from udonlib.bounds import long_name
@@ -43,3 +44,11 @@ def run_path(name: str, outputs: str = "auto") -> Path:
             return path
     names = [path.parent.name for path in folder.glob("*/params.yaml")]
     raise UserError(f"no run {name!r} in {folder}; {nearest(name, names) if names else 'it holds no runs yet'}")
+
+
+def located(path: str | None) -> str | None:
+    """Write a path of data from the root, in one form: it is found from every folder, and `data/` is `data`.
+
+    None stays None, and the names that are no paths: "miniuned", which ships with the package, and "auto".
+    """
+    return path if path in (None, "miniuned", "auto") else os.path.abspath(os.path.expanduser(path))

@@ -43,6 +43,7 @@ class EvaluateParams(DataParams):
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
     descriptors: str | None = Field(None, min_length=1, description="vectors of the images: .json or .npz")
     subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
+    all_as_test: bool = Field(False, description="every image of the data is a test query, whatever its split or class")
     k: Neighbours = Field(5, description="neighbours counted by mMP@k")
     save_descriptors: bool = Field(False, description="write the student's embeddings of every split as well")
     name: FolderName = Field(
@@ -73,6 +74,10 @@ class EvaluateParams(DataParams):
             found = " and ".join(given) or "none"
             text = f"found {found} of run, checkpoint and descriptors, expected exactly one"
             raise ParameterError({given[-1] if given else "run": text})
+        if self.all_as_test and self.subset != "test":
+            raise ParameterError(
+                {"all_as_test": f"found True beside subset {self.subset!r}: there is no split but test"}
+            )
         if self.descriptors and self.save_descriptors:
             raise ParameterError({"save_descriptors": "found True, but descriptors are given: there is no model"})
         return self

@@ -174,6 +174,8 @@ def plan_table(
         "validation": f"every {p.eval_every:,} steps; the best checkpoint is tested",
         "results": str(p.run_dir),
     }
+    if catalog.notes:
+        facts["splits"] = "; ".join(catalog.notes)
     if check is not None:
         facts["data check"] = check.verdict
     few = ", ".join(domain.name for domain in catalog.domains if _n_classes(domain) < 2)

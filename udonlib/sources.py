@@ -114,9 +114,10 @@ def find_source(params: EvaluateParams) -> Source:
 
 def find_catalog(params: EvaluateParams, source: Source) -> Catalog:
     """The catalog to evaluate on: the data given, or what the run was trained for, or miniuned."""
-    if params.data != "auto":
-        return load_catalog(params.data, params.domains, params.images)
-    if source.trained is None:
-        return load_catalog("miniuned", params.domains, params.images)
-    domains = source.trained.domains if params.domains == "all" else params.domains
-    return load_catalog(source.trained.data, domains, params.images or source.trained.images)
+    data, domains, images, trained = params.data, params.domains, params.images, source.trained
+    if data == "auto" and trained is None:
+        data = "miniuned"
+    elif data == "auto" and trained is not None:
+        data, images = trained.data, images or trained.images
+        domains = trained.domains if domains == "all" else domains
+    return load_catalog(data, domains, images, (params.subset,), params.all_as_test)

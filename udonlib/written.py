@@ -6,6 +6,7 @@ and `-p run 2024` a number.
 
 import re
 from collections.abc import Mapping
+from os import PathLike, fspath
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -31,6 +32,8 @@ def read_as(kind: Any, value: Any) -> Any:
             return _read_mapping(get_args(part)[1], value)
         if part in (int, float):
             return _read_number(value)
+        if part is str and isinstance(value, PathLike):
+            return fspath(value)
         if part is str and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return value
