@@ -142,6 +142,7 @@ def test_evaluation_equals_a_loop_over_queries_for_every_embedder_index_and_doma
                 expected, n_index = loop_evaluation(made_up, subset, head, domain, searched, 5)
                 row = table.loc[embedder, domain.name, index]
                 assert (row["n_queries"], row["n_index"]) == (len(expected), n_index)
+                assert row["n_without_positive"] == sum(n_positives == 0 for _, _, n_positives, _, _ in expected)
                 means.append([100 * np.mean([e[i] for e in expected]) for i in (0, 1)])
                 assert row[["r_at_1", "mmp_at_5"]].tolist() == pytest.approx(means[-1])
                 neighbours = found.neighbours[embedder, domain.name, index]
@@ -152,6 +153,8 @@ def test_evaluation_equals_a_loop_over_queries_for_every_embedder_index_and_doma
                 for i, column in enumerate(["r_at_1", "mmp_at_5", "n_positives"]):
                     assert chosen[column].tolist() == pytest.approx([e[i] for e in expected])
             mean = table.loc[embedder, "mean", index]
+            rows = [table.loc[embedder, name, index] for name in catalog.names]
+            assert mean["n_without_positive"] == sum(row["n_without_positive"] for row in rows)
             assert mean[["r_at_1", "mmp_at_5"]].tolist() == pytest.approx(np.mean(means, axis=0).tolist())
     assert set(zip(found.skipped["domain"], found.skipped["path"], strict=True)) <= set(bad)
     assert len(found.skipped) == len([name for name in bad if name in made_up.read])
@@ -303,7 +306,9 @@ def test_intervals_enclose_the_figures_and_repeat_with_their_seed(catalog):
         assert (table[f"{metric}_low"] <= table[metric] + 1e-4).all()
         assert (table[f"{metric}_high"] >= table[metric] - 1e-4).all()
     pd.testing.assert_frame_equal(table, found.with_intervals(seed=4, n_resamples=200))
-    assert list(found.table.columns) == ["embedder", "domain", "index", "n_queries", "n_index", "r_at_1", "mmp_at_3"]
+    assert list(found.table.columns) == [
+        *("embedder", "domain", "index", "n_queries", "n_without_positive", "n_index", "r_at_1", "mmp_at_3"),
+    ]
 
 
 def test_a_saved_table_reads_back_as_it_was_from_both_files(catalog, tmp_path):

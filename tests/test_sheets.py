@@ -105,6 +105,15 @@ def test_index_sizes_are_a_column_where_they_differ():
     assert "2,000" in repr(sheets.results_table(table, "separate"))
 
 
+def test_queries_that_nothing_can_be_right_for_are_counted_and_said():
+    assert "no positive" not in repr(sheets.results_table(evaluation().assign(n_without_positive=0)))
+    n = {"emoji": 7, "a<b": 0, "mean": 7}
+    table = sheets.results_table(evaluation().assign(n_without_positive=lambda t: t["domain"].map(n)))
+    assert [row[2] for row in read(table)] == ["7", "0", "7"]
+    for text in (table.html, table.text):
+        assert "7 of 2,400 queries have no other image of their class in their index" in text
+
+
 def test_a_table_shows_as_html_and_as_text_and_two_on_a_page_do_not_share_styles():
     first, second = sheets.results_table(evaluation()), sheets.results_table(evaluation(intervals=True))
     shown, _ = DisplayFormatter().format(first)

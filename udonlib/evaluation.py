@@ -78,8 +78,9 @@ class Evaluation:
     """What `evaluate` found.
 
     table: one row per embedder, index ("merged", "separate") and domain, and one for their mean (over domains, not
-        queries; none of an embedder that some domains lack): embedder, domain, index, n_queries, n_index, r_at_1,
-        mmp_at_<k>; the last two in percent.
+        queries; none of an embedder that some domains lack): embedder, domain, index, n_queries,
+        n_without_positive (of them, those for which nothing in the index can be right), n_index, r_at_1, mmp_at_<k>;
+        the last two in percent.
     outcomes: one row per embedder, index and query: embedder, domain, index, path, n_positives, r_at_1, mmp_at_<k>; the
         last two in 0..1.
     neighbours: by (embedder, domain, index).
@@ -274,7 +275,9 @@ def _measure(
                 outcomes.append(pd.DataFrame(key | {"path": paths, "n_positives": n_positives.numpy()} | measured))
                 n_index = sum(n_readable) if name == "merged" else n_readable[images.number]
                 percent = {metric: 100 * float(values.mean(dtype=np.float64)) for metric, values in measured.items()}
-                rows.append(key | {"n_queries": len(paths), "n_index": n_index} | percent)
+                without = int((n_positives == 0).sum())
+                counts = {"n_queries": len(paths), "n_without_positive": without, "n_index": n_index}
+                rows.append(key | counts | percent)
                 neighbours[search.name, domain, name] = Neighbours(
                     search.name, domain, name, paths, position.numpy(), similarity.numpy(), hit.numpy(), searched
                 )
@@ -289,7 +292,7 @@ def _with_means(rows: pd.DataFrame, n_domains: int) -> pd.DataFrame:
     for (embedder, index), group in rows.groupby(["embedder", "index"], sort=False):
         n_index = group["n_index"].max() if index == "merged" else group["n_index"].sum()
         mean = {"embedder": embedder, "domain": "mean", "index": index}
-        mean |= {"n_queries": group["n_queries"].sum(), "n_index": n_index}
+        mean |= group[["n_queries", "n_without_positive"]].sum().to_dict() | {"n_index": n_index}
         mean |= group[[name for name in rows.columns if "_at_" in name]].mean().to_dict()
         groups += [group, pd.DataFrame([mean])] if len(group) == n_domains else [group]
     return pd.concat(groups, ignore_index=True)

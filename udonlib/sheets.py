@@ -78,6 +78,7 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     """Tabulate R@1 and mMP@k in percent: a row for each domain, columns for each embedder; the best R@1 is bold.
 
     Where the table has the columns `r_at_1_low`, `r_at_1_high` and so on, ± says half the width of the interval.
+    Queries without a positive have a column where there are any, and a line below says what that means.
     """
     rows = evaluation[evaluation["index"] == index]
     order = [name for name in dict.fromkeys(rows["domain"]) if name != "mean"] + ["mean"]
@@ -85,6 +86,9 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     cells = {("", "queries"): [f"{n:,.0f}" for n in counts["n_queries"]]}
     if counts["n_index"].nunique() > 1:
         cells["", "index"] = [f"{n:,.0f}" for n in counts["n_index"]]
+    without = counts.get("n_without_positive", pd.Series(0, order)).fillna(0)  # runs of before did not count them
+    if without.any():
+        cells["", "no positive"] = [f"{n:,.0f}" for n in without]
     best = rows.groupby("domain")["r_at_1"].max().reindex(order).to_numpy()
     bold: set[tuple[int, int]] = set()
     for embedder in by_embedder(rows):
@@ -94,7 +98,15 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
             cells[embedder, label] = [_with_interval(row, metric) for _, row in part.iterrows()]
     table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
     table.columns = pd.MultiIndex.from_tuples(cells, names=[f"{index} index,", "percent"])
-    return html_table(table, bold)
+    shown = html_table(table, bold)
+    if not without.any():
+        return shown
+    n_without, n_queries = (values.drop("mean").sum() for values in (without, counts["n_queries"]))
+    note = (
+        f"{n_without:,.0f} of {n_queries:,.0f} queries have no other image of their class in their index: nothing can "
+        "be right for them, and they count as 0. data.ipynb names them."
+    )
+    return Table(f"{shown.html}<p>{note}</p>", f"{shown.text}\n{note}")
 
 
 def split_table(catalog: Catalog) -> Table:
