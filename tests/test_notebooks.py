@@ -128,6 +128,7 @@ def test_a_misspelt_parameter_ends_in_one_message_and_leaves_nothing(tmp_path):
 
 def test_the_data_notebook_shows_somebodys_own_folder(tmp_path):
     folder = write_image_folder(tmp_path / "pets")
+    (folder / "cats" / "class 3" / "2.PNG").write_bytes(b"")
     out = tmp_path / "data.ipynb"
     done = papermill(PROJECT / "notebooks" / "data.ipynb", out, "-p", "data", str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -136,4 +137,6 @@ def test_the_data_notebook_shows_somebodys_own_folder(tmp_path):
     assert sum("image/jpeg" in data for data in shown) == 1
     assert any(">cats<" in data.get("text/html", "") for data in shown)
     assert "fingerprint" in text(out)
+    assert re.search(r"^Verdict: broken. images that cannot be read: 1; checked the files of all", text(out), re.M)
+    assert any("cats/class 3/2.PNG: the file is empty" in data.get("text/html", "") for data in shown)
     assert out.stat().st_size < MAX_BYTES

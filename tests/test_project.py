@@ -17,6 +17,7 @@ import yaml
 from tests import PROJECT
 from udonlib import presets
 from udonlib.notebookparams import (
+    CheckParams,
     EmbeddingsParams,
     EvaluateParams,
     GapParams,
@@ -282,7 +283,7 @@ def test_a_notebooks_parameters_are_plain_typed_values(path):
     if takes_parameters:
         assert is_parameters(cells[0])
         models = (
-            *(DataParams, EmbeddingsParams, TrainParams, EvaluateParams),
+            *(CheckParams, DataParams, EmbeddingsParams, TrainParams, EvaluateParams),
             *(GapParams, GridParams, SamplerParams, RunsParams),
         )
         known = {"preset", *(name for model in models for name in model.model_fields)}

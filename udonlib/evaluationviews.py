@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import html
-import math
 import time
 from collections.abc import Callable
 
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import HTML, Image, display
+from IPython.display import Image
 
 from udonlib import plots
 from udonlib.domains import DataError
 from udonlib.evaluations import SavedEvaluation
 from udonlib.images import ImageError
-from udonlib.live import LINE_SECONDS, REDRAW_SECONDS, duration, has_front_end
+from udonlib.live import duration, has_front_end
 from udonlib.plots import by_embedder, f32, panels
 from udonlib.processors import pick_device, slow_precision
+from udonlib.progressline import ProgressLine
 from udonlib.sheets import Table, facts_table, query_gallery
 from udonlib.style import EMBEDDERS, GRID, TEXT
 
 UNITS = {"reading": "vectors", "searching": "vectors", "embedding": "images", "exporting": "images"}
-MIN_SECONDS = 1.0  # of an activity before its remaining time is estimated
 
 
 def plan_table(evaluation: SavedEvaluation) -> Table:
@@ -61,7 +59,7 @@ def measure(
         clock: seconds; for tests.
     """
     finished = evaluation.is_finished
-    view = _Line(has_front_end() if live is None else live, clock)
+    view = ProgressLine(UNITS, has_front_end() if live is None else live, clock)
     try:
         table = evaluation.measure(view.progress)
     except BaseException:
@@ -74,42 +72,6 @@ def measure(
     left_out = f", {skipped:,} images could not be read and were left out" if skipped else ""
     view.say(f"{evaluation.embedder}: R@1 {merged:.1f} merged, {separate:.1f} separate; {end}{left_out}")
     return table
-
-
-class _Line:
-    """One line that says how far we are: redrawn where somebody looks, else printed now and then."""
-
-    def __init__(self, live: bool, clock: Callable[[], float]) -> None:
-        self._clock, self._began = clock, clock()
-        self._handle = display(HTML(""), display_id=True) if live else None
-        self._what, self._since, self._next = "", 0.0, -math.inf
-
-    def seconds(self) -> float:
-        """Time since the beginning."""
-        return self._clock() - self._began
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Take note of the state of an activity: a `udonlib.evaluations.Progress`."""
-        now = self._clock()
-        if what != self._what:
-            self._what, self._since, self._next = what, now, -math.inf
-        if now < self._next and done < total:
-            return
-        taken = now - self._since
-        left = ""
-        if done < total and taken >= MIN_SECONDS:
-            left = f"  {done / taken:,.0f} {UNITS[what]}/s  {duration(taken * (total - done) / done)} left"
-        self.say(f"{what} {done:,}/{total:,} {UNITS[what]} ({done / total:.0%}){left}")
-        pause = max(LINE_SECONDS, self.seconds() / 50) if self._handle is None else REDRAW_SECONDS
-        self._next = now + pause
-
-    def say(self, text: str) -> None:
-        """Show a line."""
-        if self._handle is None:
-            print(text, flush=True)
-        else:
-            style = "font-size:13px;font-variant-numeric:tabular-nums"
-            self._handle.update(HTML(f'<div class="udon-live" style="{style}">{html.escape(text)}</div>'))
 
 
 def results_chart(evaluation: SavedEvaluation) -> go.Figure:

@@ -33,6 +33,15 @@ class GapParams(DataParams):
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
 
 
+class CheckParams(DataParams):
+    """How thoroughly data.ipynb checks, and for which run it says what this data needs."""
+
+    deep: bool = Field(False, description="read and decode every image, however long that takes")
+    seconds: float = Field(60.0, gt=0, description="after which no more images are read, unless `deep`")
+    plan: str = Field("miniuned", min_length=1, description="preset of the run whose reading and memory are estimated")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the order in which images are read, and of the samples")
+
+
 class EvaluateParams(DataParams):
     """What evaluate.ipynb evaluates: one of a run, a checkpoint, and descriptors made elsewhere."""
 

@@ -23,6 +23,7 @@ from PIL import ImageDraw, ImageFont
 
 from udonlib.datacheck import DataCheck
 from udonlib.domains import Catalog, DataError, Domain
+from udonlib.errors import UserError
 from udonlib.evaluation import Neighbours
 from udonlib.images import decode
 from udonlib.params import TrainParams
@@ -267,7 +268,7 @@ def query_gallery(
 
 
 def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, seed: int = 0) -> Image:
-    """Show two images of each of some random classes of every domain, one above the other."""
+    """Show two images of each of some random classes of every domain, one above the other; a cross: unreadable."""
     rng = np.random.default_rng(seed)
     domains = [domain for domain in catalog.domains if split in domain.splits]
     colours = domain_colours(catalog.names)
@@ -288,7 +289,10 @@ def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, se
                 path = part.paths[number]
                 caption = [part.class_names.get(int(label), str(label))] if place == len(images) - 1 else []
                 where = (left + column * (side + GAP), y + place * (side + 4))
-                sheet.tile(*where, side, decode(catalog.store.read(path), path), caption)
+                try:
+                    sheet.tile(*where, side, decode(catalog.store.read(path), path), caption)
+                except UserError:  # the check of the data says which and why
+                    sheet.tile(*where, side, Pixels.new("RGB", (side, side), CARD), caption, WRONG_INK, "cross")
     return sheet.image()
 
 
