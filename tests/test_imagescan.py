@@ -5,6 +5,7 @@ import pytest
 
 from tests.catalogs import picture, write_tree
 from udonlib import imagescan
+from udonlib.imageprobe import FileFacts, probe_file
 from udonlib.imagescan import ImageScan
 from udonlib.storage import Store
 
@@ -56,16 +57,26 @@ def test_nothing_more_is_read_when_the_time_is_up(tmp_path, paths):
     assert (found.n_files, found.n_pixels, found.read.sum()) == (0, 0, 0)
 
 
-def test_files_are_read_in_the_order_given_until_the_time_is_up(tmp_path, paths, monkeypatch):
+def test_files_are_read_in_the_order_given_until_their_share_of_the_time_is_up(tmp_path, paths, monkeypatch):
+    now = [0.0]
+
+    def probe(store: Store, path: str) -> FileFacts:
+        now[0] += 1
+        return probe_file(store, path)
+
     monkeypatch.setattr(imagescan, "CHUNK", 1)
     monkeypatch.setattr(imagescan, "n_cores", lambda: 1)
-    now = iter(range(1000))
-    monkeypatch.setattr(imagescan.time, "perf_counter", lambda: next(now))
-    found = scan(tmp_path, paths, seconds=8)
-    found.read_files(np.array([7, 2, 9, 0, 1, 4, 6, 8]))
-    n = int(found.read.sum())
-    assert 0 < n == found.n_files < 8
-    assert found.read[[7, 2, 9, 0, 1, 4, 6, 8][:n]].all()
+    monkeypatch.setattr(imagescan, "probe_file", probe)
+    monkeypatch.setattr(imagescan.time, "perf_counter", lambda: now[0])
+    order = np.array([7, 2, 9, 0, 1, 4, 6, 8])
+    found = scan(tmp_path, paths, seconds=5)
+    found.read_files(order)
+    n = found.n_files
+    assert 4 <= n <= 6  # two are under way when three quarters of the time are over
+    assert sorted(np.flatnonzero(found.read)) == sorted(order[:n])
+    now[0] = 4.5
+    found.read_pixels(None, 0)
+    assert found.n_pixels > 0  # what is left is theirs
 
 
 def test_an_interrupt_ends_it(tmp_path, paths):

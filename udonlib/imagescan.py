@@ -22,6 +22,7 @@ Progress = Callable[[str, int, int], None]  # what is read, how many of it, of h
 
 CHUNK = 64  # images that a thread takes at a time
 MAX_THREADS = 8  # more would wait for each other
+FILES_SHARE = 0.75  # of the time, at most, for the ends of files: what looks cut has to be decoded still
 
 
 class ImageScan:
@@ -39,7 +40,8 @@ class ImageScan:
     def __init__(self, store: Store, paths: Sequence[str], seconds: float | None, progress: Progress | None) -> None:
         n = len(paths)
         self._store, self._paths, self._progress = store, paths, progress
-        self._until = np.inf if seconds is None else time.perf_counter() + seconds
+        now, seconds = time.perf_counter(), np.inf if seconds is None else seconds
+        self._until = {"files": now + FILES_SHARE * seconds, "pixels": now + seconds}
         self.problems: dict[int, str] = {}
         self.n_files = self.n_pixels = 0
         self.read, self.decoded, self.whole = (np.zeros(n, bool) for _ in range(3))
@@ -100,8 +102,8 @@ class ImageScan:
         running: deque[tuple[list[int], Future[list[Facts | str]]]] = deque()
         n_threads = min(MAX_THREADS, n_cores())
         with ThreadPoolExecutor(n_threads) as pool:
-            while running or (chunks and time.perf_counter() < self._until):
-                while chunks and len(running) < 2 * n_threads and time.perf_counter() < self._until:
+            while running or (chunks and time.perf_counter() < self._until[what]):
+                while chunks and len(running) < 2 * n_threads and time.perf_counter() < self._until[what]:
                     chunk = chunks.popleft()
                     running.append((chunk, pool.submit(probed, chunk)))
                 if not running:
