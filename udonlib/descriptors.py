@@ -1,14 +1,18 @@
 """Descriptors made elsewhere: read and check anyone's embeddings of a catalog's images, and write our own.
 
-Two forms, each with the vectors of a split in the order of its info file's entries:
+Three forms, each with the vectors of a split in the order of its info file's entries. The content tells which one it
+is, whatever the file is called:
 
-    .json    {"cars": {"test": [[0.1, 0.2, ...], ...], ...}, ...}    UnED's
-    .npz     arrays [n, dim] of numbers under the keys "cars/test", ...
+    JSON     {"cars": {"test": [[[0.1, 0.2, ...], ...]], ...}, ...}    UnED's own program, in descriptors_step_N.pkl
+    JSON     {"cars": {"test": [[0.1, 0.2, ...], ...], ...}, ...}      the same without a list around all vectors
+    npz      arrays [n, dim] of numbers under the keys "cars/test", .. ours: what evaluate.ipynb saves
 
-A file is read piece by piece: a JSON of millions of vectors needs hardly more memory than the vectors in float32.
+A file is read piece by piece: millions of vectors need hardly more memory than they take in float32.
 """
 
 import json
+import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +30,11 @@ from udonlib.domains import Catalog, DataError
 from udonlib.embedding import Batch
 from udonlib.errors import nearest
 from udonlib.storage import replacing
+from udonlib.weightfiles import read_array_header, what_it_is
 
-SUFFIXES = (".json", ".npz")
+FORMS = "JSON as UnED's program writes it (descriptors_step_N.pkl), or .npz"
 BLOCK = 2**12  # vectors that are checked at once
+BLOCK_NUMBERS = 2**22  # numbers of a JSON file, which take 32 bytes each, that are held at once, and more than a vector
 CHUNK = 2**22  # characters of a JSON file that are read at once, and more than one vector takes
 # Norms of unit vectors in float32 deviate from 1 by less than this. Such vectors are kept bit for bit, so that exported
 # embeddings give the neighbours that the model gives.
@@ -77,16 +83,17 @@ def read_descriptors(
     `udonlib.evaluation` takes the query's.
 
     Args:
-        path: a .json or .npz file.
+        path: a file of one of the three forms.
         catalog: whose images they describe.
         subset: whose queries and index are needed.
         others: domains of the file that the catalog does not have: a mistake, or left out.
         progress: called with (vectors read, vectors that the subset has).
 
     Raises:
-        DataError: the file is neither form or broken; an unknown domain or split, with the nearest name; a domain or
-            split that is missing; another number of vectors than images, found and expected for each split; a vector
-            that is no list of finite numbers, is zero, or has another dimension than those before.
+        DataError: the file is of none of the forms or broken; an unknown domain or split, with the nearest name; a
+            domain or split that is missing; another number of vectors than images, found and expected for each split; a
+            vector that is no list of finite numbers, is zero, or has another dimension than those before; vectors that
+            this machine's memory cannot hold.
     """
     sizes = {(d.name, name): len(split) for d in catalog.domains for name, split in d.splits.items()}
     splits = {(d.name, split.name): split for d in catalog.domains for split in (d.queries(subset), d.index(subset))}
@@ -108,7 +115,9 @@ def read_descriptors(
         if key not in splits or counts[key] > sizes[key] or not len(block):
             continue
         rows = _rows(block, dim, f"{path}: domain '{domain}', split '{name}'", first)
-        dim = rows.shape[1]
+        if not dim:
+            dim = rows.shape[1]
+            _check_room(path, sum(sizes[wanted] for wanted in splits), dim)
         if key not in vectors:
             vectors[key] = np.empty((sizes[key], dim), np.float32)
         vectors[key][first : first + len(rows)], scaled = _unit(
@@ -161,7 +170,7 @@ def _rows(block: Block, dim: int, where: str, first: int) -> Float64[np.ndarray,
         return block.astype(np.float64)
     for i, vector in enumerate(block, first):
         if type(vector) is not list or not vector:
-            raise DataError(f"{where}, vector {i} (from 0): found {vector!r:.60}, expected a list of numbers")
+            raise DataError(f"{where}, vector {i} (from 0): found {_named(vector)}, expected a list of numbers")
         dim = dim or len(vector)
         if len(vector) != dim:
             raise DataError(
@@ -169,11 +178,27 @@ def _rows(block: Block, dim: int, where: str, first: int) -> Float64[np.ndarray,
             )
     if not set(map(type, chain.from_iterable(block))) <= {int, float}:
         i, value = next((i, v) for i, row in enumerate(block, first) for v in row if type(v) not in (int, float))
-        raise DataError(f"{where}, vector {i} (from 0): found {value!r:.60} among its numbers")
+        raise DataError(f"{where}, vector {i} (from 0): found {_named(value)} among its numbers")
     try:
         return np.array(block, dtype=np.float64)
     except OverflowError:
         raise DataError(f"{where}, vectors from {first} (from 0): a whole number that no float can hold") from None
+
+
+def _named(value: object) -> str:
+    """Name a value of JSON that is in the place of another one."""
+    if isinstance(value, list | dict) and value:
+        what = "a list" if isinstance(value, list) else "an object"
+        return f"{what} of {len(value):,} {'value' if len(value) == 1 else 'values'}"
+    return f"{value!r:.60}"
+
+
+def _check_room(path: str | Path, n: int, dim: int) -> None:
+    """Refuse more vectors than the machine has memory for, before any is kept."""
+    needed = 4 * n * dim
+    names = getattr(os, "sysconf_names", {})  # not everywhere
+    if "SC_PHYS_PAGES" in names and needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise DataError(f"{path}: {n:,} vectors of {dim:,} dimensions take {needed / 1e9:,.0f} GB, more than there is")
 
 
 def _unit(
@@ -201,35 +226,46 @@ def _blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
     """Yield domain, split and some of its vectors, in the order of the file; an empty split gives an empty block."""
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
-        beside = [entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES]
-        raise DataError(f"no descriptors at {path}; {nearest(path.name, beside)}")
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: descriptors of an unknown form; valid: {', '.join(SUFFIXES)}")
-    with path.open("rb") as file:
-        packed = file.read(2) == b"PK"
-    if packed != (path.suffix == ".npz"):
-        raise DataError(f"{path}: not what its name says: {'an archive' if packed else 'no archive'}")
+        raise DataError(f"no descriptors at {path}; {nearest(path.name, [entry.name for entry in folder.iterdir()])}")
     try:
-        yield from _npz_blocks(path) if packed else _json_blocks(path)
+        with path.open("rb") as file:
+            head = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if head.startswith(b"\x80"):
+            raise DataError(f"{path}: a pickle, which is not opened: that would execute it; valid: {FORMS}")
+        if not head.startswith((b"PK", b"{")):
+            raise DataError(f"{path}: {what_it_is(path) or 'of no known form'}; valid: {FORMS}")
+        yield from _npz_blocks(path) if head.startswith(b"PK") else _json_blocks(path)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _npz_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        for key in arrays.files:
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            key = entry.filename.removesuffix(".npy")
             domain, slash, split = key.partition("/")
             if not slash or not split:
                 raise DataError(f"{path}: found an array '{key}', expected the form '<domain>/<split>'")
-            try:
-                array = np.asarray(arrays[key])  # an entry that is no array comes as its bytes
-            except ValueError as error:  # of Python objects, or cut short
-                raise DataError(f"{path}: array '{key}' cannot be read: {error}") from error
-            if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.shape[1]:
-                found = f"{array.dtype} of shape {list(array.shape)}"
-                raise DataError(f"{path}: array '{key}': found {found}, expected numbers [n, dim]")
-            for start in range(0, max(1, len(array)), BLOCK):
-                yield domain, split, array[start : start + BLOCK]
+            with archive.open(entry) as file:
+                try:
+                    (*shape,), fortran, dtype = read_array_header(file)
+                except (ValueError, EOFError) as error:
+                    raise DataError(f"{path}: array '{key}' cannot be read: {error}") from error
+                if len(shape) != 2 or dtype.kind not in "fiu" or not shape[1]:
+                    raise DataError(f"{path}: array '{key}': found {dtype} of shape {shape}, expected numbers [n, dim]")
+                n, dim = shape
+                if n * dim * dtype.itemsize >= entry.file_size:  # the header takes some of it
+                    raise DataError(f"{path}: array '{key}' cannot be read: cut short")
+                step = n if fortran else max(1, min(BLOCK, BLOCK_NUMBERS // dim))
+                if fortran:  # no part of it is a vector
+                    _check_room(path, n, dim)
+                for start in range(0, max(1, n), max(1, step)):
+                    count = min(step, n - start)
+                    data = file.read(count * dim * dtype.itemsize)
+                    if len(data) != count * dim * dtype.itemsize:
+                        raise DataError(f"{path}: array '{key}' cannot be read: cut short")
+                    yield domain, split, np.frombuffer(data, dtype).reshape((count, dim), order="F" if fortran else "C")
+                file.read()  # to its end, where its checksum is compared
 
 
 def _json_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
@@ -239,9 +275,10 @@ def _json_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
             for split in text.members():
                 block: list[Any] = []
                 yield domain, split, []
-                for vector in text.elements():
+                for vector in text.vectors():
                     block.append(vector)
-                    if len(block) == BLOCK:
+                    numbers = len(block) * (len(vector) if isinstance(vector, list) else 1)
+                    if len(block) == BLOCK or numbers >= BLOCK_NUMBERS:
                         yield domain, split, block
                         block = []
                 yield domain, split, block
@@ -268,9 +305,16 @@ class _Json:
             self._take(":")
             yield key
 
-    def elements(self) -> Iterator[Any]:
-        """Walk through a list: yields each value."""
-        return self._walk("[", "]")
+    def vectors(self) -> Iterator[Any]:
+        """Walk through a list of vectors, or of lists of vectors, as they follow each other: yields each vector."""
+        for _ in self._places("[", "]"):
+            self._next()
+            while len(self._text) - self._at < AHEAD and self._more():
+                pass
+            if NESTED.match(self._text, self._at):
+                yield from self._walk("[", "]")
+            else:
+                yield self._value()
 
     def end(self) -> None:
         """Make sure that nothing follows."""
@@ -278,12 +322,17 @@ class _Json:
             raise self._broken(f"more text after its end: {self._text[self._at : self._at + 20]!r}")
 
     def _walk(self, opening: str, closing: str) -> Iterator[Any]:
+        for _ in self._places(opening, closing):
+            yield self._value()
+
+    def _places(self, opening: str, closing: str) -> Iterator[None]:
+        """Walk through an object or a list: stops before each of its values or keys, which is to be taken there."""
         self._take(opening)
         if self._next() == closing:
             self._take(closing)
             return
         while True:
-            yield self._value()
+            yield
             if self._take("," + closing) == closing:
                 return
 
@@ -327,3 +376,5 @@ class _Json:
 
 
 FORM = 'the form is {"<domain>": {"<split>": [[0.1, ...], ...]}}'
+NESTED = re.compile(r"\[[ \t\r\n]*\[")
+AHEAD = 128  # characters in which a list shows that lists are in it

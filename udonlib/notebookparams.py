@@ -50,7 +50,9 @@ class EvaluateParams(DataParams):
     )
     run: str | None = Field(None, min_length=1, description="name or path of a run: its best checkpoint")
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
-    descriptors: str | None = Field(None, min_length=1, description="vectors of the images: .json or .npz")
+    descriptors: str | None = Field(
+        None, min_length=1, description="vectors of the images: .json, .npz, or UnED's descriptors_step_N.pkl"
+    )
     subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
     all_as_test: bool = Field(False, description="every image of the data is a test query, whatever its split or class")
     k: Neighbours = Field(5, description="neighbours counted by mMP@k")
