@@ -144,6 +144,21 @@ def test_nested_embeddings_each_classify_by_themselves():
     assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
+def test_nested_embeddings_meet_the_classes_of_all_domains_where_the_classifier_is_joint():
+    learner = make(recipe="uj_rr", student_dim=8, nested_dims=(2, 4))
+    features = learner.model.features(IMAGES)
+    prototypes = torch.cat([learner.model.student_prototypes[domain] for domain in ("a", "b")])
+    losses = []
+    for dim in (2, 4, 8):
+        student = torch.nn.functional.normalize(learner.model.student.layers(features)[:, :dim], dim=1)
+        classes = torch.nn.functional.normalize(prototypes[:, :dim], dim=1)
+        losses.append(torch.nn.functional.cross_entropy(16 * student @ classes.T, LABELS).item())
+    found = learner.terms(features, "a", LABELS)["ce_student"]
+    assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    apart = make(recipe="us_rr", student_dim=8, nested_dims=(2, 4)).terms(features, "a", LABELS)["ce_student"]
+    assert found.item() > apart.item() + 0.1  # more classes to tell apart
+
+
 def test_gradients_are_clipped_to_their_norm_and_the_norm_before_is_returned():
     free, clipped = make(), make(max_grad_norm=1e-3)
     _, norm = free.step(0, IMAGES, [("a", LABELS)])

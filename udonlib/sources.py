@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
+import numpy as np
+from torch import Tensor
 
 from udonlib.checkpoints import import_checkpoint
 from udonlib.domains import Catalog, load_catalog
@@ -19,6 +19,10 @@ from udonlib.models import EmbeddingModel, create_model
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runfolder import RunFolder, run_folder
+from udonlib.torchfiles import read_torch
+
+# How to evaluate what is no checkpoint of ours.
+OTHERS = "To evaluate another encoder, run train.ipynb: recipe=features, backbone=NAME, pretrained=False, weights=FILE"
 
 
 @dataclass(frozen=True)
@@ -51,26 +55,28 @@ class Source:
         """
         if self.trained is None:
             return import_checkpoint(self.file).eval()
-        try:
-            saved = torch.load(self.file, map_location="cpu", weights_only=True)
-            state = saved["model"] if saved.get("average") is None else saved["average"]
-            prefix = "student_prototypes."
-            n_classes = {
-                ByDomain.domain(name.removeprefix(prefix)): len(value)
-                for name, value in state.items()
-                if name.startswith(prefix)
-            }
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{self.file}: not a checkpoint of a run ({reason:.120})") from None
+        state, statistics = _read_run_checkpoint(self.file)
+        prefix = "student_prototypes."
+        n_classes = {
+            ByDomain.domain(name.removeprefix(prefix)): len(value)
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
         model = create_model(self.trained.model_copy(update={"pretrained": False, "weights": None}), n_classes)
-        try:
-            model.load_state_dict(state)
-            if "statistics" in saved:
-                model.backbone.mean, model.backbone.std = map(tuple, saved["statistics"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.file}: another model than its params.yaml says: {reason:.300}") from None
+        wanted = model.state_dict()
+        shapes = {
+            name: [list(there[name].shape) if name in there else None for there in (state, wanted)]
+            for name in wanted | state
+        }
+        differing = {name: both for name, both in shapes.items() if both[0] != both[1]}
+        if differing:
+            name, (found, expected) = next(iter(differing.items()))
+            what = "is missing" if found is None else f"has shape {found}, expected {expected or 'none of this name'}"
+            n = f"{len(differing)} of {len(shapes)} tensors differ, the first of them:"
+            raise UserError(f"{self.file}: another model than its params.yaml says: {n} '{name}' {what}")
+        model.load_state_dict(state)
+        if statistics is not None:
+            model.backbone.mean, model.backbone.std = statistics
         return model.eval()
 
     def image_size(self, model: EmbeddingModel) -> int:
@@ -79,6 +85,40 @@ class Source:
             return self.trained.image_size
         width, _ = model.backbone.encoder.patch_embed.img_size  # type: ignore[union-attr, misc]
         return int(width)  # the reference has vision transformers only
+
+
+def _read_run_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[tuple[float, ...]] | None]:
+    """Return the weights of a checkpoint of ours that are validated, and its images' mean and deviation.
+
+    Its form is checked as a whole, before anything is made of it: the file may be of any other program.
+    """
+    saved = read_torch(file)
+    state = saved.get("model" if saved.get("average") is None else "average") if isinstance(saved, dict) else None
+    problem = None
+    if not isinstance(state, dict) or not state:
+        there = ", ".join(f"'{key}'" for key in list(saved)[:4]) if isinstance(saved, dict) else type(saved).__name__
+        problem = f"found {there or 'nothing'}, expected the weights under 'model'"
+    else:
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                problem = (
+                    f"under 'model' stands {name!r:.60}, which is {type(value).__name__}, expected tensors by name"
+                )
+            elif name.startswith("student_prototypes.") and value.ndim != 2:
+                problem = f"'{name}' has shape {list(value.shape)}, expected a row for each class"
+            elif value.is_complex() or not value.isfinite().all():
+                problem = f"'{name}' holds values that are no finite numbers"
+    statistics = saved.get("statistics") if isinstance(saved, dict) else None
+    if problem is None and statistics is not None:
+        try:
+            statistics = [tuple(float(number) for number in numbers) for numbers in statistics]
+            if [len(numbers) for numbers in statistics] != [3, 3] or not np.isfinite(statistics).all():
+                raise ValueError
+        except (TypeError, ValueError):
+            problem = "'statistics' is not a mean and a deviation of three channels"
+    if problem is not None:
+        raise UserError(f"{file}: not a checkpoint of a run: {problem}. {OTHERS}")
+    return state, statistics  # type: ignore[return-value]
 
 
 def find_source(params: EvaluateParams) -> Source:
@@ -102,13 +142,18 @@ def find_source(params: EvaluateParams) -> Source:
     if not path.is_file():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"parameter '{kind}': no file '{path}'; {nearest(path.name, beside[:20])}")
-    if kind == "descriptors" or path.suffix != ".pt":
+    with path.open("rb") as file:
+        head = file.read(9)
+    if kind == "checkpoint" and head[8:] == b"{":
+        raise UserError(f"{path}: an encoder's weights, expected a checkpoint of a run or of the reference. {OTHERS}")
+    if kind == "descriptors" or (path.suffix != ".pt" and not head.startswith((b"PK", b"\x80\x02"))):
         return Source(kind, path.stem if path.suffix else f"{path.absolute().parent.name}-{path.name}", path)
     for folder in (RunFolder(path.absolute().parent), RunFolder(path.absolute().parent.parent)):
         if (folder.path / "params.yaml").exists():
             return Source(kind, f"{folder.path.name}-{path.stem}", path, folder.params)
     raise UserError(
-        f"{path}: no params.yaml beside it or above: put that of its run there, it says how to build the model"
+        f"{path}: no params.yaml beside it or above: put that of its run there, it says how to build the model. "
+        f"{OTHERS}"
     )
 
 
