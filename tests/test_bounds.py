@@ -4,10 +4,10 @@ from udonlib import presets
 from udonlib.bounds import long_name
 from udonlib.errors import UserError
 from udonlib.home import run_path
-from udonlib.notebookparams import EmbeddingsParams, EvaluateParams, GapParams, GridParams, SamplerParams
+from udonlib.notebookparams import CheckParams, EmbeddingsParams, EvaluateParams, GapParams, GridParams, SamplerParams
 from udonlib.params import DataParams, TrainParams
 
-MODELS = (TrainParams, EvaluateParams, GapParams, GridParams, SamplerParams, EmbeddingsParams)
+MODELS = (TrainParams, CheckParams, EvaluateParams, GapParams, GridParams, SamplerParams, EmbeddingsParams)
 # Shares and the like end by what they are, or are compared with another parameter.
 NUMBERS = ("integer", "number")
 

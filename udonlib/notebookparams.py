@@ -37,9 +37,9 @@ class CheckParams(DataParams):
     """How thoroughly data.ipynb checks, and for which run it says what this data needs."""
 
     deep: bool = Field(False, description="read and decode every image, however long that takes")
-    seconds: float = Field(60.0, gt=0, description="after which no more images are read, unless `deep`")
+    seconds: Positive = Field(60.0, description="after which no more images are read, unless `deep`")
     plan: str = Field("miniuned", min_length=1, description="preset of the run whose reading and memory are estimated")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the order in which images are read, and of the samples")
+    seed: Seed = Field(0, description="seed of the order in which images are read, and of the samples")
 
 
 class EvaluateParams(DataParams):
