@@ -17,7 +17,7 @@ class DataParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field(
-        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or domain/class/image"
+        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or folders of images"
     )
     images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
     domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")

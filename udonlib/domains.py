@@ -192,7 +192,7 @@ def check_images(catalog: Catalog) -> int:
         if missing:
             problems.append(f"{domain.name}: {len(missing)} of {len(paths)} images missing, first '{missing[0]}'")
     if problems:
-        raise DataError("\n".join([f"{catalog.store.root}: images that the info files name do not exist", *problems]))
+        raise DataError("\n".join([f"{catalog.store.root}: images that are named do not exist", *problems]))
     return n_images
 
 
