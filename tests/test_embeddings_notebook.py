@@ -1,7 +1,6 @@
 """embeddings.ipynb as a user runs it, on a small run of two domains."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,7 @@ def test_every_figure_and_sheet_shows(executed):
         "Wrong first neighbours, percent of a domain's queries",
     ]
     assert sum("image/jpeg" in data for data in shown) == 1
-    if shutil.which("chromium") or shutil.which("google-chrome"):
-        assert all(len(data["image/png"]) > 10_000 for data in shown if PLOTLY in data)
+    assert all(len(data["image/png"]) > 5_000 for data in shown if PLOTLY in data)
     assert (executed / "embeddings.ipynb").stat().st_size < MAX_BYTES
 
 
@@ -65,13 +63,11 @@ def test_what_was_computed_is_kept_beside_the_runs_and_taken_the_next_time(execu
 
 
 def test_exported_html_holds_every_figure(executed):
-    if not (shutil.which("chromium") or shutil.which("google-chrome")):
-        pytest.skip("no Chrome or Chromium here: figures are interactive only")
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "embeddings.ipynb"]
     done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     html = (executed / "embeddings.html").read_text()
-    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', html)) == 3
+    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{5000}', html)) == 3
     assert len(re.findall(r'src="data:image/jpeg;base64,[\w+/]{10000}', html)) == 1
     assert len(html) < MAX_BYTES
 

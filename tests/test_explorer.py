@@ -1,5 +1,7 @@
 """The embedding explorer without a browser: what a person's clicks become, by the traits that the browser sets."""
 
+import base64
+import io
 import re
 import threading
 from html import unescape
@@ -7,6 +9,7 @@ from html import unescape
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
 from tests.embeddings import N_QUERIES, open_small, train
 from udonlib import embeddingmaps, explorer
@@ -267,4 +270,27 @@ def test_without_a_front_end_a_figure_takes_the_explorers_place(found, monkeypat
     assert isinstance(fig, go.Figure)
     assert sum(len(trace.x) for trace in fig.data) == 2 * (N_QUERIES + 27)
     monkeypatch.setenv("UDON_LIVE", "1")
-    assert "udon-explorer" in explorer.show(found)._dom_classes
+    assert "udon-explorer" in explorer.show(found).box._dom_classes
+
+
+def test_a_saved_notebook_keeps_a_picture_of_the_maps_as_they_are_coloured(shown, monkeypatch):
+    stills = []
+
+    class Kept:
+        def __init__(self, widget, html):
+            assert widget is shown.box
+            stills.append(html)
+
+        def keep(self, make, now):
+            stills.append(make())
+
+    monkeypatch.setattr(explorer, "Still", Kept)
+    shown._ipython_display_()
+    shown.colour.value = "result"
+    for html in (stills[0], stills[-1]):
+        [image] = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+        picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGBA")
+        assert picture.size == (900, 560)
+        assert (np.asarray(picture)[..., 3] > 0).sum() > 2_000
+    assert stills[0] != stills[-1]
+    assert "wrong" in stills[-1]

@@ -1,7 +1,6 @@
 """gaps.ipynb as a user runs it, on a small run of two domains and its specialists."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +41,7 @@ def test_every_figure_and_gallery_shows(executed):
     assert [title.split()[0] for title in titles] == ["Lead", "Validation:", "R@1", "Agreement", "Wrong"]
     assert "not validated" not in titles[1]
     assert sum("image/jpeg" in data for data in shown) == 2
-    if shutil.which("chromium") or shutil.which("google-chrome"):
-        assert all(len(data["image/png"]) > 10_000 for data in shown if PLOTLY in data)
+    assert all(len(data["image/png"]) > 5_000 for data in shown if PLOTLY in data)
     assert (executed / "gaps.ipynb").stat().st_size < MAX_BYTES
 
 
@@ -71,13 +69,11 @@ def test_what_specialists_find_is_kept_beside_the_run(executed):
 
 
 def test_exported_html_holds_every_figure(executed):
-    if not (shutil.which("chromium") or shutil.which("google-chrome")):
-        pytest.skip("no Chrome or Chromium here: figures are interactive only")
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "gaps.ipynb"]
     done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     html = (executed / "gaps.html").read_text()
-    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', html)) == 5
+    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{5000}', html)) == 5
     assert len(re.findall(r'src="data:image/jpeg;base64,[\w+/]{10000}', html)) == 2
     assert len(html) < MAX_BYTES
 

@@ -37,7 +37,27 @@ def test_a_person_gets_sliders_and_a_log_a_figure(outputs, monkeypatch):
     monkeypatch.setenv("UDON_LIVE", "0")
     assert isinstance(samplerexplorer.explore(opened(outputs)), go.Figure)
     monkeypatch.setenv("UDON_LIVE", "1")
-    assert "udon-sim" in samplerexplorer.explore(opened(outputs))._dom_classes
+    assert "udon-sim" in samplerexplorer.explore(opened(outputs)).box._dom_classes
+
+
+def test_a_saved_notebook_keeps_the_picture_as_it_was_last(explorer, monkeypatch):
+    stills = []
+
+    class Kept:
+        def __init__(self, widget, html):
+            assert widget is explorer.box
+            stills.append(html)
+
+        def keep(self, make, now):
+            assert now
+            stills.append(make())
+
+    monkeypatch.setattr(samplerexplorer, "Still", Kept)
+    explorer._ipython_display_()
+    explorer.strategies["dynamic"].value = not explorer.strategies["dynamic"].value
+    assert len(stills) == 2
+    assert stills[0] != stills[1] == explorer.picture.value + explorer.figures.value
+    assert all("<svg" in html and "<table" in html for html in stills)
 
 
 def test_the_table_holds_what_the_simulation_gives(explorer):

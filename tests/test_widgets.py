@@ -9,12 +9,12 @@ import time
 
 import pandas as pd
 import pytest
-from IPython.display import DisplayHandle
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
 from tests.waiting import wait_until
 from udonlib import panelviews, widgets
+from udonlib.controls import Still
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention
 from udonlib.live import Progress
@@ -182,15 +182,31 @@ def test_a_finished_run_can_be_looked_at_and_not_steered(run):
     opened.close()
 
 
-class Place(DisplayHandle):
-    """Where a panel is displayed; it keeps what takes the panel's place."""
+class Place(Still):
+    """Where a panel is displayed: what a saved notebook keeps of it meanwhile, and what takes the panel's place."""
 
     def __init__(self):
-        super().__init__("place")
-        self.shown = []
+        self.kept, self.left = [], []
 
-    def update(self, what):
-        self.shown.append(what)
+    def keep(self, make, now=False):
+        self.kept.append((make(), now))
+
+    def leave(self, html):
+        self.left.append(html)
+
+
+def test_a_saved_notebook_keeps_the_panel_of_a_run_that_has_stopped(begun):
+    run, records = begun
+    place = Place()
+    opened = widgets.Panel(run)
+    opened.start(place)
+    assert "share of steps" in place.kept[0][0]
+    records.close()
+    said = "What you set now takes effect when the run goes on."
+    wait_until(lambda: said in place.kept[-1][0])
+    assert next(now for page, now in place.kept if said in page)  # at once
+    assert place.left == []
+    opened.close()
 
 
 def test_a_panel_leaves_plain_html_in_its_place_when_the_run_has_finished(begun):
@@ -198,17 +214,16 @@ def test_a_panel_leaves_plain_html_in_its_place_when_the_run_has_finished(begun)
     place = Place()
     opened = widgets.Panel(run)
     opened.start(place)
-    assert place.shown == []
     for record in records:
         if record["kind"] == "test":
             opened.rows[opened.domains[0]].slider.value = 2.0
     opened._thread.join()
-    [left] = place.shown
-    assert "finished after" in left.data
-    assert "Your last change came after the last step." in left.data
-    assert "share of steps" in left.data
+    [left] = place.left
+    assert "finished after" in left
+    assert "Your last change came after the last step." in left
+    assert "share of steps" in left
     seen = run.records("train")[-1]["images_seen"]
-    assert all(f"{n:,}" in left.data for n in seen.values())
+    assert all(f"{n:,}" in left for n in seen.values())
     assert not opened._thread.is_alive()
     opened.close()
 
@@ -223,12 +238,12 @@ def test_a_run_that_is_begun_anew_keeps_its_panel_until_it_has_finished_again(ru
     opened.watch.update = lambda: looks.append(look()) or looks[-1]
     opened.start(place)
     wait_until(lambda: len(looks) > 3)
-    assert place.shown == []  # the summary that is there still is of the run before
+    assert place.left == []  # the summary that is there still is of the run before
     for record in again.train():
         if record["kind"] == "train":
             wait_until(lambda: opened.watch.state.name == "training")
     opened._thread.join()
-    assert len(place.shown) == 1
+    assert len(place.left) == 1
     opened.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,18 +157,25 @@ class _Line:
 def map_chart(found: EmbeddingMap, by: str = "domain") -> go.Figure:
     """Draw the maps of student and teachers side by side, coloured as `colouring` says.
 
-    The projection is that of `params`. A UMAP that was not kept is computed, and said to be. Of more than MAX_DRAWN
-    points a random choice is drawn.
+    The projection is that of `params`. A UMAP that was not kept is computed, and said to be.
     """
     p = found.params
-    looks, views = colouring(found, by), [name for name in ("student", "teacher") if name in found.views]
+    views = [name for name in ("student", "teacher") if name in found.views]
     todo = [name for name in views if p.projection == "umap" and not found.is_kept(name)]
     if todo:
         print(f"computing UMAP of {' and '.join(todo)}: about {duration(seconds(len(found.points)))} each", flush=True)
-    layouts = [found.layout(name, p.projection, lambda text: print(text, flush=True)) for name in views]
+    return laid_out(
+        found, by, [found.layout(name, p.projection, lambda text: print(text, flush=True)) for name in views]
+    )
+
+
+def laid_out(found: EmbeddingMap, by: str, layouts: Sequence[Layout]) -> go.Figure:
+    """Draw layouts side by side, coloured as `colouring` says; of more than MAX_DRAWN points a random choice."""
+    p, looks = found.params, colouring(found, by)
     chosen = np.random.default_rng(p.seed).permutation(len(found.points))[:MAX_DRAWN]
     label = colourings(found)[by]
-    fig = make_subplots(1, len(views), subplot_titles=[layout.caption for layout in layouts], horizontal_spacing=0.04)
+    titles = [layout.caption.replace(": ", ":<br>", 1) for layout in layouts]
+    fig = make_subplots(1, len(layouts), subplot_titles=titles, horizontal_spacing=0.04)
     fig.update_annotations(font_size=12, yshift=2)
     for column, layout in enumerate(layouts, 1):
         kinds = list(enumerate(zip(looks.names, looks.colours, strict=True)))
@@ -188,10 +195,10 @@ def map_chart(found: EmbeddingMap, by: str = "domain") -> go.Figure:
     some = f" ({len(chosen):,} of {len(found.points):,} points drawn)" if len(chosen) < len(found.points) else ""
     fig.update_layout(template=TEMPLATE, title=f"Test images by {label}{some}", height=560, hovermode="closest")
     fig.update_layout(legend={"orientation": "h", "x": 0, "y": -0.04, "yanchor": "top", "itemsizing": "constant"})
-    fig.update_layout(margin={"l": 20, "r": 20, "b": 70})
+    fig.update_layout(margin={"l": 20, "r": 20, "t": 95, "b": 70})
     fig.update_xaxes(range=[-1.06, 1.06], showticklabels=False, ticks="", showgrid=False, constrain="domain")
     fig.update_yaxes(range=[-1.06, 1.06], showticklabels=False, ticks="", showgrid=False, constrain="domain")
-    for column in range(1, len(views) + 1):
+    for column in range(1, len(layouts) + 1):
         fig.update_yaxes(scaleanchor="x" if column == 1 else f"x{column}", row=1, col=column)
     return fig
 

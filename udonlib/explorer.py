@@ -9,6 +9,7 @@ have the classes udon-explorer, and udon-explorer-colour, -shown, -projection, -
 
 from __future__ import annotations
 
+import base64
 import html
 import threading
 import time
@@ -22,10 +23,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Int
 
-from udonlib.controls import answering, named
+from udonlib import pictures
+from udonlib.controls import Still, answering, named
 from udonlib.embeddingmaps import EmbeddingMap, Layout
 from udonlib.embeddingsheets import item_sheet, query_sheet, region_sheet, thumbnail
-from udonlib.embeddingviews import caption_text, colouring, colourings, map_chart, paragraph, region_text
+from udonlib.embeddingviews import caption_text, colouring, colourings, laid_out, map_chart, paragraph, region_text
 from udonlib.errors import UserError
 from udonlib.live import duration, has_front_end
 from udonlib.neighbourhoods import found_by
@@ -50,9 +52,9 @@ MANY = {"pointSizeSelected": 1, "pointOutlineWidth": 1}
 SHEET = {"display": "none", "max_width": "100%", "width": "auto", "align_self": "flex-start"}
 
 
-def show(found: EmbeddingMap) -> widgets.Widget | go.Figure:
+def show(found: EmbeddingMap) -> Explorer | go.Figure:
     """Return the explorer where a person looks at this kernel's cells, else the map by domain as a figure."""
-    return Explorer(found).box if has_front_end() else map_chart(found, "domain")
+    return Explorer(found) if has_front_end() else map_chart(found, "domain")
 
 
 class Explorer:
@@ -71,6 +73,7 @@ class Explorer:
         self._layouts: dict[tuple[str, str], Layout] = {}
         self._tables: dict[str, pd.DataFrame] = {}  # what each map draws
         self._work: threading.Thread | None = None
+        self._still: Still | None = None
         # What is said at the pointer: title -> column of the points.
         self._titles = {"class": "class", "domain": "domain"}
         self._titles |= {"right": "gap"} if found.has_teachers else {found.params.embedder: "result"}
@@ -135,6 +138,19 @@ class Explorer:
         below = widgets.VBox([self.facts, self.sheet], layout={"min_width": "0"})
         box = widgets.VBox([widgets.Box(controls, layout=flow), self.legend, maps, self.status, below])
         return named(box, "explorer")
+
+    def _ipython_display_(self) -> None:
+        self._still = Still(self.box, self._seen())
+
+    def _keep(self) -> None:
+        if self._still is not None:
+            self._still.keep(self._seen, now=True)
+
+    def _seen(self) -> str:
+        """The maps as they are laid out and coloured, as a picture."""
+        figure = laid_out(self.found, self.colour.value, self._shown)
+        image = base64.b64encode(pictures.draw(figure.to_dict())).decode()
+        return f'<img src="data:image/png;base64,{image}" style="max-width:100%">{self.legend.value}'
 
     # --- what a person does ---
 
@@ -202,6 +218,7 @@ class Explorer:
         squares = "".join(f'<span style="color:{colour}">■</span>' for colour in looks.colours)
         text = f"{squares} {html.escape(looks.note)}" if looks.note else " &nbsp; ".join(keys)
         self.legend.value = paragraph(text, safe=True)
+        self._keep()
 
     def _filter(self) -> None:
         for drawn in self.maps.values():
@@ -257,8 +274,11 @@ class Explorer:
         self._say("")
 
     def _say_what_is_shown(self) -> None:
-        for name, view in self._views().items():
-            self.captions[name].value = caption_text(self._layout(view, self.projection.value))
+        layouts = {name: self._layout(view, self.projection.value) for name, view in self._views().items()}
+        for name, layout in layouts.items():
+            self.captions[name].value = caption_text(layout)
+        self._shown = list(layouts.values())
+        self._keep()
 
     def _compute(self, todo: list[str], kind: str) -> None:
         """Compute layouts, with the seconds that it takes on show; then lay out what is wanted by then."""

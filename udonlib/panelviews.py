@@ -10,8 +10,6 @@ import math
 import re
 from collections.abc import Sequence
 
-from IPython.display import HTML
-
 from udonlib.live import Progress, duration
 from udonlib.runfolder import RunFolder
 from udonlib.sheets import Table
@@ -94,14 +92,14 @@ def _cells(texts: Sequence[str]) -> str:
     return f'<div style="font-size:12px;font-variant-numeric:tabular-nums;white-space:nowrap">{cells}</div>'
 
 
-def page(progress: Progress, head: str) -> HTML:
-    """The panel without its controls, for a run that has ended: what a saved notebook keeps. `head` is of `status`."""
+def page(progress: Progress, head: str) -> str:
+    """The panel without its controls: what a saved notebook keeps. `head` is of `status`."""
     colours = domain_colours(progress.domains)
     name = '<td style="text-align:left;padding:0 12px 0 0"><span style="color:{}">■</span> {}</td><td>{}</td>'
     rows = [name.format("transparent", "", headings(COLUMNS))]
     rows += [name.format(colour, html.escape(domain), numbers(progress, domain)) for domain, colour in colours.items()]
     table = f'<table style="font-size:13px;margin:0 0 8px">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
-    return HTML(f'<div class="udon-panel">{head}{table}{charts(progress)}</div>')
+    return f'<div class="udon-panel">{head}{table}{charts(progress) if progress.allocations else ""}</div>'
 
 
 def charts(progress: Progress) -> str:

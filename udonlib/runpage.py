@@ -23,7 +23,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from udonlib import runlist, runviews
-from udonlib.controls import answering, named
+from udonlib.controls import Still, answering, named
 from udonlib.errors import UserError
 from udonlib.gridviews import plain_table
 from udonlib.live import has_front_end
@@ -32,6 +32,7 @@ from udonlib.runfolder import RunFolder
 from udonlib.runpairs import Pair, open_pair
 from udonlib.runrows import DAMAGED, RunRow
 from udonlib.runtables import RunReader, choose_two, find_row
+from udonlib.sheets import Table
 
 POLL_SECONDS = 1.0
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -97,6 +98,8 @@ class RunPage:
         self.reader = RunReader(params.outputs, params.runs)
         self.rows: list[RunRow] = self.reader.read()
         self.widget: RunsTable | None = None
+        self._still: Still | None = None
+        self._is_kept = True  # whether the still shows what the widget shows
         self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], bool]] = {}  # by what is shown: the last output
         self._pair: Pair | None = None
         self._names_drawn: tuple[str, str] | None = None
@@ -132,17 +135,17 @@ class RunPage:
 
     def table(self) -> None:
         """Show all runs: in JupyterLab the table in which two are chosen, elsewhere one that stands by itself."""
-        static = runlist.static_table(self.rows, self.reader.home, self.chosen())
         if not self.live:
-            display(static)
+            display(self._static())
             return
         self.widget = RunsTable(html=runlist.skeleton("", picks=True), **self._table_state())
         answering(named(self.widget, "runs-widget"))
         self.widget.observe(lambda change: self._wake.set(), ["a", "b"])
         self.widget.on_msg(lambda widget, content, buffers: self._count_views(content))
-        bundle: Any = self.widget._repr_mimebundle_() or {}
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        display({**data, "text/html": static.html, "text/plain": static.text}, raw=True)  # a saved page has no widget
+        self._still = Still(self.widget, self._static().html)
+
+    def _static(self) -> Table:
+        return runlist.static_table(self.rows, self.reader.home, self.chosen())
 
     def names(self) -> None:
         """Show which runs are compared, and what limits the comparison."""
@@ -186,6 +189,9 @@ class RunPage:
             names = self.chosen()
             if moved or self._names_drawn != names:
                 self._send_table()
+                self._is_kept = False
+            if self._still is not None and not self._is_kept:
+                self._is_kept = self._still.keep(lambda: self._static().html)
             if moved:
                 self._redraw(follows_rows=True)
             source = (names, *(self.reader.signature(name) for name in names or ()))

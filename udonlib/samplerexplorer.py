@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 import yaml
 
-from udonlib.controls import answering, named
+from udonlib.controls import Still, answering, named
 from udonlib.errors import UserError
 from udonlib.learningcurves import LearningCurve
 from udonlib.live import has_front_end
@@ -35,13 +35,13 @@ HEADS = {"start": "loss at the start", "floor": "lowest loss", "half_images": "i
 Points = Iterable[tuple[float, float]]
 
 
-def explore(explored: Explored) -> go.Figure | widgets.VBox:
+def explore(explored: Explored) -> go.Figure | Explorer:
     """The explorer where a person looks at the notebook; elsewhere its first state as a figure."""
-    return Explorer(explored).box if has_front_end() else strategy_chart(explored)
+    return Explorer(explored) if has_front_end() else strategy_chart(explored)
 
 
 class Explorer:
-    """Sliders beside the picture that they change. `box` is what to display.
+    """Sliders beside the picture that they change. `box` is what is displayed.
 
     Sliders carry classes for tests: udon-sim-start-DOMAIN, udon-sim-floor-DOMAIN, udon-sim-half_images-DOMAIN,
     udon-sim-share-DOMAIN, udon-sim-update_every, udon-sim-smoothing, udon-sim-steps, udon-sim-batch_size.
@@ -49,6 +49,7 @@ class Explorer:
 
     def __init__(self, explored: Explored) -> None:
         self.explored = explored
+        self._still: Still | None = None
         self.picture, self.figures = widgets.HTML(), widgets.HTML()
         self.picture.add_class("udon-sim-picture")
         self.figures.add_class("udon-sim-figures")
@@ -181,6 +182,16 @@ class Explorer:
         told += f"<div>to have this without sliders, change: <code>{html.escape(self.command())}</code></div>"
         self.picture.value = f'<div style="{TEXT_STYLE}">{flow}</div>'
         self.figures.value = f'<div style="{TEXT_STYLE}">{table}{told}</div>'
+
+        if self._still is not None:
+            self._still.keep(self._seen, now=True)
+
+    def _ipython_display_(self) -> None:
+        self._still = Still(self.box, self._seen())
+
+    def _seen(self) -> str:
+        """What is seen without the sliders."""
+        return self.picture.value + self.figures.value
 
     def command(self) -> str:
         """What the controls changed, as options of papermill that make the same picture."""

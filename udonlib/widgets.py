@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets
-from IPython.display import DisplayHandle, display
 
 from udonlib import panelcontrols, panelviews
-from udonlib.controls import button, named
+from udonlib.controls import Still, button, named
 from udonlib.errors import UserError
 from udonlib.live import has_front_end
 from udonlib.panelcontrols import DomainRow
@@ -56,7 +55,7 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
         if (before := _open.pop(run.path, None)) is not None:
             before.close()  # the cell was run again, and nobody sees the former panel any more
         panel = _open[run.path] = Panel(run)
-        panel.start(display(panel.widget, display_id=True))
+        panel.start(Still(panel.widget, panel.page()))
         return panel
     text = run.state().text
     how = "" if finished else f'; to steer it: notebooks/steer.ipynb with run = "{run.path.name}"'
@@ -96,7 +95,8 @@ class Panel:
         self._foreign = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._place: DisplayHandle | None = None
+        self._still: Still | None = None
+        self._kept_state = ""
         self.watch.update()
         self.domains = self.watch.domains()
         self._build()
@@ -226,15 +226,18 @@ class Panel:
 
     # Displays: written by the thread
 
-    def start(self, place: DisplayHandle | None = None) -> None:
+    def page(self) -> str:
+        """The panel without its controls, as a saved notebook keeps it."""
+        return panelviews.page(self.watch.progress, self.status.value)
+
+    def start(self, still: Still | None = None) -> None:
         """Draw from now on, until `close()`, the run's end or that of the kernel.
 
         Args:
-            place: where the panel is displayed; plain HTML takes its place when the run has finished, since a saved
-                notebook keeps no widgets.
+            still: that shows the panel; it takes the panel's place when the run has finished.
         """
         if self._thread is None:
-            self._place = place
+            self._still = still
             self._draw()
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
@@ -258,9 +261,9 @@ class Panel:
                 if answered or (due and time.monotonic() - drawn >= DRAW_SECONDS):
                     self._draw()
                     drawn, due = time.monotonic(), False
-                if self._place is not None and unfinished and self.watch.state.name == "finished":
+                if self._still is not None and unfinished and self.watch.state.name == "finished":
                     self._draw()
-                    self._place.update(panelviews.page(self.watch.progress, self.status.value))
+                    self._still.leave(self.page())
                     return
             except Exception as error:  # a thread that ends would leave a panel that looks alive
                 due = True
@@ -317,6 +320,9 @@ class Panel:
         for domain, row in self.rows.items():
             row.numbers.value = panelviews.numbers(progress, domain)
         self.charts.value = panelviews.charts(progress) if progress.allocations else ""
+        if self._still is not None:  # at once where the run may be about to be left alone
+            self._still.keep(self.page, now=self.watch.state.name != self._kept_state)
+            self._kept_state = self.watch.state.name
 
     def _draw_status(self) -> None:
         state, heard = self.watch.state, self.watch.heard

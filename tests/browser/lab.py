@@ -182,7 +182,7 @@ class Lab:
         copy = copy or name
         if parameters or not (self.server.root / copy).exists():
             copy_with(NOTEBOOKS / name, self.server.root / copy, **parameters)
-        notebook = Notebook(self.visit(copy), self.server)
+        notebook = Notebook(self.visit(copy), self.server, copy)
         notebook.wait_ready()
         return notebook
 
@@ -202,8 +202,9 @@ class Lab:
 class Notebook:
     """A notebook in JupyterLab."""
 
-    def __init__(self, page: Page, server: Server) -> None:
+    def __init__(self, page: Page, server: Server, path: str) -> None:
         self.page = page
+        self.path = path
         self._server = server
         self.errors: list[str] = []  # of the page's own scripts
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -287,6 +288,16 @@ class Notebook:
         self.page.locator(".jp-Dialog button.jp-mod-accept").click()  # "The kernel appears to have died"
         self.wait_idle()
         self.wait_ready()
+
+    def reopen(self) -> "Notebook":
+        """Save it, end its kernel, and open what was saved in a page of its own, as on another day."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+        self._server.end_kernels()
+        page = self.page.context.new_page()
+        page.goto(self._server.address(self.path, "again"))
+        again = Notebook(page, self._server, self.path)
+        again.wait_ready()
+        return again
 
     # Reading
 

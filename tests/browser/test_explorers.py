@@ -1,5 +1,7 @@
 """The notebooks that look at finished runs, with a person's hands on them: sampler, runs, embeddings."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,28 @@ def run_all(lab: Lab, name: str, **values: object) -> Notebook:
     return notebook
 
 
+def check_stills(lab: Lab, notebook: Notebook, still: str, gone: str) -> None:
+    """What a living widget hides shows once the notebook was saved and is opened without a kernel, and in its export.
+
+    still: finds what shows then. gone: the widget, which does not.
+    """
+    shown, widget = notebook.page.locator(still), notebook.page.locator(gone).first
+    assert widget.is_visible()
+    assert not shown.first.is_visible()
+    reopened = notebook.reopen()
+    lost = reopened.page.get_by_text("model not found")
+    reopened.page.locator(still).first.wait_for()
+    lost.first.wait_for(state="attached")  # JupyterLab's word on the widget, which nobody sees
+    assert not any(each.is_visible() for each in lost.all())
+    assert not reopened.page.locator(gone).count()
+    path = lab.server.root / notebook.path
+    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", path], capture_output=True, check=True)
+    page = notebook.page.context.new_page()
+    page.goto(path.with_suffix(".html").as_uri(), wait_until="domcontentloaded")
+    assert page.locator(still).first.is_visible()
+    assert "VBox(" not in page.content()
+
+
 def test_a_slider_of_the_sampler_changes_its_picture(lab, results):
     notebook = run_all(lab, "sampler.ipynb", curves="one", runs="one", outputs=str(results))
     picture = notebook.page.locator(".udon-sim-picture")
@@ -62,6 +86,7 @@ def test_a_slider_of_the_sampler_changes_its_picture(lab, results):
     notebook.wait_for("(before) => document.querySelector('.udon-sim-picture').innerHTML !== before", before)
     assert "<svg" in picture.inner_html()
     assert notebook.errors == []
+    check_stills(lab, notebook, "[class^=udon-still] svg", ".udon-sim")
 
 
 def test_the_table_of_runs_sorts_and_compares(lab, results):
@@ -86,6 +111,7 @@ def test_the_table_of_runs_sorts_and_compares(lab, results):
     wait_until(lambda: notebook.text("runs-14") != differences, "the differences of the new pair")
     assert notebook.cell_errors() == []
     assert notebook.errors == []
+    check_stills(lab, notebook, "[class^=udon-still] table", ".udon-runs-widget")
 
 
 def test_the_map_shows_images_at_the_pointer_and_of_a_region(lab, results):
@@ -114,3 +140,4 @@ def test_the_map_shows_images_at_the_pointer_and_of_a_region(lab, results):
     assert sheet.evaluate("image => image.naturalWidth") > 200
     assert "purity" in page.locator(".udon-explorer-facts").inner_text()
     assert notebook.errors == []
+    check_stills(lab, notebook, "[class^=udon-still] img", ".udon-explorer")

@@ -12,6 +12,7 @@ import pytest
 
 from tests import PROJECT
 from tests.browser.lab import Lab, Notebook
+from tests.browser.test_explorers import check_stills
 from tests.browser.test_train import only_run
 from tests.catalogs import write_uned_tree
 from tests.waiting import wait_until
@@ -136,3 +137,4 @@ def test_a_second_notebook_steers_what_papermill_trains(lab: Lab, values, tmp_pa
     notebook = json.loads((tmp_path / "out.ipynb").read_text())  # papermill saved what there was
     assert "as somebody asked for in its control panel" in json.dumps(notebook)
     assert panel.cell_errors() == panel.errors == []
+    check_stills(lab, panel, "[class^=udon-still] svg", ".udon-stop")
