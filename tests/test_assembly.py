@@ -8,6 +8,7 @@ import torch
 
 from tests.catalogs import write_uned_tree
 from udonlib.assembly import evaluate_assembly
+from udonlib.backbones import create_backbone
 from udonlib.errors import UserError
 from udonlib.importers import save_backbone_weights
 from udonlib.params import TrainParams
@@ -162,6 +163,17 @@ def test_a_run_does_not_pass_for_one_that_began_with_other_weights(home, tmp_pat
     assert train(home, "us_rr", weights=str(weights), steps=2, overwrite=True).status == "finished"
     weights.unlink()
     assert first.load_model() is not None  # what it began with is not needed any more
+
+
+def test_a_run_says_what_a_file_of_weights_brought(home, tmp_path):
+    encoder = create_backbone("small_resnet", pretrained=False, image_size=32, arguments={"width": 8}).encoder
+    state = {f"module.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"state_dict": state | {"module.fc.weight": torch.ones(3, 64)}}, tmp_path / "theirs.pth")
+    given = COMMON | {"data": str(home / "tree"), "outputs": str(tmp_path), "steps": 1, "frozen_steps": 0}
+    records = open_run(TrainParams(weights=str(tmp_path / "theirs.pth"), **given)).train()
+    [notice] = [notice for notice in next(records)["notices"] if notice.startswith("weights: ")]
+    records.close()
+    assert " tensors of theirs.pth in 'state_dict.module'; without fc.weight; images normalised by mean" in notice
 
 
 def test_specialists_that_see_other_images_do_not_teach(home, specialists, tmp_path):

@@ -258,11 +258,11 @@ def test_a_state_dict_fills_every_parameter_whatever_its_file_is_called(tmp_path
         save_file(state, tmp_path / name)
     else:
         written_by_torch(tmp_path, {"state_dict": state, "epoch": 3}, name)
-    said = load_backbone_weights(backbone, tmp_path / name)
+    load_backbone_weights(backbone, tmp_path / name)
     assert_same(backbone, source)
     where = "module" if name == "model.safetensors" else "state_dict.module"
-    assert said == (
-        f"30 tensors of {name} in '{where}'; without head.bias, head.weight; "
+    assert backbone.loaded == (
+        f"weights: 30 tensors of {name} in '{where}'; without head.bias, head.weight; "
         "images normalised by mean 0.5, deviation 0.5"
     )
 
@@ -316,10 +316,10 @@ def test_the_hub_s_description_beside_its_file_brings_mean_and_deviation(tmp_pat
     save_file(source.encoder.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / name).write_text(content)
     backbone = make(seed=2)
-    said = load_backbone_weights(backbone, tmp_path / "model.safetensors")
+    load_backbone_weights(backbone, tmp_path / "model.safetensors")
     expected = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) if brings else (source.mean, source.std)
     assert (backbone.mean, backbone.std) == expected
-    assert ("mean 0.1 0.2 0.3, deviation 0.4 0.5 0.6" in said) == brings
+    assert ("mean 0.1 0.2 0.3, deviation 0.4 0.5 0.6" in backbone.loaded) == brings
     (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")  # nobody says that it describes this one
     other = make(seed=2)
     load_backbone_weights(other, tmp_path / "mine.safetensors")
@@ -331,12 +331,12 @@ def test_a_run_s_checkpoint_brings_its_backbone_and_its_statistics(tmp_path):
     model = {f"backbone.{key}": value for key, value in source.state_dict().items()}
     model |= {"student.layers.0.weight": torch.ones(4, 16), "student_prototypes.emoji": torch.ones(3, 4)}
     statistics = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
-    said = load_backbone_weights(
+    load_backbone_weights(
         backbone, written_by_torch(tmp_path, {"model": model, "step": 5, "statistics": statistics}, "best.pt")
     )
     assert_same(backbone, source)
     assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert "of best.pt in 'model.backbone.encoder'; 2 others left aside; " in said
+    assert "of best.pt in 'model.backbone.encoder'; 2 others left aside; " in backbone.loaded
     with pytest.raises(UserError, match=r"best\.pt: metadata 'std' is \[0, 1, 1\], expected three numbers"):
         broken = {"model": model, "statistics": [[0.1, 0.2, 0.3], [0, 1, 1]]}
         load_backbone_weights(make(), written_by_torch(tmp_path, broken, "best.pt"))

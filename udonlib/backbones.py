@@ -43,6 +43,8 @@ IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Backbone(nn.Module):
     """An encoder of images with the facts that its users need: `feature_dim`, and the `mean` and `std` it expects.
 
+    `loaded` says in words what a file of weights brought, "" where there was none.
+
     Calling it maps normalised images [batch, 3, size, size] to features [batch, feature_dim]: the class token, or the
     pooled map, whatever the model's own classifier would see.
     """
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.mean = mean
         self.std = std
+        self.loaded = ""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.encoder(images)

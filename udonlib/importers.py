@@ -35,7 +35,7 @@ CLIP_BEGINS = "visual.class_embedding"
 HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_backbone_weights(backbone: Backbone, path: str | Path) -> str:
+def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
     """Fill a backbone with the weights of a file, all of them, and take over the image statistics that they expect.
 
     | content | from | mean and deviation |
@@ -52,15 +52,17 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> str:
     timm resamples those of its own releases. Classifiers and text encoders are left aside. The backbone is filled as a
     whole, or left as it was. Source: pinned by golden/backbones.
 
-    Returns:
-        In words: which tensors were taken, what was left aside, and the statistics.
+    What was taken, what was left aside, and the statistics are told by `backbone.loaded`.
 
     Raises:
         UserError: one message that names the file: an unknown kind of file, a damaged one; how many keys are missing or
             left over, with the nearest; another shape (such as another patch size), values that are not finite numbers,
             another activation or layer-norm epsilon than the weights were trained with.
     """
-    path = Path(path).expanduser()
+    backbone.loaded = _load(backbone, Path(path).expanduser())
+
+
+def _load(backbone: Backbone, path: Path) -> str:
     kind = weightfiles.kind_of_weights(path)
     if kind == "npz":
         return _load_layout(backbone, path, AUGREG, weightfiles.read_npz(path))
@@ -125,7 +127,7 @@ def _load_state(backbone: Backbone, path: Path, content: Any, facts: Mapping[str
 
 def _said(path: Path, backbone: Backbone, n_taken: int, where: str, heads: Sequence[str], n_beside: int) -> str:
     """Say what was loaded, in a line."""
-    parts = [f"{n_taken} tensors of {path.name} {where}".strip()]
+    parts = [f"weights: {n_taken} tensors of {path.name} {where}".strip()]
     if heads:
         parts.append(f"without {', '.join(heads[:4])}{', ..' if len(heads) > 4 else ''}")
     if n_beside:

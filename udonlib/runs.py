@@ -191,7 +191,7 @@ class Run(RunFolder):
                 writer.record(start)
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
             doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
-            notices = [notice for notice in (slow_precision(p.precision, device), doubts) if notice]
+            notices = [n for n in (slow_precision(p.precision, device), doubts, model.backbone.loaded) if n]
             yield start | {"best": kept[-1:], "notices": notices}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
