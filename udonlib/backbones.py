@@ -131,7 +131,7 @@ def create_backbone(
             raise UserError(f"parameter 'pretrained': {name!r} has no published weights; set pretrained=false")
         try:
             own = OWN[name](**dict(arguments or {}))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # the last one where its size is beyond all numbers
             raise UserError(f"parameter 'backbone_args': {name!r} cannot be built: {error}") from error
         return Backbone(name, own, _probe(name, own, image_size), *IMAGENET_MEAN_STD)
     architecture = name.split(".")[0]

@@ -30,6 +30,7 @@ from udonlib.errors import UserError
 from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_neighbours
 from udonlib.images import ImageReader, WindowLoader
+from udonlib.memory import check_room
 from udonlib.modelevaluation import evaluate_model, save_evaluation
 from udonlib.models import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.params import WITHOUT_EFFECT, TrainParams
@@ -140,6 +141,8 @@ class Run(RunFolder):
         check = self.data_check
         use_threads(p.n_threads)
         device = pick_device(p.device)
+        tested = max(len(domain.splits[name]) for domain in self.catalog.domains for name in ("val", "test"))
+        check_room(p, self.catalog.n_classes, tested, device)
         model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         untrained = copy.deepcopy(model).requires_grad_(False)
         reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
