@@ -24,6 +24,20 @@ hypothesis.settings.register_profile("same", derandomize=True, deadline=None, da
 hypothesis.settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first, those that start kernels: the last ones then end at about the same time."""
+    items.sort(key=lambda item: "notebook" not in item.path.name)
+
+
+@pytest.fixture(scope="session")
+def warm_papermill():
+    """`papermill` for what need not have a kernel of its own."""
+    from tests.kernels import Kernel
+
+    with Kernel() as kernel:
+        yield kernel.papermill
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _same_precision_everywhere():
     """`precision: auto` means float32 in tests, on every processor."""

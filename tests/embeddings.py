@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from tests.catalogs import write_uned_tree
-from udonlib import embeddingmaps, presets, runs
+from udonlib import embeddingmaps, presets, projections, runs
 from udonlib.notebookparams import EmbeddingsParams
 
 # Classes of each split and their images: 2 x (6 + 5 + 4) queries, and one domain with an index of its own.
@@ -22,6 +25,15 @@ def train(folder: Path, name: str = "small", **values: object) -> Path:
     for _ in run.train():
         pass
     return folder / "results"
+
+
+def quick_umap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let UMAP be something else than PCA that is computed at once: tests/test_projections.py tests the true one."""
+
+    def turned(vectors: np.ndarray, settings: projections.Umap) -> np.ndarray:
+        return projections.pca(vectors)[0][:, ::-1].copy()
+
+    monkeypatch.setattr(projections, "_fit", turned)
 
 
 def open_small(results: Path, **values: object) -> embeddingmaps.EmbeddingMap:

@@ -91,9 +91,9 @@ def test_tables_are_written_as_files(executed):
     assert str(folder / "results.md") in printed
 
 
-def test_a_misspelt_row_ends_in_one_message_and_runs_nothing(tmp_path):
+def test_a_misspelt_row_ends_in_one_message_and_runs_nothing(tmp_path, warm_papermill):
     out = tmp_path / "out.ipynb"
-    done = papermill(NOTEBOOK, out, "-p", "rows", "no_kll", "-p", "outputs", str(tmp_path / "results"))
+    done = warm_papermill(NOTEBOOK, out, "-p", "rows", "no_kll", "-p", "outputs", str(tmp_path / "results"))
     assert done.returncode != 0
     assert "parameter 'rows': no row 'no_kll'; did you mean 'no_kl'?" in done.stderr
     assert "Traceback" not in json.dumps(outputs(out))

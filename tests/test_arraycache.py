@@ -16,6 +16,13 @@ def of(value: float, calls: list[float]):
     return compute
 
 
+def test_a_fingerprint_tells_parts_of_every_kind_apart():
+    three = np.arange(3)
+    parts = [(), (1,), ("1",), (12,), (1, 2), ("a", "b"), ("ab",), (three,), (three.astype(np.int32),), (three[None],)]
+    parts += [(three + 1,), (three, 1), (1, three)]
+    assert len({fingerprint(*each) for each in parts}) == len(parts)
+
+
 def test_arrays_are_computed_once(tmp_path):
     calls: list[float] = []
     for _ in range(2):

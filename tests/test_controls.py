@@ -4,9 +4,10 @@ import re
 
 import ipywidgets
 import pytest
+from ipywidgets import Button
 
 from udonlib import controls
-from udonlib.controls import Still
+from udonlib.controls import Still, answering, button, named
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -77,3 +78,22 @@ def test_a_still_may_take_the_widgets_place(shown):
     Still(ipywidgets.IntSlider(), "one").leave("<i>the end</i>")
     assert "<i>the end</i>" in shown[0]["text/html"]
     assert shown[1] == {"text/plain": ""}
+
+
+def test_a_name_becomes_a_class():
+    assert "udon-lock-a_b_c" in named(Button(), "lock-a b/c")._dom_classes
+
+
+def test_a_control_is_answered_by_whichever_thread_is_free():
+    one, other = Button(), Button()
+    one.comm._reply_subshell_for = "the thread that published last"
+    assert answering(one) is one
+    assert one.comm._reply_subshell_for is None
+    assert answering(other) is other
+    assert getattr(other.comm, "_reply_subshell_for", None) is None
+
+
+def test_a_button_says_what_it_does_and_is_answered():
+    made = button("stop", "Stop", "after this step", "stop")
+    assert (made.description, made.tooltip, made.icon) == ("Stop", "after this step", "stop")
+    assert "udon-stop" in made._dom_classes

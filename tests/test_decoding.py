@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.catalogs import picture
+from tests.waiting import SECONDS
 from udonlib import decoding
 from udonlib.decoding import (
     FORMATS,
@@ -297,9 +298,9 @@ def test_threads_that_decode_at_once_leave_warnings_as_they_were(monkeypatch):
     identified = decoding._identified
 
     def slowly(data: bytes, path: str) -> Image.Image:
-        both_inside.wait(10)
+        both_inside.wait(SECONDS)
         if path == "second":
-            assert first_is_done.wait(10)
+            assert first_is_done.wait(SECONDS)
         return identified(data, path)
 
     monkeypatch.setattr(decoding, "_identified", slowly)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.catalogs import write_uned_tree
-from tests.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, train
+from tests.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, quick_umap, train
 from udonlib import embeddingmaps, runs
 from udonlib.embeddingmaps import NO_QUERY
 from udonlib.errors import UserError
@@ -125,7 +125,8 @@ def test_unreadable_images_are_left_out_where_the_run_skips_them(tmp_path):
 
 
 @pytest.mark.parametrize("projection", ["pca", "umap"])
-def test_every_view_has_coordinates_and_a_caption(found, projection):
+def test_every_view_has_coordinates_and_a_caption(found, projection, monkeypatch):
+    quick_umap(monkeypatch)
     assert found.views == ("student", "teacher", "teacher of emoji", "teacher of flags")
     for view in found.views:
         layout = found.layout(view, projection)

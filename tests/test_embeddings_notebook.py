@@ -44,14 +44,14 @@ def test_without_a_front_end_no_widget_is_stored(executed):
     assert not [data for data in outputs(executed / "embeddings.ipynb") if any("widget-view" in kind for kind in data)]
 
 
-def test_what_was_computed_is_kept_beside_the_runs_and_taken_the_next_time(executed):
+def test_what_was_computed_is_kept_beside_the_runs_and_taken_the_next_time(executed, warm_papermill):
     assert f"{N_POINTS} images embedded in" in text(executed / "embeddings.ipynb")
     [file] = (executed / "results" / "cache").iterdir()
     assert file.name.startswith("features-")
     before = file.stat().st_mtime_ns
     again = executed / "again.ipynb"
     options = ["-p", "projection", "umap", "-p", "embedder", "teacher", "-p", "domains", "flags, emoji"]
-    done = papermill(NOTEBOOK, again, "-p", "outputs", str(executed / "results"), *options)
+    done = warm_papermill(NOTEBOOK, again, "-p", "outputs", str(executed / "results"), *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{N_POINTS} images embedded before" in text(again)
     assert "computing UMAP of student and teacher" in text(again)
@@ -72,8 +72,8 @@ def test_exported_html_holds_every_figure(executed):
     assert len(html) < MAX_BYTES
 
 
-def test_a_folder_without_runs_ends_in_one_message(tmp_path):
-    done = papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
+def test_a_folder_without_runs_ends_in_one_message(tmp_path, warm_papermill):
+    done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
     assert done.returncode != 0
     assert "no finished run in" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(tmp_path / "out.ipynb"))

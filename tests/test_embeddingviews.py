@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.embeddings import N_INDEX, N_QUERIES, open_small, train
+from tests.embeddings import N_INDEX, N_QUERIES, open_small, quick_umap, train
 from udonlib import embeddingmaps, embeddingsheets, embeddingviews
 from udonlib.errors import UserError
 from udonlib.neighbourhoods import confusions, hubness, hubs
@@ -83,7 +83,8 @@ def test_a_large_map_says_how_many_points_it_draws(found, monkeypatch):
     assert fig.layout.title.text == f"Test images by hit or miss of the student (20 of {N_POINTS} points drawn)"
 
 
-def test_a_umap_that_takes_time_is_announced_once(found, tmp_path, capsys):
+def test_a_umap_that_takes_time_is_announced_once(found, tmp_path, capsys, monkeypatch):
+    quick_umap(monkeypatch)
     wanted = found.params.model_copy(update={"projection": "umap", "outputs": str(tmp_path)})
     moved = dataclasses.replace(found, params=wanted)
     fig = embeddingviews.map_chart(moved, "domain")

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     return run
 
 
-def evaluate(out, outputs, **values):
+def evaluate(papermill, out, outputs, **values):
     """Run the notebook; values are parameters."""
     options = [text for name, value in values.items() for text in ("-p", name, str(value))]
     return papermill(NOTEBOOK, out, "-p", "outputs", str(outputs), "-p", "n_threads", "1", *options)
@@ -50,7 +50,7 @@ def evaluated(run, tmp_path_factory):
     """A folder with the executed notebook, its results beside it and the images that were evaluated."""
     folder = tmp_path_factory.mktemp("evaluate")
     pets = write_image_folder(folder / "pets")
-    done = evaluate(folder / "out.ipynb", folder / "o", run=run.path, data=pets, save_descriptors="true")
+    done = evaluate(papermill, folder / "out.ipynb", folder / "o", run=run.path, data=pets, save_descriptors="true")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -82,11 +82,13 @@ def test_a_run_is_evaluated_on_somebodys_own_folder(run, evaluated):
     assert len(lines) <= 6
 
 
-def test_it_is_shown_again_without_evaluating(run, evaluated):
+def test_it_is_shown_again_without_evaluating(run, evaluated, warm_papermill):
     [results] = (evaluated / "o" / "evaluations").iterdir()
     before = stamps(results)
     again = evaluated / "again.ipynb"
-    done = evaluate(again, evaluated / "o", run=run.path, data=evaluated / "pets", save_descriptors="true")
+    done = evaluate(
+        warm_papermill, again, evaluated / "o", run=run.path, data=evaluated / "pets", save_descriptors="true"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert stamps(results) == before
     assert text(again).splitlines()[-1].endswith("separate; evaluated before")
@@ -94,19 +96,19 @@ def test_it_is_shown_again_without_evaluating(run, evaluated):
     assert sum(PLOTLY in data for data in outputs(again)) == 2
 
 
-def test_a_mistake_ends_in_one_message_and_leaves_nothing(tmp_path):
+def test_a_mistake_ends_in_one_message_and_leaves_nothing(tmp_path, warm_papermill):
     out = tmp_path / "out.ipynb"
-    done = evaluate(out, tmp_path / "o")
+    done = evaluate(warm_papermill, out, tmp_path / "o")
     assert done.returncode != 0
     assert "parameter 'run': found none of run, checkpoint and descriptors, expected exactly one" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(out))
     assert not (tmp_path / "o").exists()
 
 
-def test_uneds_own_layout_with_a_run_and_with_descriptors(run, tmp_path):
+def test_uneds_own_layout_with_a_run_and_with_descriptors(run, tmp_path, warm_papermill):
     tree = write_official_tree(tmp_path / "uned")
     out = tmp_path / "run.ipynb"
-    done = evaluate(out, tmp_path / "o", run=run.path, data=tree, name="ours", save_descriptors="true")
+    done = evaluate(warm_papermill, out, tmp_path / "o", run=run.path, data=tree, name="ours", save_descriptors="true")
     assert done.returncode == 0, done.stderr[-3000:]
     ours = tmp_path / "o" / "evaluations" / "ours"
     found = table(ours)
@@ -125,7 +127,7 @@ def test_uneds_own_layout_with_a_run_and_with_descriptors(run, tmp_path):
     theirs.write_text("{" + ", ".join(f'"{d}": {{{", ".join(parts)}}}' for d, parts in lines.items()) + "}")
     shutil.rmtree(tree / "images")  # vectors need none
     again = tmp_path / "descriptors.ipynb"
-    done = evaluate(again, tmp_path / "o", descriptors=theirs, data=tree, name="theirs")
+    done = evaluate(warm_papermill, again, tmp_path / "o", descriptors=theirs, data=tree, name="theirs")
     assert done.returncode == 0, done.stderr[-3000:]
     other = figures(table(tmp_path / "o" / "evaluations" / "theirs"), "descriptors")
     assert figures(found, "student").drop(columns="embedder").equals(other.drop(columns="embedder"))

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from tests.embeddings import N_QUERIES, open_small, train
+from tests.embeddings import N_QUERIES, open_small, quick_umap, train
+from tests.waiting import SECONDS
 from udonlib import embeddingmaps, explorer
 from udonlib.neighbourhoods import purity
 from udonlib.style import domain_colours
@@ -188,7 +189,8 @@ def test_another_teacher_moves_the_points_of_its_map_alone(shown, found):
     assert "teacher of flags" in text(shown.captions["teachers"])
 
 
-def test_a_umap_is_computed_beside_says_so_and_is_kept(results, tmp_path):
+def test_a_umap_is_computed_beside_says_so_and_is_kept(results, monkeypatch):
+    quick_umap(monkeypatch)
     found = open_small(results, umap_neighbours=6)
     found.embed()
     shown = explorer.Explorer(found)
@@ -213,7 +215,7 @@ def test_the_way_back_to_pca_is_open_while_a_umap_is_computed(shown, found, monk
     computed, go_on = found.layout, threading.Event()
 
     def slow(view: str, projection: str, say: object = None) -> embeddingmaps.Layout:
-        assert projection == "pca" or go_on.wait(20)
+        assert projection == "pca" or go_on.wait(SECONDS)
         return computed(view, "pca")
 
     monkeypatch.setattr(found, "is_kept", lambda view: False)

@@ -78,8 +78,8 @@ def test_exported_html_holds_every_figure(executed):
     assert len(html) < MAX_BYTES
 
 
-def test_a_folder_without_runs_ends_in_one_message(tmp_path):
-    done = papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
+def test_a_folder_without_runs_ends_in_one_message(tmp_path, warm_papermill):
+    done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
     assert done.returncode != 0
     assert "no finished run with teachers in" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(tmp_path / "out.ipynb"))

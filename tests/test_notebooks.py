@@ -126,11 +126,11 @@ def test_a_misspelt_parameter_ends_in_one_message_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_the_data_notebook_shows_somebodys_own_folder(tmp_path):
+def test_the_data_notebook_shows_somebodys_own_folder(tmp_path, warm_papermill):
     folder = write_image_folder(tmp_path / "pets")
     (folder / "cats" / "class 3" / "2.PNG").write_bytes(b"")
     out = tmp_path / "data.ipynb"
-    done = papermill(PROJECT / "notebooks" / "data.ipynb", out, "-p", "data", str(folder))
+    done = warm_papermill(PROJECT / "notebooks" / "data.ipynb", out, "-p", "data", str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     shown = outputs(out)
     assert sum(PLOTLY in data for data in shown) == 2

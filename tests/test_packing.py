@@ -30,14 +30,16 @@ def same_content(one: Catalog, other: Catalog) -> bool:
 
 class TestRoundTrip:
     def test_a_packed_tree_is_the_same_catalog(self, tmp_path: Path) -> None:
-        files = {"info_files/emoji/index.json": b'[{"path": "rp2k/\xe5\xba\xb7.png", "class_id": [9, 3]}]'}
+        several = b'{"path": "rp2k/\xe5\xba\xb7.png", "class_id": [9, 3]}'
+        nameless = b'{"path": "rp2k/a.png", "class_id": 9}'
+        files = {"info_files/emoji/index.json": b"[" + several + b", " + nameless + b"]"}
         root = write_tree(write_uned_tree(tmp_path / "tree", index_of="flags"), files)
-        write_tree(root, {"images/rp2k/#U5eb7.png": b"an escaped name"})
+        write_tree(root, {"images/rp2k/#U5eb7.png": b"an escaped name", "images/rp2k/a.png": b"a class without a name"})
         catalog = load_catalog(str(root))
         assert pack(catalog, tmp_path / "packed.zip") == {}
         packed = load_catalog(str(tmp_path / "packed.zip"))
         assert packed.fingerprint == catalog.fingerprint
-        assert packed["emoji"].splits["index"].labels.tolist() == [[9, 3]]
+        assert packed["emoji"].splits["index"].labels.tolist() == [[9, 3], [9, -1]]
         assert same_content(catalog, packed)
         assert all(e.compress_type == zipfile.ZIP_STORED for e in zipfile.ZipFile(tmp_path / "packed.zip").infolist())
 

@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -11,7 +8,6 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import PythonTranslator
 
-from tests import PROJECT
 from udonlib import presets
 from udonlib.errors import UserError
 from udonlib.params import DataParams, TrainParams
@@ -213,7 +209,7 @@ def test_whatever_papermill_injects_arrives_unchanged(values):
         ("-p domains emojis", "DataError: parameter 'domains': "),
     ],
 )
-def test_papermill_ends_with_the_one_message(tmp_path, arguments, message):
+def test_papermill_ends_with_the_one_message(tmp_path, warm_papermill, arguments, message):
     cells = [
         new_code_cell(CELL, metadata={"tags": ["parameters"]}),
         new_code_cell("import udonlib.presets\n\nparams = udonlib.presets.from_notebook(In)"),
@@ -221,13 +217,7 @@ def test_papermill_ends_with_the_one_message(tmp_path, arguments, message):
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", *arguments.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "JUPYTER_PREFER_ENV_PATH": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = warm_papermill(tmp_path / "in.ipynb", tmp_path / "out.ipynb", *arguments.split())
     assert done.returncode == 1
     last = done.stderr.rsplit(']":\n', 1)[1].strip()  # after papermill's "Exception encountered at "In [3]":"
     assert last.startswith(message), done.stderr

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from torch.utils import tensorboard
 
 from tests.catalogs import write_image_folder, write_uned_tree
 from tests.test_training import SMALL
@@ -303,6 +304,15 @@ def test_a_resumed_run_says_what_its_best_validation_was_and_how_to_go_on(data, 
     assert start["best"] == [(5, validation["r_at_1"])]
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts interrupt, also where a shell began the tests in its background, whose jobs ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_a_checkpoint_that_is_being_written(data, tmp_path, monkeypatch):
     run = open_run(params(data, tmp_path, checkpoint_every=3))
     save, handler = torch.save, signal.getsignal(signal.SIGINT)
@@ -359,3 +369,22 @@ def test_an_unknown_run_is_answered_with_the_nearest(data, tmp_path):
     finish(open_run(params(data, tmp_path, run="first", steps=1)))
     with pytest.raises(UserError, match=r"no run 'frist'.*did you mean 'first'"):
         load_run("frist", str(tmp_path))
+
+
+def test_curves_that_go_on_forget_what_came_after_the_last_record_that_is_kept(data, tmp_path, monkeypatch):
+    records = [json.dumps({"kind": "train", "step": step}) + "\n" for step in (0, 4, 8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(records))
+    purged = []
+
+    class Noted(tensorboard.SummaryWriter):
+        def __init__(self, folder, purge_step):
+            purged.append(purge_step)
+            super().__init__(folder, purge_step=purge_step)
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", Noted)
+    for n_records in (2, 0):
+        writer = RunWriter(RunFolder(tmp_path))
+        writer.start(params(data, tmp_path), {"data_fingerprint": ""}, n_records)
+        writer.close()
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(records[:n_records])
+    assert purged == [5, None]

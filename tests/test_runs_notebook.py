@@ -96,23 +96,23 @@ def test_the_exported_page_sorts_and_holds_every_figure(executed):
         browser.close()
 
 
-def test_a_folder_without_runs_and_one_with_a_single_run_are_useful(tmp_path):
-    done = papermill(NOTEBOOK, tmp_path / "none.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
+def test_a_folder_without_runs_and_one_with_a_single_run_are_useful(tmp_path, warm_papermill):
+    done = warm_papermill(NOTEBOOK, tmp_path / "none.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "No runs yet" in html(tmp_path / "none.ipynb")
     assert html(tmp_path / "none.ipynb").count("Nothing to compare yet") == 9
     assert not (tmp_path / "nothing").exists()
     write_run(tmp_path / "results", "only")
-    done = papermill(NOTEBOOK, tmp_path / "one.ipynb", "-p", "outputs", str(tmp_path / "results"))
+    done = warm_papermill(NOTEBOOK, tmp_path / "one.ipynb", "-p", "outputs", str(tmp_path / "results"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert '<tr data-run="only">' in html(tmp_path / "one.ipynb")
     assert html(tmp_path / "one.ipynb").count("Nothing to compare yet") == 9
 
 
-def test_an_unknown_run_ends_in_one_message(tmp_path):
+def test_an_unknown_run_ends_in_one_message(tmp_path, warm_papermill):
     write_run(tmp_path / "results", "only")
     options = ["-p", "outputs", str(tmp_path / "results"), "-p", "run_b", "onyl"]
-    done = papermill(NOTEBOOK, tmp_path / "out.ipynb", *options)
+    done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", *options)
     assert done.returncode != 0
     assert "parameter 'run_b': no run 'onyl'; did you mean 'only'?" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(tmp_path / "out.ipynb"))

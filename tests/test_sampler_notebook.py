@@ -61,9 +61,9 @@ def test_the_figures_show_everywhere_and_nothing_is_stored_of_widgets(executed):
     assert not any("widget-view" in kind for data in shown for kind in data)
 
 
-def test_without_a_run_curves_are_drawn_and_changed_by_parameters(tmp_path):
+def test_without_a_run_curves_are_drawn_and_changed_by_parameters(tmp_path, warm_papermill):
     values = ["-p", "strategies", "dynamic, fixed", "-p", "update_every", "20", "-y", "half_images: {fonts: 9000}"]
-    done = papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "results"), *values)
+    done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "results"), *values)
     assert done.returncode == 0, done.stderr[-3000:]
     found = titles(tmp_path / "out.ipynb")
     assert [title.split(",")[0] for title in found][:2] == ["Learning curves", "Allocation by strategy"]
@@ -74,8 +74,8 @@ def test_without_a_run_curves_are_drawn_and_changed_by_parameters(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_misspelt_strategy_ends_in_one_message(tmp_path):
-    done = papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "strategies", "dynamic,roundrobin")
+def test_a_misspelt_strategy_ends_in_one_message(tmp_path, warm_papermill):
+    done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "strategies", "dynamic,roundrobin")
     assert done.returncode != 0
     assert "parameter 'strategies': found 'dynamic,roundrobin'" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(tmp_path / "out.ipynb"))

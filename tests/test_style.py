@@ -13,6 +13,7 @@ import plotly.io as pio
 import pytest
 from PIL import Image
 
+from tests.waiting import SECONDS
 from udonlib import pictures, style
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
@@ -123,7 +124,7 @@ def test_a_figure_that_only_a_browser_draws_goes_without_a_picture_and_says_so(m
 
 def test_the_browser_starts_while_the_notebook_goes_on(monkeypatch, default_renderer):
     come, drawn = threading.Event(), []
-    monkeypatch.setattr(style, "_start_the_one_browser", lambda: come.wait(20))
+    monkeypatch.setattr(style, "_start_the_one_browser", lambda: come.wait(SECONDS))
     monkeypatch.setattr(style, "_by_the_one_browser", lambda *_: drawn.append(come.is_set()) or b"png")
     style.use_renderer()  # at once
     assert not come.is_set()
@@ -166,8 +167,8 @@ def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsy
     async def draw(figure, opts, kopts):
         return b"png of " + opts["format"].encode()
 
-    monkeypatch.setattr(style, "PNG_SECONDS", 0.2)
-    monkeypatch.setattr(kaleido, "calc_fig_sync", lambda *_, **__: over.wait(20))
+    monkeypatch.setattr(style, "PNG_SECONDS", 3.0)  # enough for the one that does not hang
+    monkeypatch.setattr(kaleido, "calc_fig_sync", lambda *_, **__: over.wait(SECONDS))
     monkeypatch.setattr(kaleido, "calc_fig", draw)
     renderer = style._Pictures()
     figure = go.Figure(go.Bar(y=[1])).to_dict()

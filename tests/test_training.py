@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -60,6 +63,22 @@ def make(catalog, **changes):
     )
 
 
+@pytest.fixture(scope="module")
+def trained(catalog):
+    """What trains to the end once for each set of changes, with its state at every step, as it is saved."""
+
+    @functools.cache
+    def train(changes):
+        trainer, states = make(catalog, **json.loads(changes), checkpoint_every=1), {}
+        for record in trainer.train():
+            if record["kind"] == "checkpoint":
+                torch.save(dict(trainer.state_dict()), file := io.BytesIO())
+                states[record["step"]] = file.getvalue()
+        return trainer, states
+
+    return lambda changes: train(json.dumps(changes))
+
+
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
@@ -109,18 +128,11 @@ def test_how_often_losses_are_logged_changes_nothing(catalog, log_every):
         {"average_decay": 0.9, "distillation_ramp": 6, "sampler_smoothing": 0.5},
     ],
 )
-def test_a_restored_trainer_ends_in_the_same_bits(catalog, at, changes, tmp_path):
-    changes = changes | {"checkpoint_every": 1}
-    whole = make(catalog, **changes)
-    list(whole.train())
-    first = make(catalog, **changes)
-    for record in first.train():
-        if record["kind"] == "checkpoint" and record["step"] == at:
-            torch.save(dict(first.state_dict()), tmp_path / "state.pt")
-            break
+def test_a_restored_trainer_ends_in_the_same_bits(catalog, trained, at, changes):
+    whole, states = trained(changes)
     torch.manual_seed(12345)  # another process has drawn other numbers
-    second = make(catalog, **changes)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    second = make(catalog, **changes, checkpoint_every=1)
+    second.load_state_dict(torch.load(io.BytesIO(states[at]), weights_only=True))
     list(second.train())
     assert same(weights(whole), weights(second))
     for a, b in zip(whole.learner.optimizer.state.values(), second.learner.optimizer.state.values(), strict=True):

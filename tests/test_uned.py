@@ -3,7 +3,9 @@
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pandas as pd
@@ -302,10 +304,10 @@ class TestTraining:
 
 
 def test_the_data_notebook_shows_the_tree_beside_the_official_counts(
-    tree: Path, catalog: Catalog, tmp_path: Path
+    tree: Path, catalog: Catalog, tmp_path: Path, warm_papermill: Callable[..., CompletedProcess]
 ) -> None:
     out = tmp_path / "data.ipynb"
-    done = papermill(PROJECT / "notebooks" / "data.ipynb", out, "-p", "data", str(tree))
+    done = warm_papermill(PROJECT / "notebooks" / "data.ipynb", out, "-p", "data", str(tree))
     assert done.returncode == 0, done.stderr[-3000:]
     shown = outputs(out)
     [table] = [data["text/html"] for data in shown if "<th>verdict</th>" in data.get("text/html", "")]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.catalogs import write_uned_tree
 from tests.test_training import SMALL
-from tests.waiting import wait_until
+from tests.waiting import SECONDS, wait_until
 from udonlib import panelviews, widgets
 from udonlib.controls import Still
 from udonlib.errors import UserError
@@ -399,11 +399,11 @@ def test_what_a_person_moves_while_the_thread_sets_controls_is_written(panel, be
     def set_controls():
         with panel._silently():
             moving.set()
-            moved.wait(10)
+            moved.wait(SECONDS)
 
     thread = threading.Thread(target=set_controls)
     thread.start()
-    moving.wait(10)
+    moving.wait(SECONDS)
     panel.rows[domain].slider.value = 2.0
     moved.set()
     thread.join()

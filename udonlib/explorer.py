@@ -74,6 +74,7 @@ class Explorer:
         self._tables: dict[str, pd.DataFrame] = {}  # what each map draws
         self._work: threading.Thread | None = None
         self._still: Still | None = None
+        self._latest: threading.Thread | None = None  # that was begun, and may be about to lay out
         # What is said at the pointer: title -> column of the points.
         self._titles = {"class": "class", "domain": "domain"}
         self._titles |= {"right": "gap"} if found.has_teachers else {found.params.embedder: "result"}
@@ -238,13 +239,13 @@ class Explorer:
         if not todo:
             self._apply()
         elif self._work is None:  # else what runs in the background lays out what is chosen by its end
-            self._work = threading.Thread(target=self._compute, args=(todo, kind), daemon=True)
+            self._work = self._latest = threading.Thread(target=self._compute, args=(todo, kind), daemon=True)
             self._work.start()
 
     def wait(self) -> None:
-        """Wait until nothing is computed in the background."""
-        while (work := self._work) is not None:
-            work.join(0.1)
+        """Wait until nothing is computed in the background, and what was is laid out."""
+        while self._latest is not None and self._latest.is_alive():
+            self._latest.join()
 
     # --- layouts ---
 

@@ -49,10 +49,10 @@ def test_figures_show_in_the_export_without_a_network(chromium: Browser, tmp_pat
     notebook = tmp_path / "train.ipynb"
     command = ["papermill", str(PROJECT / "notebooks" / "train.ipynb"), str(notebook), "--no-progress-bar", *options]
     hidden = ["unshare", "-m", sys.executable, "-c", HIDE, sys.executable, "-m", *command]
-    done = subprocess.run(hidden, env=os.environ | {"UDON_LIVE": "0"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(hidden, env=os.environ | {"UDON_LIVE": "0"}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     command = [sys.executable, "-m", "nbconvert", "--to", "html", str(notebook)]
-    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    subprocess.run(command, capture_output=True, check=True, timeout=600)
     figures = [data for data in outputs(notebook) if PLOTLY in data]
     assert len(figures) == 5
     assert not [data for data in figures if "text/html" in data]  # which would be shown in the picture's place
