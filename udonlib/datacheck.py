@@ -115,7 +115,8 @@ class DataCheck:
     def verdict(self) -> str:
         """Say in one line whether this data is fit to train on, and why not."""
         broken, warnings = self.of_level("broken"), self.of_level("warning")
-        word = "broken" if broken else "usable, with warnings" if warnings else "sound"
+        sound = "sound" if self.n_files == self.n_images else "sound as far as was looked"
+        word = "broken" if broken else "usable, with warnings" if warnings else sound
         reasons = "; ".join(map(str, (*broken, *warnings))) or "nothing wrong was found"
         return f"{word}. {reasons}; {self.coverage}"
 

@@ -40,8 +40,8 @@ class ImageScan:
     def __init__(self, store: Store, paths: Sequence[str], seconds: float | None, progress: Progress | None) -> None:
         n = len(paths)
         self._store, self._paths, self._progress = store, paths, progress
-        now, seconds = time.perf_counter(), np.inf if seconds is None else seconds
-        self._until = {"files": now + FILES_SHARE * seconds, "pixels": now + seconds}
+        self._seconds = np.inf if seconds is None else seconds
+        self._until: dict[str, float] = {}
         self.problems: dict[int, str] = {}
         self.n_files = self.n_pixels = 0
         self.read, self.decoded, self.whole = (np.zeros(n, bool) for _ in range(3))
@@ -62,7 +62,9 @@ class ImageScan:
         self.n_files = len(self.problems)
 
     def read_files(self, order: Int64[np.ndarray, "_"]) -> None:
-        """Read the ends of these files, in this order, but of those that are missing."""
+        """Read the ends of these files, in this order, but of those that are missing. The time begins here."""
+        now = time.perf_counter()
+        self._until = {"files": now + FILES_SHARE * self._seconds, "pixels": now + self._seconds}
         order = order[[position not in self.problems for position in order.tolist()]]
         for position, found in self._each("files", probe_file, order, self.n_files):
             self.n_files += 1
