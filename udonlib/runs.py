@@ -62,7 +62,10 @@ class Run(RunFolder):
             chosen = pick_precision(self.params.precision if goes_on else "auto", pick_device(params.device))
             params = params.model_copy(update={"precision": chosen})
         if goes_on:
-            differing = _differences(self.params, params, CHANGEABLE)
+            before = self.params
+            if before.precision == "auto":  # written by hand
+                before = before.model_copy(update={"precision": params.precision})
+            differing = _differences(before, params, CHANGEABLE)
             if differing:
                 raise UserError(
                     f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
