@@ -137,3 +137,13 @@ def test_the_weights_that_come_with_udonlib_are_found_from_anywhere(away):
     assert weights_file("udonlib/miniuned/backbone.safetensors").exists()
     (away / "own.safetensors").write_text("")
     assert weights_file("own.safetensors").exists()
+
+
+def test_weights_are_found_in_an_installed_package_that_is_not_imported(away, monkeypatch):
+    (away / "elsewhere" / "some_weights" / "models").mkdir(parents=True)
+    (away / "elsewhere" / "some_weights" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    file = away / "elsewhere" / "some_weights" / "models" / "net.pth"
+    file.write_text("")
+    monkeypatch.syspath_prepend(away / "elsewhere")
+    assert weights_file("some_weights/models/net.pth") == file
+    assert not weights_file("some_weights/models/other.pth").exists()

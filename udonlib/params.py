@@ -40,8 +40,8 @@ NO_TEACHERS = {"w_ce_teacher": 0.0, "w_kl": 0.0, "w_rel": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "udon": {},
     "udon_plus": {"classifier": "joint", "teacher_hidden_dims": (512,), "w_kl": 0.0, "w_rel": 4.0},
-    "us_rr": {"sampler": "round_robin", **NO_TEACHERS},
-    "us_ds": {"sampler": "dataset_size", **NO_TEACHERS},
+    "us_rr": {"classifier": "separate", "sampler": "round_robin", **NO_TEACHERS},
+    "us_ds": {"classifier": "separate", "sampler": "dataset_size", **NO_TEACHERS},
     "uj_rr": {"classifier": "joint", "sampler": "round_robin", **NO_TEACHERS},
     "uj_ds": {"classifier": "joint", "sampler": "dataset_size", **NO_TEACHERS},
     "specialist": {"sampler": "round_robin", **NO_TEACHERS},
@@ -108,7 +108,10 @@ class TrainParams(DataParams):
     weights: str | None = Field(
         None,
         min_length=1,
-        description="file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy), here or in the project",
+        description=(
+            "file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy): here, in the project, or in an "
+            "installed package (PACKAGE/FILE)"
+        ),
     )
     image_size: Side = Field(224, description="side of the image that the backbone sees, pixels")
     start_image_size: Side | None = Field(
