@@ -173,14 +173,16 @@ def test_a_resumed_run_is_not_taken_for_a_fast_one():
     assert after(720, first=700).seconds_left() == pytest.approx(280 * 0.1, abs=1e-6)
 
 
-def test_the_estimate_of_frozen_steps_is_a_lower_bound():
+def test_frozen_steps_are_not_taken_for_a_fast_run():
+    """A forward pass alone is a third of a step."""
     clock = Clock()
     progress = live.Progress(PARAMS.model_copy(update={"frozen_steps": 500}), clock)
-    for record in records(clock):
-        if record["step"] > 400:
-            break
-        progress.update(record)
-    assert progress.line().endswith("at least 1:21 left")
+    progress.update({"kind": "start", "step": 0})
+    for step in (10, 20):
+        clock.now += 10 * 0.1 / 3
+        progress.update(train(step))
+    assert progress.seconds_left() == pytest.approx(480 * 0.1 / 3 + 500 * 0.1)
+    assert progress.line().endswith("1:06 left")
 
 
 def test_lines_come_every_few_seconds_and_at_each_validation(capsys):

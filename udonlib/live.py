@@ -29,7 +29,7 @@ LINE_SECONDS = 5.0  # between two lines at first; later a fiftieth of the time t
 CURVE_POINTS = 200
 MIN_STEPS, MIN_SECONDS = 10, 5.0  # before the remaining time is estimated: either, and more than one record
 SIZELESS = 0.125  # share of a step's cost that does not depend on the images' size: heads, losses, optimizer
-EMBEDDING = 1 / 3  # cost of embedding an image, in those of training on one
+FORWARD = 1 / 3  # cost of a forward pass, as in validation and in frozen steps, in those of training on the images
 
 
 def show(
@@ -110,10 +110,12 @@ class Progress:
         self._n_paces = 0
         self._pauses: deque[float] = deque(maxlen=3)  # seconds of a validation
         self._n_evaluated: dict[str, int] = {"val": 0, "test": 0}
-        self._work_of_small = [0.0]  # of the first 0, 1, 2, ... steps, while images grow
-        for step in range(self.params.growing_steps):
-            share = (self.params.image_size_at(step) / self.params.image_size) ** 2
-            self._work_of_small.append(self._work_of_small[-1] + SIZELESS + (1 - SIZELESS) * share)
+        self._work_of_cheap = [0.0]  # of the first 0, 1, 2, ... steps, while images grow or the backbone is frozen
+        p = self.params
+        n_frozen = p.frozen_steps if p.frozen_backbone == "no_grad" and p.backbone_learning_rate else 0
+        for step in range(min(p.steps, max(p.growing_steps, n_frozen))):
+            size = SIZELESS + (1 - SIZELESS) * (p.image_size_at(step) / p.image_size) ** 2
+            self._work_of_cheap.append(self._work_of_cheap[-1] + (FORWARD if step < n_frozen else 1.0) * size)
 
     def update(self, record: Record) -> None:
         """Take in one record."""
@@ -160,9 +162,9 @@ class Progress:
         self.images_per_s = images_per_s
 
     def _work(self, step: int) -> float:
-        """Cost of all steps before this one, in steps with images of their final size."""
-        small = self._work_of_small
-        return small[step] if step < len(small) else small[-1] + step - len(small) + 1
+        """Cost of all steps before this one, in those of steps that train all with images of their final size."""
+        cheap = self._work_of_cheap
+        return cheap[step] if step < len(cheap) else cheap[-1] + step - len(cheap) + 1
 
     def _take_validation(self, step: int, table: pd.DataFrame, best: bool) -> None:
         rows = table[(table["embedder"] == "student") & (table["index"] == "merged")]
@@ -188,7 +190,7 @@ class Progress:
             return None
         every, total = self.params.eval_every, self.params.steps
         per_step = seconds / work
-        per_image = EMBEDDING * per_step / self.params.batch_size
+        per_image = FORWARD * per_step / self.params.batch_size
         validations = total // every - self.step // every + (1 if total % every and self.step < total else 0)
         n_val, n_test = self._n_evaluated["val"], self._n_evaluated["test"]
         pause = sum(self._pauses) / len(self._pauses) if self._pauses else n_val * per_image
@@ -231,8 +233,7 @@ class Progress:
             return "testing"
         if left is None:
             return "estimating the time"
-        at_least = "at least " if self.step < self.params.frozen_steps else ""  # frozen steps are the fast ones
-        return f"{at_least}{duration(left)} left"
+        return f"{duration(left)} left"
 
 
 def duration(seconds: float) -> str:
