@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from udonlib.evaluation import evaluate
 from udonlib.learner import Learner
 from udonlib.models import create_model
 from udonlib.params import TrainParams
+from udonlib.processors import n_cores
 from udonlib.storage import Store
 
 # domain: training classes, test queries, images of an index of its own (0: the queries are the index)
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fraction", type=float, default=1.0, help="of all counts")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=n_cores())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     if not 0 < arguments.fraction <= 1:

@@ -3,7 +3,8 @@
     python benchmarks/training.py
 
 1. Images/s of training the embedded benchmark's preset with everything a run does (order, cache, augmentation), and of
-   the same step on one batch that is ready: their ratio is what the pipeline costs.
+   the same step on one batch that is ready: their ratio is what the pipeline costs. Beside it GFLOP/s (three forward
+   passes an image), and their share of what a large product of matrices in float32 reaches in the same minute.
 2. Seconds of a step of UDON (student, teacher, distillation) and of one with a 64-d head and one classification loss,
    on the paper's backbone, ViT-B/16 at 224 pixels.
 
@@ -13,7 +14,6 @@ Each pair is measured in turns, so that a drift of the machine's speed cancels; 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,11 +21,14 @@ from collections.abc import Callable
 import torch
 
 from udonlib import presets
+from udonlib.backbones import flops_per_image
 from udonlib.domains import load_catalog
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.learner import Learner
 from udonlib.models import create_model
 from udonlib.params import TrainParams
+from udonlib.processors import multiplies_bfloat16
+from udonlib.threads import use_threads
 from udonlib.training import Trainer
 
 
@@ -35,8 +38,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def pipeline(n_rounds: int, n_steps: int) -> None:
-    params = presets.load("miniuned")
+def peak(n: int = 2048) -> float:
+    """GFLOP/s of a product of two n x n matrices in float32."""
+    a, b = torch.rand(n, n), torch.rand(n, n)
+    _ = a @ b
+    return 2 * n**3 / 1e9 / min(seconds(lambda: a @ b) for _ in range(5))
+
+
+def pipeline(precision: str, n_rounds: int, n_steps: int) -> None:
+    # With images of their final size from the first step on: the costliest ones.
+    params = presets.load("miniuned", precision=precision, start_image_size=None, growing_steps=0)
     catalog = load_catalog(params.data)
 
     def trainer() -> Trainer:
@@ -68,11 +79,15 @@ def pipeline(n_rounds: int, n_steps: int) -> None:
             cached.learner.step(number, batch, parts)
 
     train(), step()
-    pairs = [(seconds(train), seconds(step)) for _ in range(n_rounds)]
+    gflops = 3 * flops_per_image(cached.model.backbone, params.image_size) / 1e9
+    rounds = [(seconds(train), seconds(step), peak()) for _ in range(n_rounds)]
+    pairs = [(a, b) for a, b, _ in rounds]
+    best = statistics.median(c for *_, c in rounds)
     speeds = [n_steps * params.batch_size / statistics.median(times) for times in zip(*pairs, strict=True)]
     ratio = statistics.median(b / a for a, b in pairs)
     print(
-        f"miniuned preset: {speeds[0]:.0f} images/s with the pipeline, {speeds[1]:.0f} on a cached batch: {ratio:.3f}"
+        f"miniuned preset, {precision}: {speeds[0]:.0f} images/s with the pipeline, {speeds[1]:.0f} on a cached batch: "
+        f"{ratio:.3f}. {speeds[0] * gflops:.0f} GFLOP/s of {best:.0f}: {speeds[0] * gflops / best:.0%}"
     )
 
 
@@ -105,6 +120,8 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20, help="steps per round of the pipeline")
     parser.add_argument("--batch-size", type=int, default=16, help="images per step of ViT-B/16")
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    pipeline(arguments.rounds, arguments.steps)
+    use_threads()
+    pipeline("float32", arguments.rounds, arguments.steps)
+    if multiplies_bfloat16(torch.device("cpu")):
+        pipeline("bfloat16", arguments.rounds, arguments.steps)
     heads(arguments.rounds, arguments.batch_size)
