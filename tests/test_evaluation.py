@@ -13,6 +13,7 @@ from tests.catalogs import write_uned_tree
 from udonlib.domains import Catalog, Domain, Split, load_catalog
 from udonlib.evaluation import evaluate, loading, pixels
 from udonlib.evaluationfiles import read_table, save_outcomes, save_table
+from udonlib.files import DiskError
 from udonlib.images import ImageError, ImageReader
 from udonlib.storage import Store
 
@@ -331,7 +332,7 @@ def test_a_table_that_cannot_be_finished_leaves_the_one_before(catalog, tmp_path
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(DiskError, match="no space left"):
         save_table(table.head(1), tmp_path)
     assert (tmp_path / "evaluation.json").read_bytes() == before
 

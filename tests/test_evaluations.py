@@ -1,7 +1,10 @@
 """Any run, checkpoint or descriptors, on any catalog: the same figures, in a folder of their own."""
 
 import json
+import os
 import shutil
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from tests.test_training import SMALL
 from udonlib import evaluations, evaluationviews
 from udonlib.errors import ParameterError, UserError
 from udonlib.evaluations import lost_by_merging, open_evaluation
+from udonlib.files import DiskError, take_lock
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import TrainParams
 from udonlib.runs import open_run
@@ -72,7 +76,7 @@ def test_a_run_on_its_own_data_has_its_own_figures(run, evaluated):
     assert evaluation.path.parent.name == "evaluations"
     assert {path.name for path in evaluation.path.iterdir()} == {
         *("params.yaml", "provenance.json", "summary.json", "outcomes.csv.gz", "neighbours.npz"),
-        *("evaluation.csv", "evaluation.json"),
+        *("evaluation.csv", "evaluation.json", "lock"),
     }
     theirs = {(n.embedder, n.query_domain): n for n in run.neighbours()}
     ours = {(n.embedder, n.query_domain): n for n in evaluation.neighbours()}
@@ -438,3 +442,134 @@ def test_what_is_shown_says_what_was_evaluated(run, evaluated, capsys):
     figure = evaluationviews.merging_chart(evaluation.lost_by_merging())
     assert [bar.name for bar in figure.data] == ["student", "teacher", "student_4"]
     assert list(figure.data[0].x) == ["emoji", "flags", "mean"]
+
+
+def test_a_folder_of_the_wanted_name_keeps_what_is_not_an_evaluations(evaluated, tmp_path):
+    folder = tmp_path / "out" / "evaluations" / "mine"
+    folder.mkdir(parents=True)
+    others = ("notes.txt", "table.tmp", "evaluation.csv.tmp", "new.1.tmp.txt")
+    for name in others:
+        (folder / name).write_text("mine")
+    evaluated(name="mine").measure()
+    evaluated(name="mine", seed=1, overwrite=True).measure()
+    assert {(folder / name).read_text() for name in others} == {"mine"}
+    assert {path.name for path in folder.iterdir()} == {*others, *evaluations.FILES, "lock"} - {"descriptors.npz"}
+
+
+def test_a_file_of_a_name_of_ours_that_is_not_ours_is_replaced_only_if_asked(evaluated, tmp_path):
+    folder = tmp_path / "out" / "evaluations" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"mine/evaluation.csv: is there already, and not of an evaluation: give this"):
+        evaluated(name="mine")
+    assert (folder / "evaluation.csv").read_text() == "mine"
+    evaluated(name="mine", overwrite=True).measure()
+    assert evaluated(name="mine").is_finished
+
+
+def test_the_old_results_stay_until_the_new_ones_are_whole(evaluated, monkeypatch):
+    first = evaluated(name="mine", save_descriptors=True)
+    table = first.measure()
+    before = stamps(first.path)
+
+    def full(path, value):
+        raise DiskError("no room")
+
+    with monkeypatch.context() as context:
+        context.setattr(evaluations, "write_json", full)
+        with pytest.raises(DiskError, match="no room"):
+            evaluated(name="mine", seed=1, overwrite=True).measure()
+    del before[first.path / "lock"]
+    assert {file: stamp for file, stamp in stamps(first.path).items() if file.name != "lock"} == before
+    assert evaluated(name="mine", save_descriptors=True).is_finished
+    assert evaluated(name="mine").table.equals(table)
+    second = evaluated(name="mine", seed=1, overwrite=True)
+    second.measure()
+    assert not (second.path / "descriptors.npz").exists()  # it was another one's
+
+
+def test_a_kill_while_results_take_their_places_leaves_none_that_pass_for_whole(evaluated, monkeypatch):
+    evaluated(name="mine").measure()
+    replace = os.replace
+    for after in range(6):
+        done = []
+
+        def killed(source, target, after=after, done=done):
+            if Path(target).parent.name == "mine":  # those that take their places
+                if len(done) == after:
+                    raise KeyboardInterrupt
+                done.append(target)
+            replace(source, target)
+
+        with monkeypatch.context() as context:
+            context.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                evaluated(name="mine", seed=after + 1, overwrite=True).measure()
+        assert not evaluated(name="mine").is_finished
+        assert not evaluated(name="mine", seed=after + 1).is_finished
+        evaluated(name="mine").measure()
+
+
+def test_two_that_evaluate_at_once_leave_one_whole_result(evaluated):
+    first, second = evaluated(name="mine"), evaluated(name="mine")
+    assert first.measure().equals(second.measure())
+    other, last = evaluated(name="other"), evaluated(name="other", seed=1)
+    other.measure()
+    with pytest.raises(UserError, match="evaluation 'other' exists and is of another model, data or parameters"):
+        last.measure()
+    assert evaluated(name="other").is_finished
+
+
+def test_who_writes_waits_for_the_other_one(evaluated):
+    evaluation = evaluated(name="mine")
+    lock = take_lock(evaluation.path / "lock")
+    threading.Timer(0.3, lock.close).start()
+    evaluation.measure()
+    assert lock.closed
+    assert evaluated(name="mine").is_finished
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[" * 100_000, '{"fingerprint": "x", "of"', "\xff"])
+def test_a_damaged_summary_is_named_with_the_way_out(evaluated, content):
+    evaluation = evaluated(name="mine")
+    evaluation.measure()
+    (evaluation.path / "summary.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"summary.json: not the summary of an evaluation .*name=.*overwrite=true"):
+        evaluated(name="mine")
+    assert not evaluated(name="mine", overwrite=True).is_finished
+
+
+def test_results_that_were_cut_are_not_shown_as_the_whole(evaluated):
+    evaluation = evaluated(name="mine")
+    evaluation.measure()
+    file = evaluation.path / "evaluation.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: len(lines) // 2]))
+    with pytest.raises(UserError, match=r"evaluation.csv: damaged: it holds \d+ rows, evaluation.json \d+; eval"):
+        _ = evaluated(name="mine").table
+    file.unlink()
+    with pytest.raises(UserError, match=r"evaluation.csv: missing; evaluate again \(overwrite=true\)"):
+        evaluated(name="mine").measure()
+
+
+def test_the_latest_run_is_the_one_whose_model_was_kept_last(run, tmp_path):
+    outputs = tmp_path / "results"
+    values = {**SETTINGS, "outputs": str(outputs), "run": "latest"}
+    with pytest.raises(UserError, match=r"'run': found 'latest', but no run in .* has a checkpoint"):
+        open_evaluation(EvaluateParams(**values))
+    for age, name in enumerate(("second", "last", "first")):
+        shutil.copytree(run.path, outputs / "runs" / name)
+        moment = 1_000_000_000 + (0, 50, -50)[age]
+        os.utime(outputs / "runs" / name / "checkpoints" / "best.pt", (moment, moment))
+    (outputs / "runs" / "new").mkdir()
+    assert open_evaluation(EvaluateParams(**values)).source.name == "last"
+
+
+def test_a_model_whose_file_has_changed_is_not_evaluated(run, evaluated, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    file = tmp_path / "copy" / "checkpoints" / "best.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"best\.pt: .*damaged"):
+        evaluated(run=str(tmp_path / "copy")).measure()

@@ -36,6 +36,7 @@ def write_run(
 ) -> Path:
     """The files of a finished run on the tree beside `outputs`; each query finds itself a place among emoji."""
     data = str(outputs.parent / "data")
+    values = {"precision": "float32", **values}  # a run keeps what "auto" chose
     params = TrainParams(data=data, domains=list(domains), run=name, outputs=str(outputs), **values)
     folder = outputs / "runs" / name
     folder.mkdir(parents=True)
@@ -186,6 +187,7 @@ def test_specialists_search_once_and_again_when_one_of_them_changes(outputs, mon
 
     monkeypatch.setattr(gapruns, "evaluate_assembly", search)
     params = GapParams(run="taught", outputs=str(outputs), k=3)
+    before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
     first, again = gapruns.open_gaps(params), gapruns.open_gaps(params)
     assert calls == [["specialist-emoji-s0-0", "specialist-flags-s0-0"]]
     assert set(first.outcomes["embedder"]) == {"student", "teacher", "specialist"}
@@ -194,7 +196,8 @@ def test_specialists_search_once_and_again_when_one_of_them_changes(outputs, mon
     table.write_text(table.read_text().replace("1.0", "0.9"))
     gapruns.open_gaps(params)
     assert len(calls) == 2
-    assert not list(run.path.glob("*.tmp"))
+    assert len(list((outputs / "gaps").iterdir())) == 2
+    assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before  # who looks writes nothing there
 
 
 # Both together

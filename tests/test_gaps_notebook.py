@@ -57,8 +57,8 @@ def test_the_table_compares_student_teacher_and_specialist_as_the_run_measured_t
     assert "specialist-miniuned-s0-" in html
 
 
-def test_what_specialists_find_is_kept_beside_the_run(executed):
-    [file] = (executed / "results" / "runs").glob("udon-*/specialists-*.csv.gz")
+def test_what_specialists_find_is_kept_outside_the_runs(executed):
+    [file] = (executed / "results" / "gaps").glob("specialists-*.csv.gz")
     kept = pd.read_csv(file)
     assert set(kept["embedder"]) == {"specialist"}
     assert set(kept["domain"]) == set(DOMAINS)

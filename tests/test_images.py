@@ -2,7 +2,10 @@
 
 import gc
 import multiprocessing
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import udonlib.images
 from tests.catalogs import write_tree, write_uned_tree, write_uned_zip
 from udonlib import decoding
 from udonlib.domains import Catalog, load_catalog
@@ -243,6 +247,38 @@ class TestWindowLoader:
         with pytest.raises(UserError, match="'n_workers': a process that decodes images has ended .*for memory"):
             list(batches)
         assert signal.getsignal(signal.SIGCHLD) is not None
+
+    def test_images_that_find_no_shared_memory_come_through_the_pipe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(self: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("unable to allocate shared memory(shm)")
+
+        made = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2)
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+        sent, problems = udonlib.images._to_send((made, [None]))
+        assert isinstance(sent, np.ndarray)
+        assert torch.equal(torch.as_tensor(sent), made)
+        assert problems == [None]
+
+    def test_a_plain_script_in_a_container_with_little_shared_memory_reads_its_images(self, tmp_path: Path) -> None:
+        """No `__main__` guard, and less shared memory than a batch has bytes: neither may end or hold up a worker."""
+        data = write_uned_tree(tmp_path / "data")
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import numpy as np\n"
+            "from udonlib.domains import load_catalog\n"
+            "from udonlib.images import ImageReader, WindowLoader\n"
+            "print('the script runs', flush=True)\n"
+            f"reader = ImageReader(load_catalog({str(data)!r}), 224, 'train', cache=False)\n"
+            "plan = [[('emoji', np.arange(8))], [('flags', np.arange(8))]] * 3\n"
+            "print([tuple(images.shape) for images, _ in WindowLoader(reader, 1)(plan)])\n"
+        )
+        command = [sys.executable, str(script)]
+        small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=300k none /dev/shm && exec "$@"', "-"]
+        if shutil.which("unshare") and subprocess.run([*small, "true"], capture_output=True).returncode == 0:
+            command = [*small, *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert done.stdout.splitlines() == ["the script runs", str([(8, 3, 224, 224)] * 6)]
 
     def test_other_splits_can_be_read(self, catalog: Catalog) -> None:
         reader = ImageReader(catalog, SIZE, "eval")

@@ -193,6 +193,8 @@ def test_an_offline_teacher_teaches_with_its_own_embedding_and_classes():
     learner = make(offline_teachers="x")
     learner = Learner(learner.model, learner.params, {"a": teacher})
     terms = learner.terms(learner.model.features(IMAGES), "a", LABELS, images=IMAGES)
+    with pytest.raises(ValueError, match="domain 'a' has an offline teacher, which has to see the images"):
+        learner.terms(learner.model.features(IMAGES), "a", LABELS)
     known = teacher.outputs(teacher.features(IMAGES), "a")
     own = learner.model.outputs(learner.model.features(IMAGES), "a")
     assert terms["kl"].item() == pytest.approx(

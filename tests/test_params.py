@@ -56,7 +56,7 @@ def test_parameters_cannot_be_changed_once_checked():
             "parameter 'recipe': found 'udom' (str), expected one of 'udon', 'udon_plus', 'us_rr', 'us_ds', 'uj_rr', "
             "'uj_ds', 'specialist', 'adapter', 'features'; did you mean 'udon'?",
         ),
-        ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, mps, cuda or cuda:N)"),
+        ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, cuda or cuda:N)"),
         (
             {"max_grad_norm": -1},
             "parameter 'max_grad_norm': found -1 (int), expected a number > 0 and <= 1e+30 or None",

@@ -109,7 +109,8 @@ def test_a_containers_quota_limits_the_cores(monkeypatch, tmp_path, granted, exp
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert processors.pick_device("auto") == CPU
     with pytest.raises(UserError, match=r"parameter 'device': found 'cuda:1', .* valid: auto, cpu"):
         processors.pick_device("cuda:1")
+    with pytest.raises(UserError, match=r"parameter 'device': found 'mps', which has no float64, .* valid: auto, cpu"):
+        processors.pick_device("mps")

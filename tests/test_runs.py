@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -240,6 +244,13 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypat
     assert run.status == "unfinished"
 
 
+@pytest.mark.parametrize("rate", [1e4, 1e12])
+def test_a_run_that_diverges_before_a_validation_names_rate_warm_up_and_clipping(data, tmp_path, rate):
+    changes = {"learning_rate": rate, "backbone_learning_rate": rate, "eval_every": 2, "steps": 6}
+    with pytest.raises(UserError, match=r"step \d+: .*Lower 'learning_rate' .*'warmup_steps', or set 'max_grad_norm'"):
+        finish(open_run(params(data, tmp_path, **changes)))
+
+
 def test_bad_images_are_counted_in_the_summary(tmp_path):
     data = write_uned_tree(tmp_path / "data")
     bad = next((data / "images" / "flags").iterdir())
@@ -285,7 +296,7 @@ def test_a_finished_run_needs_no_check_of_its_data(data, tmp_path, monkeypatch):
 def test_more_time_is_given_to_the_check_of_more_data(data, tmp_path, monkeypatch):
     seconds = []
     monkeypatch.setattr("udonlib.runs.check_quickly", lambda catalog, limit: seconds.append(limit))
-    for steps in (10, 10**6, 10**9):
+    for steps in (10, 10**6, 10**8):
         with pytest.raises(AttributeError):  # no check comes back
             _ = open_run(params(data, tmp_path, steps=steps, batch_size=10)).data_check
     assert seconds == [3.0, 10.0, 60.0]
@@ -388,3 +399,197 @@ def test_curves_that_go_on_forget_what_came_after_the_last_record_that_is_kept(d
         writer.close()
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(records[:n_records])
     assert purged == [5, None]
+
+
+@pytest.fixture(scope="module")
+def unfinished(data, tmp_path_factory):
+    """A run that was stopped after step 8 of 11, with checkpoints of steps 6 and 8 and a validation at 5."""
+    outputs = tmp_path_factory.mktemp("unfinished")
+    run = open_run(params(data, outputs, checkpoint_every=2, run="stopped"))
+    training = run.train()
+    for record in training:
+        if record["kind"] == "checkpoint" and record["step"] == 8:
+            break
+    training.close()
+    return run
+
+
+@pytest.fixture
+def stopped(unfinished, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(unfinished.path, tmp_path / "runs" / "stopped")
+    return open_run(unfinished.params.model_copy(update={"outputs": str(tmp_path)}))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The same run, not stopped."""
+    return finish(open_run(params(data, tmp_path_factory.mktemp("whole"), checkpoint_every=2, run="stopped")))
+
+
+def spoil(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    file.write_bytes(content)
+
+
+def cut_records(file):
+    """Cut the last record that the last checkpoint counts."""
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+DAMAGE = {
+    "a bit": (lambda run: spoil(run.last), "last.pt: damaged"),
+    "cut": (lambda run: run.last.write_bytes(run.last.read_bytes()[:5000]), "last.pt: damaged"),
+    "gone": (lambda run: run.last.unlink(), "last.pt: missing"),
+    "records": (
+        lambda run: cut_records(run.path / "metrics.jsonl"),
+        r"last.pt: it counts \d+ records, metrics.jsonl holds",
+    ),
+}
+
+
+@pytest.mark.parametrize(("harm", "said"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_run_goes_on_from_the_checkpoint_before_to_the_same_bits(stopped, whole, harm, said):
+    harm(stopped)
+    start, *_ = stopped.train()
+    assert re.search(said, start["notices"][0])
+    assert "the run goes on from step 6" in start["notices"]
+    assert start["step"] == stopped.provenance()[-1]["from_step"] == 6
+    assert stopped.provenance()[-1]["damaged"] == start["notices"][:2]
+    assert_same_state(checkpoint(whole), checkpoint(stopped))
+    assert_same_state(whole.load_model_state(), stopped.load_model_state())
+    for kind in ("train", "validation", "allocation"):
+        steps = [[record["step"] for record in run.records(kind)] for run in (whole, stopped)]
+        assert steps[0] == steps[1]
+    assert whole.evaluation().equals(stopped.evaluation())
+
+
+def test_a_torn_end_of_the_records_is_cut_and_no_record_is_glued_to_it(stopped, whole):
+    with (stopped.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "step": 9, "los')
+    start, *_ = stopped.train()
+    assert start["step"] == 8
+    assert "damaged" not in stopped.provenance()[-1]  # nothing is lost: the checkpoint does not count it
+    assert whole.losses().equals(stopped.losses())
+
+
+def test_what_a_checkpoint_counts_is_on_the_disk_before_it(data, tmp_path, monkeypatch):
+    written, fsync = [], os.fsync
+
+    def noted(descriptor):
+        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    training = open_run(params(data, tmp_path)).train()
+    for record in training:
+        if record["kind"] == "checkpoint":
+            break
+    training.close()
+    names = [os.path.basename(path).split(".pt.")[0] for path in written]
+    assert names[names.index("last") - 1] == "metrics.jsonl"
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_without_a_word(stopped):
+    shutil.rmtree(stopped.path / "checkpoints")
+    with pytest.raises(UserError, match=r"last.pt: missing, though the run came to step 8: put back a copy, or begin"):
+        finish(stopped)
+
+
+def test_where_no_checkpoint_is_whole_each_is_named_and_nothing_is_changed(stopped):
+    for name in ("last.pt", "previous.pt"):
+        spoil(stopped.last.with_name(name))
+    before = (stopped.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"last.pt: damaged.*previous.pt: damaged.*Nothing is left to go on from"):
+        finish(stopped)
+    assert (stopped.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_missing_best_model_is_said_before_training_and_chosen_anew(stopped):
+    stopped.best.unlink()
+    start, *_ = finished = list(stopped.train())
+    assert "best.pt: missing" in start["notices"][0]
+    assert finished[-1]["best_step"] in (10, 11)
+
+
+def test_a_best_model_that_was_lost_after_the_last_step_is_found_by_validating(data, tmp_path):
+    run = open_run(params(data, tmp_path))
+    training = run.train()
+    for record in training:
+        if record["kind"] == "checkpoint" and record["step"] == 11:
+            break
+    training.close()
+    for file in run.best.parent.glob("*best.pt"):
+        file.unlink()
+    run.last.with_name("previous.pt").unlink()
+    assert finish(run).summary()["best_step"] == 11
+
+
+def test_a_damaged_best_model_of_a_finished_run_is_named_with_the_way_out(whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "runs" / "damaged")
+    run = load_run("damaged", str(tmp_path))
+    spoil(run.best)
+    with pytest.raises(UserError, match=r"best.pt: damaged.*evaluate.ipynb -p checkpoint .*last.pt"):
+        run.load_model()
+
+
+def test_interventions_that_a_checkpoint_counts_and_the_log_lacks_are_noticed(stopped):
+    state = checkpoint(stopped) | {"n_interventions": 1}
+    torch.save(state, stopped.last)
+    start = next(stopped.train())
+    assert "last.pt: it counts 1 interventions, steering.jsonl holds 0" in start["notices"][0]
+
+
+def test_beginning_anew_touches_nothing_that_is_not_a_runs(stopped):
+    others = ("notes.txt", "table.csv.1.tmp", "checkpoints/mine.pt", "tensorboard/sketch.png", "evaluation.old.csv")
+    for name in others:
+        (stopped.path / name).write_text("mine")
+    anew = open_run(stopped.params.model_copy(update={"overwrite": True, "steps": 1}))
+    finish(anew)
+    assert {(anew.path / name).read_text() for name in others} == {"mine"}
+    assert len(anew.provenance()) == 1
+    assert not anew.last.with_name("previous.pt").exists()
+    assert len(list((anew.path / "tensorboard").glob("events*"))) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own with little room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_gets_full_is_named_with_the_room_needed_and_the_run_keeps_its_checkpoint(data, small_disk):
+    run = open_run(params(data, small_disk, checkpoint_every=2))
+    training = run.train()
+    for record in training:
+        if record["kind"] == "checkpoint" and record["step"] == 4:
+            break
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    with pytest.raises(
+        UserError,
+        match=r"t.pt: cannot be written: No space left on device: it takes .* MB, .* are free",
+    ):
+        for _ in training:
+            pass
+    assert not list(run.path.rglob("*.tmp"))
+    filler.unlink()
+    start = next(open_run(params(data, small_disk, checkpoint_every=2)).train())
+    assert start["step"] == 4
+    assert "damaged" not in run.provenance()[-1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_training(data, tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    with pytest.raises(UserError, match=r"outputs/runs.*lock: cannot be written: Not a directory"):
+        finish(open_run(params(data, tmp_path / "outputs")))

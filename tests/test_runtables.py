@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.runfolders import write_run
-from udonlib import runtables
+from udonlib import runlist, runtables
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention
 from udonlib.runfolder import RunFolder
@@ -92,19 +92,35 @@ def test_a_run_of_recipe_features_counts_as_its_features(tmp_path):
         ("evaluation.csv", "embedder,domain,index,r_at_1\n", "evaluation.csv: damaged: no mean of student"),
         ("evaluation.csv", None, "evaluation.csv: missing"),
         ("steering.jsonl", "{}\n", "steering.jsonl: damaged: "),
+        *((name, "[" * 100_000, f"{name}: damaged: ") for name in ("provenance.json", "summary.json")),
+        ("metrics.jsonl", '{"kind":' * 50_000 + "\n", "metrics.jsonl: damaged: "),
+        ("metrics.jsonl", '{"kind": "train", "step": 1e999, "images_per_s": 1}\n', "metrics.jsonl: damaged: "),
+        ("summary.json", '{"steps": 40, "train_seconds": 1e999}', "summary.json: damaged: train_seconds: found an inf"),
+        ("summary.json", '{"steps": Infinity}', "summary.json: damaged: "),
+        ("summary.json", bytes(range(256)), "summary.json: damaged: "),
+        (
+            "evaluation.csv",
+            "embedder,domain,index,r_at_1,mmp_at_5\nstudent,mean,merged,inf,1\n",
+            "damaged: r_at_1: found",
+        ),
+        *((name, "a folder", f"{name}: ") for name in ("provenance.json", "metrics.jsonl", "summary.json")),
+        *((name, "a folder", f"{name}: ") for name in ("params.yaml", "evaluation.csv", "steering.jsonl")),
     ],
 )
 def test_a_damaged_run_is_a_row_that_says_what_is_wrong(tmp_path, file, content, problem):
     write_run(tmp_path, "whole")
     path = write_run(tmp_path, "damaged") / file
-    if content is None:
+    if path.exists():
         path.unlink()
-    else:
+    if content == "a folder":
+        path.mkdir()
+    elif content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = rows(tmp_path)
     assert problem in found["damaged"].problem
     assert "\n" not in found["damaged"].problem
     assert (found["whole"].problem, found["whole"].state) == ("", "finished")
+    assert "damaged" in runlist.static_table(list(found.values()), tmp_path).html
 
 
 def test_a_folder_that_holds_no_run_is_listed_and_files_are_not(tmp_path):

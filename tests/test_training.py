@@ -215,6 +215,26 @@ def test_a_run_whose_loss_is_not_finite_stops_before_the_next_checkpoint(catalog
     assert trainer.step == 8  # whose record was to be logged
 
 
+@pytest.mark.parametrize("due", [{"eval_every": 7}, {"eval_every": 99, "checkpoint_every": 7}])
+@pytest.mark.parametrize("averaged", [0.0, 0.5])
+def test_weights_that_are_no_numbers_are_neither_validated_nor_kept(catalog, due, averaged):
+    trainer = make(catalog, average_decay=averaged, **due)
+    step, validate, asked = trainer.learner.step, trainer._validate, []
+
+    def broken(number, images, parts):
+        found = step(number, images, parts)  # the losses of this step are of the weights before
+        if number == 6:
+            next(trainer.model.student.parameters()).data.view(-1)[0] = float("nan")
+        return found
+
+    trainer.learner.step = broken
+    trainer._validate = lambda model: asked.append(trainer.step) or validate(model)
+    saved = []
+    with pytest.raises(TrainingError, match=r"step 7: student\S+ is not finite .*warmup_steps.*max_grad"):
+        saved += [record["step"] for record in trainer.train() if record["kind"] == "checkpoint"]
+    assert asked == []
+
+
 def test_only_better_validations_are_best(catalog):
     trainer = make(catalog)
     scores = iter([3.0, 2.0, 5.0])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from udonlib.storage import replacing
+from udonlib.files import DiskError, replacing
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -58,6 +58,6 @@ def kept(
     try:
         with replacing(file) as opened:
             np.savez(opened, fingerprint=np.array([key, *sorted(arrays)]), **arrays)
-    except OSError as error:
-        say(f"{file.name} cannot be kept ({error.strerror}): the next time it is computed again")
+    except DiskError as error:
+        say(f"{file.name} cannot be kept ({error}): the next time it is computed again")
     return arrays

@@ -40,7 +40,7 @@ def _portable(name: str) -> str:
 
 # Short enough for names that are made of it, such as those of logs.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200), AfterValidator(_portable)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,4})?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$")]
 
 
 def long_name(path: str) -> str | None:

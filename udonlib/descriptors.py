@@ -29,7 +29,7 @@ from torch import Tensor
 from udonlib.domains import Catalog, DataError
 from udonlib.embedding import Batch
 from udonlib.errors import nearest
-from udonlib.storage import replacing
+from udonlib.files import replacing
 from udonlib.weightfiles import read_array_header, what_it_is
 
 FORMS = "JSON as UnED's program writes it (descriptors_step_N.pkl), or .npz"

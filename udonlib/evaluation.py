@@ -17,6 +17,7 @@ from torch import Tensor
 
 from udonlib.domains import Catalog
 from udonlib.embedding import Embed, EmbedByDomain, Images, Load, Reading, loading, pixels
+from udonlib.errors import UserError
 from udonlib.intervals import bootstrap_interval
 from udonlib.metrics import count_positives, mmp_at_k, r_at_1, relevance
 from udonlib.search import nearest
@@ -33,6 +34,10 @@ __all__ = [
 Head = Callable[[Float[Tensor, "image feature_dim"]], Float[Tensor, "image dim"]]
 FEATURES = "features of embed"  # its name among the image embedders
 UNIT_TOLERANCE = 0.01  # of an embedding's norm: generous enough for bfloat16
+
+
+class EmbeddingError(UserError):
+    """An embedding without a direction: what made it has left all bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +150,9 @@ def evaluate(
         progress: called with (images done, images in all).
 
     Raises:
-        ValueError: embeddings that are not finite or not of unit norm, with the embedder and the image; heads that miss
-            a domain; a subset that is neither val nor test; a domain of which no query or no index image can be read.
+        EmbeddingError: embeddings that are not finite or not of unit norm, with the embedder and the image.
+        ValueError: heads that miss a domain; a subset that is neither val nor test; a domain of which no query or no
+            index image can be read.
     """
     if subset not in ("val", "test"):
         raise ValueError(f"subset is {subset!r}; valid: 'val', 'test'")
@@ -196,7 +202,8 @@ class _Search:
         if wrong.any():
             row = int(wrong.nonzero()[0])
             image = f"{images.domain.name}, '{images.split.paths[images.kept[row]]}'"
-            raise ValueError(f"embedder '{self.name}': embedding of {image} has norm {float(norms[row]):g}; valid: 1")
+            what = f"embedding of {image} has norm {float(norms[row]):g}; valid: 1"
+            raise EmbeddingError(f"embedder '{self.name}': {what}")
         return embeddings
 
     def add(self, parts: list[Images]) -> None:

@@ -1,7 +1,9 @@
 """An evaluation as files: the table, the outcome of every query, the neighbours in the merged index."""
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from udonlib.domains import Catalog
+from udonlib.errors import UserError
 from udonlib.evaluation import MergedIndex, Neighbours
-from udonlib.storage import replacing
+from udonlib.files import replacing
 
 TEXT = ("embedder", "domain", "index", "path", "row", "metric")  # columns of names, in any table that is written
 
@@ -31,18 +34,37 @@ def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:
 
 
 def load_neighbours(file: Path, catalog: Catalog, subset: Literal["val", "test"]) -> list[Neighbours]:
-    """Read what `save_neighbours` wrote; the catalog has to be the one that was searched."""
+    """Read what `save_neighbours` wrote; the catalog has to be the one that was searched.
+
+    Raises:
+        UserError: "<file>: missing" or "damaged: ...".
+    """
     searched = MergedIndex(catalog.names, tuple(domain.index(subset).paths for domain in catalog.domains))
-    with np.load(file) as opened:
-        arrays: dict[str, np.ndarray] = dict(opened)
     found = []
-    for key in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
-        embedder, domain = key.split("/")
-        paths = tuple(arrays[f"{key}/query_paths"].tolist())
-        position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
-        position = position.astype(np.int64)
-        found.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
+    with _reading(file):
+        with file.open("rb") as stream, np.load(stream) as opened:
+            arrays: dict[str, np.ndarray] = dict(opened)
+        for key in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
+            embedder, domain = key.split("/")
+            paths = tuple(arrays[f"{key}/query_paths"].tolist())
+            position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
+            position = position.astype(np.int64)
+            found.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
     return found
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Name the file where it cannot be read, or is not what was written."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing") from None
+    except Exception as error:  # what is cut or changed raises whatever its readers happen to meet first
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{file}: damaged: {reason:.200}") from None
 
 
 def save_outcomes(outcomes: pd.DataFrame, file: Path) -> None:
@@ -57,11 +79,47 @@ def load_outcomes(file: Path) -> pd.DataFrame:
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Read a CSV of ours as it was written: names stay text, be they digits, "True", "NA" or "null"."""
-    numbers = pd.read_csv(file, nrows=0).columns.difference(TEXT)
-    return pd.read_csv(
-        file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={name: ["", "nan"] for name in numbers}
-    )
+    """Read a CSV of ours as it was written: names stay text, be they digits, "True", "NA" or "null".
+
+    Raises:
+        UserError: "<file>: missing" or "damaged: ...".
+    """
+    with _reading(file):
+        numbers = pd.read_csv(file, nrows=0).columns.difference(TEXT)
+        missing = {name: ["", "nan"] for name in numbers}
+        return pd.read_csv(file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=missing)
+
+
+def load_table(folder: Path) -> pd.DataFrame:
+    """Read the evaluation.csv that `save_table` wrote, and hold it against evaluation.json, which says the same.
+
+    A CSV that was cut at the end of a line looks whole. Results of older versions may lack the other file.
+
+    Raises:
+        UserError: the file that is missing or damaged, and how.
+    """
+    file, twin = folder / "evaluation.csv", folder / "evaluation.json"
+    table = read_table(file)
+    with _reading(file), file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        if opened.read(1) != b"\n":
+            raise UserError(f"{file}: damaged: its end is missing")
+    if not twin.exists():
+        return table
+    with _reading(twin):
+        rows = json.loads(twin.read_bytes())
+        other = pd.DataFrame(rows)[list(table)]
+    if len(table) != len(other):
+        raise UserError(f"{file}: damaged: it holds {len(table)} rows, {twin.name} {len(other)}")
+    for name in table:
+        if name in TEXT:
+            same = table[name].tolist() == other[name].tolist()
+        else:
+            here, there = (pd.to_numeric(each[name], errors="coerce").to_numpy(float) for each in (table, other))
+            same = np.allclose(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+        if not same:
+            raise UserError(f"{file}: damaged: other values of {name} than in {twin.name}")
+    return table
 
 
 def save_table(table: pd.DataFrame, folder: Path) -> None:

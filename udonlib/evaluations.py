@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -42,24 +41,29 @@ from udonlib.evaluation import (
 from udonlib.evaluationfiles import (
     load_neighbours,
     load_outcomes,
-    read_table,
+    load_table,
     save_neighbours,
     save_outcomes,
     save_table,
 )
+from udonlib.files import replacing_together, take_lock, write_json, write_text
 from udonlib.home import results_folder
 from udonlib.images import ImageReader
 from udonlib.intervals import bootstrap_interval
 from udonlib.models import EmbeddingModel
 from udonlib.notebookparams import EvaluateParams
 from udonlib.processors import dtype_of, pick_device
-from udonlib.runfolder import write_json, write_text
 from udonlib.runwriter import provenance
 from udonlib.sources import find_catalog, find_source
 from udonlib.threads import use_threads
 
 Progress = Callable[[str, int, int], None]  # what is done ("embedding", ...), how much of it, of how much
 DESCRIPTORS = "descriptors"  # the embedder's name in tables
+# What an evaluation writes: the parameters say that the others are an evaluation's, the summary whose they are.
+FILES = (
+    *("params.yaml", "provenance.json", "evaluation.csv", "evaluation.json", "outcomes.csv.gz", "neighbours.npz"),
+    *("descriptors.npz", "summary.json"),
+)
 
 
 class SavedEvaluation:
@@ -81,12 +85,8 @@ class SavedEvaluation:
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{self.source.name}-on-{self.catalog.name}-{params.subset}")
         name = f"{stem}-{self.fingerprint[:6]}" if params.name == "auto" else params.name
         self.path = results_folder(params.outputs) / "evaluations" / name
-        if self._summary.get("fingerprint", self.fingerprint) != self.fingerprint and not params.overwrite:
-            raise UserError(
-                f"evaluation {name!r} exists and is of another model, data or parameters: {self._summary['of']}. "
-                "Give this one another name (name=...), or replace that one (overwrite=true)"
-            )
-        self._overwrite = params.overwrite
+        self._made = False
+        self._refuse_others()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,13 +98,41 @@ class SavedEvaluation:
 
     @property
     def _summary(self) -> dict[str, Any]:
+        """What the results there belong to; {} where there are none, and where they are to be made anew."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        if self.params.overwrite and not self._made:
+            return {}
+        try:
+            summary = json.loads(file.read_bytes())
+            _ = str(summary["fingerprint"]), str(summary["of"]), list(summary["skipped_images"])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{file}: not the summary of an evaluation ({error!r:.80}); give another name (name=...), or replace "
+                "it (overwrite=true)"
+            ) from None
+        return dict(summary)
+
+    def _refuse_others(self) -> None:
+        """Refuse to replace what is not this evaluation's, unless it may be."""
+        summary, name = self._summary, self.path.name
+        if summary.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise UserError(
+                f"evaluation {name!r} exists and is of another model, data or parameters: {summary['of']}. "
+                "Give this one another name (name=...), or replace that one (overwrite=true)"
+            )
+        there = [file for file in FILES if (self.path / file).exists()]
+        if there and not (self.path / "params.yaml").exists() and not self.params.overwrite:
+            raise UserError(
+                f"{self.path / there[0]}: is there already, and not of an evaluation: give this one another name "
+                "(name=...), or replace it (overwrite=true)"
+            )
 
     @property
     def is_finished(self) -> bool:
         """Whether the results are there."""
-        return not self._overwrite and self._summary.get("fingerprint") == self.fingerprint
+        return self._summary.get("fingerprint") == self.fingerprint
 
     def measure(self, progress: Progress | None = None) -> pd.DataFrame:
         """Evaluate and write everything, unless it has been; returns the table.
@@ -119,7 +147,7 @@ class SavedEvaluation:
         report = progress or (lambda what, done, total: None)
         if not self.is_finished:
             self._save(self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report))
-            self._overwrite = False
+            self._made = True
         exported = self.path / "descriptors.npz"
         if self.params.save_descriptors and not exported.exists():
             save_descriptors(exported, self._embeddings(report))
@@ -192,24 +220,33 @@ class SavedEvaluation:
                 yield domain.name, name, torch.cat(made)
 
     def _save(self, evaluation: Evaluation) -> None:
+        """Put the results in place as a whole, one process at a time; what was there stays until they are written."""
         p = self.params
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        write_text(self.path / "params.yaml", yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False))
-        save_table(evaluation.with_intervals(p.seed), self.path)
-        save_outcomes(evaluation.outcomes, self.path / "outcomes.csv.gz")
-        save_neighbours(evaluation.neighbours.values(), self.path / "neighbours.npz")
         of = {"kind": self.source.kind, "file": str(self.source.file.absolute()), "sha256": self.source.digest}
         note = provenance(self.catalog, pick_device(p.device)) | {"of": of, "data_root": str(self.catalog.root)}
-        write_json(self.path / "provenance.json", note)
         summary = {"of": f"{self.source.kind} {self.source.name} on {self.catalog.name} ({p.subset})"}
         summary |= {"fingerprint": self.fingerprint, "skipped_images": evaluation.skipped.to_dict("records")}
-        write_json(self.path / "summary.json", summary)
+        with take_lock(self.path / "lock"):
+            self._refuse_others()  # who had the lock may have written something else
+            with replacing_together(self.path, FILES) as folder:
+                write_text(folder / "params.yaml", yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False))
+                save_table(evaluation.with_intervals(p.seed), folder)
+                save_outcomes(evaluation.outcomes, folder / "outcomes.csv.gz")
+                save_neighbours(evaluation.neighbours.values(), folder / "neighbours.npz")
+                write_json(folder / "provenance.json", note)
+                write_json(folder / "summary.json", summary)
 
     @property
     def table(self) -> pd.DataFrame:
-        """The results: `udonlib.evaluation.Evaluation.table` with intervals."""
-        return read_table(self.path / "evaluation.csv")
+        """The results: `udonlib.evaluation.Evaluation.table` with intervals.
+
+        Raises:
+            UserError: their files are missing or damaged.
+        """
+        try:
+            return load_table(self.path)
+        except UserError as error:
+            raise UserError(f"{error}; evaluate again (overwrite=true)") from None
 
     @property
     def n_skipped(self) -> int:

@@ -1,7 +1,8 @@
 """The run whose gaps are looked into: found, checked, and read together with specialists of its domains.
 
 A specialist was trained, and tested, on one domain alone. What specialists find in the merged index of the run is
-searched once, see `udonlib.assembly`, and kept beside the run's own outcomes.
+searched once, see `udonlib.assembly`, and kept in the folder of results, outside all runs: who looks at a run leaves it
+as it is.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from udonlib.domains import Catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation import Neighbours
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
-from udonlib.home import runs_folder
+from udonlib.home import results_folder, runs_folder
 from udonlib.notebookparams import GapParams
 from udonlib.params import WITHOUT_EFFECT
 from udonlib.runfolder import RunFolder, finished_runs
 from udonlib.runs import Run, load_run
 
-KEPT = "specialists-{}.csv.gz"  # beside the run's outcomes
+KEPT = "gaps/specialists-{}.csv.gz"  # in the folder of results
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ def open_gaps(params: GapParams) -> GapRun:
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"])]
     specialists = find_specialists(run, params.specialists, params.outputs)
     if specialists:
-        outcomes = pd.concat([outcomes, specialist_outcomes(run, specialists)], ignore_index=True)
+        outcomes = pd.concat([outcomes, specialist_outcomes(run, specialists, params.outputs)], ignore_index=True)
     # The mean over domains is that of all the run's; of some of them it would be another.
     validated = [*domains, "mean"] if len(domains) == len(run.catalog.names) else domains
     validation = run.validation()
@@ -172,10 +173,10 @@ def _setting(folder: RunFolder) -> str:
     return folder.params.model_dump_json(exclude={*WITHOUT_EFFECT, "domains"})
 
 
-def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.DataFrame:
+def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder], outputs: str = "auto") -> pd.DataFrame:
     """Outcomes of each domain's queries and of the whole index embedded by the domain's specialist.
 
-    Searched once, and kept in the run's folder until a specialist changes.
+    Searched once, and kept in the folder of results until a specialist changes.
 
     Args:
         specialists: one for each domain of the run.
@@ -183,7 +184,7 @@ def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder]) -> pd.Da
     digest = hashlib.sha256(run.catalog.fingerprint.encode())
     for domain, folder in specialists.items():
         digest.update(f"{domain}\0{folder.path.absolute()}\0".encode() + (folder.path / "evaluation.csv").read_bytes())
-    file = run.path / KEPT.format(digest.hexdigest()[:6])
+    file = results_folder(outputs) / KEPT.format(digest.hexdigest()[:16])
     if not file.exists():
         outcomes = evaluate_assembly([load_run(str(folder.path)) for folder in specialists.values()]).outcomes
         save_outcomes(outcomes[outcomes["embedder"] == "specialist"], file)

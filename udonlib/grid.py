@@ -28,11 +28,12 @@ import yaml
 from udonlib import presets
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError, nearest
+from udonlib.files import write_text
 from udonlib.home import SHARE
 from udonlib.notebookparams import GridParams
 from udonlib.params import RECIPES, TrainParams
 from udonlib.processors import n_cores
-from udonlib.runfolder import RunFolder, write_text
+from udonlib.runfolder import RunFolder
 
 ABLATIONS = SHARE / "params" / "ablations"
 TABLE = (  # the rows of README's table

@@ -15,9 +15,9 @@ import pandas as pd
 from udonlib.assembly import evaluate_assembly
 from udonlib.errors import UserError
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
+from udonlib.files import write_text
 from udonlib.grid import Grid, Job
 from udonlib.intervals import paired_difference, row_interval
-from udonlib.runfolder import write_text
 from udonlib.runs import Run
 
 EMBEDDERS = {"features": "features", "specialist": "specialist"}  # whose outcomes count, where not the student's

@@ -5,8 +5,10 @@ A worker's job ends at uint8 pixels. Augmentation and normalisation work on batc
 """
 
 import multiprocessing
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,7 @@ __all__ = [
 
 Slot = tuple[str, Int[np.ndarray, "_"]]  # a domain, and positions in one of its splits
 Decoded = tuple[UInt8[Tensor, "_ 3 _ _"], list[str | None]]  # images, and what is wrong with each
+Sent = tuple[Tensor | np.ndarray, list[str | None]]  # the same, on its way from a worker: see `_to_send`
 
 
 @dataclass(frozen=True)
@@ -237,16 +240,17 @@ class WindowLoader:
         self._tasks.plan = plan
         domains = {domain for step in plan for domain, _ in step}
         if self.n_workers == 0 or all(self.reader.holds(domain, self.split) for domain in domains):
-            results: Iterator[Decoded] = map(self.reader.decoder.__getitem__, self._tasks)
+            results: Iterator[Sent] = map(self.reader.decoder.__getitem__, self._tasks)
         else:
             if self._workers is None:
-                self._workers = start_workers(self.reader.decoder, self._tasks, self.n_workers)
-            results = iter(self._workers)
+                self._workers = start_workers(self.reader.decoder, self._tasks, self.n_workers, _to_send)
+            with main_unseen():
+                results = iter(self._workers)
         for step in plan:
             if mine != self._iteration:
                 raise RuntimeError("a newer iteration of this WindowLoader has begun")
             try:
-                pixels, problems = next(results)
+                sent, problems = next(results)
             except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:  # as its death is noticed
                 if self._workers is None:
                     raise
@@ -256,6 +260,7 @@ class WindowLoader:
                     f"parameter 'n_workers': a process that decodes images has ended ({reason}). It may have been "
                     f"killed for memory: found {self.n_workers}, fewer may do"
                 ) from error
+            pixels = torch.as_tensor(sent)
             images, slots, row = [], [], 0
             for (domain, indices), paths in zip(step, self._tasks.drawn.popleft(), strict=True):
                 part = slice(row, row := row + len(paths))
@@ -267,17 +272,26 @@ class WindowLoader:
             yield images[0] if len(images) == 1 else torch.cat(images), slots
 
 
-def start_workers(dataset: Dataset, tasks: Any, n_workers: int) -> DataLoader:
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def start_workers(dataset: Dataset, tasks: Any, n_workers: int, send: Callable[[Any], Any] = _as_it_is) -> DataLoader:
     """Return a loader that gives `dataset[task]` for each of `tasks` in order, made ahead by worker processes.
+
+    They start when it is first iterated, which is to be done with `main_unseen`.
 
     Args:
         dataset: picklable.
         tasks: iterated in this process whenever the loader is, as workers get free.
+        send: what a worker makes of a result before it goes to this process.
     """
     # A server process that has loaded this module and nothing else forks the workers: they start at once, and no
-    # thread, lock or GPU state of this process comes with them.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # thread, lock or GPU state of this process comes with them. Windows has none, and starts each anew.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
     return DataLoader(
         dataset,
         batch_size=None,  # a task is a whole batch
@@ -285,11 +299,37 @@ def start_workers(dataset: Dataset, tasks: Any, n_workers: int) -> DataLoader:
         num_workers=n_workers,
         persistent_workers=True,
         prefetch_factor=4,
-        collate_fn=_as_it_is,
+        collate_fn=send,
         multiprocessing_context=context,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
     )
 
 
-def _as_it_is(result: Any) -> Any:
-    return result
+def _to_send(result: Decoded) -> Sent:
+    """Put a worker's images into shared memory, or, where that is full, let their bytes go through the pipe.
+
+    Containers often have 64 MB of it. A tensor that finds no room there would be lost on the way without a word, and
+    waited for for ever.
+    """
+    images, problems = result
+    try:
+        return images.share_memory_(), problems
+    except (RuntimeError, OSError):
+        return images.numpy(), problems
+
+
+@contextmanager
+def main_unseen() -> Iterator[None]:
+    """Hide where the main module came from while workers start.
+
+    They need nothing of it, and would import it again: a plain script without a `__main__` guard would run once more in
+    each of them, and end it.
+    """
+    main = vars(sys.modules["__main__"])
+    before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(before)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from udonlib import weightfiles
 from udonlib.backbones import Backbone, timm
 from udonlib.errors import UserError
+from udonlib.files import replacing
 from udonlib.layouts import AUGREG, OPEN_CLIP, OPENAI_CLIP, Layout, Source, take
 from udonlib.statedicts import find, mappings
 from udonlib.statedicts import take as take_state
-from udonlib.storage import replacing
 from udonlib.torchfiles import read_torch
 from udonlib.weightfiles import Arrays
 

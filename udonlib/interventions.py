@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from udonlib.errors import UserError
-from udonlib.storage import replacing
+from udonlib.files import replacing
 
 MAX_MULTIPLIER = 10.0
 Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]

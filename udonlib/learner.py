@@ -74,7 +74,9 @@ class Learner:
         """
         p = self.params
         out = self.model.outputs(features, domain)
-        if images is not None and domain in self.offline_teachers:
+        if domain in self.offline_teachers:
+            if images is None:
+                raise ValueError(f"domain '{domain}' has an offline teacher, which has to see the images: none given")
             specialist = self.offline_teachers[domain]
             with torch.no_grad():
                 known = specialist.outputs(specialist.features(images, self._precision), domain)

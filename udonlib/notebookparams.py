@@ -48,7 +48,7 @@ class EvaluateParams(DataParams):
     data: str = Field(
         "auto", min_length=1, description="'auto': the run's own, or miniuned where there is none; or a folder or zip"
     )
-    run: str | None = Field(None, min_length=1, description="name or path of a run: its best checkpoint")
+    run: str | None = Field(None, min_length=1, description="name or path of a run, or 'latest': its best checkpoint")
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
     descriptors: str | None = Field(
         None, min_length=1, description="vectors of the images: .json, .npz, or UnED's descriptors_step_N.pkl"
@@ -64,7 +64,7 @@ class EvaluateParams(DataParams):
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
     seed: Seed = Field(0, description="seed of the bootstrap and of the gallery's choice")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the backbone; 'auto': the run's, or float32 where there is none"
     )
@@ -115,7 +115,7 @@ class GridParams(DataParams):
         description="folder name under outputs/ablations; 'auto': from the rows and the base",
     )
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     _different = field_validator("rows", "seeds")(different)
 
@@ -198,7 +198,7 @@ class EmbeddingsParams(DataParams):
     umap_distance: float = Field(0.1, ge=0, le=1, description="UMAP: how close points may come; 0: the tightest clumps")
     seed: Seed = Field(0, description="seed of the choice of points and of UMAP")
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: this process itself")
     n_threads: Processes = Field(
         0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"

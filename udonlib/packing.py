@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from udonlib.decoding import decode
 from udonlib.domains import Catalog, Split
 from udonlib.errors import UserError, nearest
-from udonlib.images import start_workers
+from udonlib.images import main_unseen, start_workers
 from udonlib.storage import DataError, Store
 
 CHUNK = 64  # images of one task
@@ -71,7 +71,8 @@ def pack(
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     shrinker = Shrinker(catalog.store, short_side, image_format, quality)
     if n_workers:
-        results: Iterator[Shrunk] = iter(start_workers(shrinker, chunks, n_workers))
+        with main_unseen():
+            results: Iterator[Shrunk] = iter(start_workers(shrinker, chunks, n_workers))
     else:
         results = map(shrinker.__getitem__, chunks)
 

@@ -77,7 +77,7 @@ class TrainParams(DataParams):
     outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
     seed: Seed = Field(0, description="seed of every generator")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description=(

@@ -60,15 +60,16 @@ def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` takes a GPU where there is one.
 
     Raises:
-        UserError: "parameter 'device': ..." for a device that this machine does not have.
+        UserError: "parameter 'device': ..." for a device that is not here, or that cannot do all that we need.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available()}
     kind = name.partition(":")[0]
-    if not available[kind]:
+    if not available.get(kind):
         valid = ", ".join(kind for kind, there in available.items() if there)
-        raise UserError(f"parameter 'device': found {name!r}, which this machine does not have; valid: auto, {valid}")
+        lacks = "which has no float64, and search needs that" if kind == "mps" else "which this machine does not have"
+        raise UserError(f"parameter 'device': found {name!r}, {lacks}; valid: auto, {valid}")
     return torch.device(name)
 
 

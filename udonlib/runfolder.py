@@ -7,7 +7,8 @@
         control.json, steering.jsonl    what a person asks of the run, and what was done: see `udonlib.steering`
         ended.json         why it is not being trained now, unless it was killed
         tensorboard/       the same as curves
-        checkpoints/       last.pt (everything the next step needs), best.pt (the model of the best validation)
+        checkpoints/       last.pt (everything the next step needs), best.pt (the model of the best validation), and
+                           those of the checkpoint before: see `udonlib.runcheckpoints`
         evaluation.csv, evaluation.json, outcomes.csv.gz, neighbours.npz    of the best model on the test queries
         summary.json       figures of the whole run
 
@@ -17,34 +18,23 @@ CPU in float32, as if nothing had happened. Files are replaced whole, never half
 
 from __future__ import annotations
 
-import fcntl
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 
 from udonlib import plainyaml
 from udonlib.errors import ParameterError, UserError
-from udonlib.evaluationfiles import read_table
+from udonlib.evaluationfiles import load_table
+from udonlib.files import is_held, whole_lines
 from udonlib.home import run_path, runs_folder
 from udonlib.interventions import Intervention, interventions
 from udonlib.params import TrainParams
+from udonlib.runcheckpoints import Checkpoint, Checkpoints, load_checkpoint
 from udonlib.steering import read_control
-from udonlib.storage import replacing
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file whole."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a JSON file whole."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 class RunFolder:
@@ -71,8 +61,12 @@ class RunFolder:
         return "unfinished" if (self.path / "params.yaml").exists() else "new"
 
     @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path)
+
+    @property
     def last(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
+        return self.checkpoints.last
 
     @property
     def best(self) -> Path:
@@ -84,7 +78,7 @@ class RunFolder:
         try:
             summary = json.loads(file.read_text())
             int(summary["steps"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: not a run's summary: {error!r}") from None
         return summary
 
@@ -94,9 +88,9 @@ class RunFolder:
         try:
             notes = json.loads(file.read_text())
             fits = [isinstance(note["data_fingerprint"], str) for note in notes]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: not a run's provenance: {error!r}") from None
         if not (fits and all(fits)):
             raise UserError(f"{file}: not a run's provenance: expected a note of each start, with its data_fingerprint")
@@ -105,17 +99,53 @@ class RunFolder:
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Records of one kind in their order; a line that is still being written is left out."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         records = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(whole_lines(file.read_bytes()) if file.exists() else [], 1):
             try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-                if record is not None and record["kind"] == kind:
+                record = json.loads(line)
+                if record["kind"] == kind:
                     int(record["step"])
                     records.append(record)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{file}, line {number}: not a record: {error!r}") from None
         return records
+
+    def n_whole_records(self) -> int:
+        """How many records can be read from the first one on, of any kind."""
+        file = self.path / "metrics.jsonl"
+        lines = whole_lines(file.read_bytes()) if file.exists() else []
+        for number, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+                _ = record["kind"], int(record["step"])
+            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
+                return number
+        return len(lines)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from, that all other files of the run fit; None: the run has not come to one.
+
+        Raises:
+            UserError: there was one, and nothing of it can be used, with the way out.
+        """
+        n_records, done = self.n_whole_records(), self.interventions()
+        n_done = sum(entry.matters for entry in done)
+
+        def problem_of(state: Mapping[str, Any]) -> str | None:
+            if n_records < state["n_records"]:
+                return f"it counts {state['n_records']:,} records, metrics.jsonl holds {n_records:,} that can be read"
+            if n_done < state.get("n_interventions", 0):
+                return f"it counts {state['n_interventions']:,} interventions, steering.jsonl holds {n_done:,}"
+            return None
+
+        found = self.checkpoints.find(problem_of)
+        came_to = last_step(self.path)
+        if found is None and any(record["step"] < came_to for record in self.records("validation")):  # each makes one
+            raise UserError(
+                f"{self.last}: missing, though the run came to step {came_to:,}: put back a copy, or begin anew "
+                "(overwrite=true)"
+            )
+        return found
 
     def losses(self) -> pd.DataFrame:
         """Mean losses since the record before: step, domain, term, value."""
@@ -159,12 +189,20 @@ class RunFolder:
         return table[["step", *(column for column in table if column != "step")]]
 
     def evaluation(self) -> pd.DataFrame:
-        """The table of the final test."""
-        return read_table(self.path / "evaluation.csv")
+        """The table of the final test. Raises: UserError where its files are missing or damaged."""
+        return load_table(self.path)
 
     def load_model_state(self) -> dict[str, Any]:
-        """What best.pt holds: `model` (a state dict), `step`, `r_at_1`."""
-        return torch.load(self.best, map_location="cpu", weights_only=True)
+        """What best.pt holds: `model` (a state dict), `step`, `r_at_1`.
+
+        Raises:
+            UserError: it is missing or damaged, with what can be done.
+        """
+        try:
+            return load_checkpoint(self.best)
+        except UserError as error:
+            other = f"take the last model instead (evaluate.ipynb -p checkpoint {self.last}), " * self.last.exists()
+            raise UserError(f"{error}. Put back a copy, {other}or train the run again (overwrite=true)") from None
 
 
 class RunState(NamedTuple):
@@ -196,13 +234,13 @@ def run_state(folder: RunFolder) -> RunState:
     if status == "finished":
         return RunState("finished", f"finished after {done:,} steps")
     again = "run it again to begin anew"
-    if folder.last.exists():
+    if folder.checkpoints.exist:
         again = f"run it again{' without overwrite' * folder.params.overwrite} to go on from its last checkpoint"
     try:
         ended = json.loads((folder.path / "ended.json").read_text())
         kind = {"stopped": "stopped", "failed": "failed"}[ended["kind"]]
         return RunState(kind, f"{kind} after {where} ({ended['reason']}); {again}")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return RunState("lost", f"ended without a word after {where}: killed, or its machine went down; {again}")
 
 
@@ -215,11 +253,11 @@ def last_step(path: Path) -> int:
         size = records.seek(0, 2)
         for length in (1 << 14, 1 << 18, size):  # a validation's table is a long line
             records.seek(max(0, size - length))
-            lines = [line for line in records.read().splitlines(keepends=True)[length < size :] if line.endswith(b"\n")]
+            lines = whole_lines(records.read())[length < size :]
             if lines:
                 try:
                     return int(json.loads(lines[-1])["step"])
-                except (ValueError, KeyError, TypeError) as error:
+                except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
                     raise UserError(f"{file}: the last record cannot be read: {error!r}") from None
     return 0
 
@@ -234,14 +272,7 @@ def _wants_pause(path: Path) -> bool:
 
 def is_locked(path: Path) -> bool:
     """Whether a process trains the run now."""
-    try:
-        with (path / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return is_held(path / "lock")
 
 
 def run_folder(name: str, outputs: str = "auto") -> RunFolder:

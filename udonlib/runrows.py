@@ -20,7 +20,7 @@ from udonlib.params import TrainParams
 from udonlib.runfolder import RunFolder
 
 # What making sense of a damaged file raises, besides errors of reading it.
-DAMAGED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
+DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
 TAIL = 1 << 23  # bytes of metrics.jsonl that are read: a hundred thousand steps of a run that logs often
 UNREADABLE = "unreadable"
 UNKNOWN = math.nan
@@ -197,7 +197,12 @@ class _Problems:
     def read(self, name: str, how: Callable[[Path], Any], otherwise: Any) -> Any:
         """What `how` makes of a file, or `otherwise` where it cannot."""
         try:
-            return how(self.folder / name)
+            made = how(self.folder / name)
+            if isinstance(made, RunRow):  # no figure of a run is infinite, and nothing that draws expects one
+                infinite = [key for key, value in vars(made).items() if isinstance(value, float) and math.isinf(value)]
+                if infinite:
+                    raise ValueError(f"{', '.join(infinite)}: found an infinite number")
+            return made
         except ParameterError as error:
             text, *more = [line.partition("; valid: ")[0] for line in str(error).splitlines()]
             self.found.append(f"{name}: of another version: {text}" + (f" (and {len(more)} more)" if more else ""))
@@ -207,7 +212,8 @@ class _Problems:
             self.found.append(f"{name}: cannot be read: {error.strerror}")
         except DAMAGED as e:
             text = (str(e).splitlines() or [type(e).__name__])[0]
-            self.found.append(f"{name}: damaged: {text.removeprefix(str(self.folder / name)).lstrip(':, ')}")
+            text = text.removeprefix(str(self.folder / name)).lstrip(":, ").removeprefix("damaged: ")
+            self.found.append(f"{name}: missing" if text == "missing" else f"{name}: damaged: {text}")
         return otherwise
 
 

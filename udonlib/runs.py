@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -21,14 +20,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 from udonlib.datacheck import DataCheck, check_quickly
 from udonlib.domains import Catalog, load_catalog
 from udonlib.embedding import loading
 from udonlib.errors import UserError
-from udonlib.evaluation import Neighbours
+from udonlib.evaluation import EmbeddingError, Neighbours
 from udonlib.evaluationfiles import load_neighbours
+from udonlib.files import write_json
 from udonlib.images import ImageReader, WindowLoader
 from udonlib.memory import check_room
 from udonlib.modelevaluation import evaluate_model, save_evaluation
@@ -36,11 +37,11 @@ from udonlib.models import EmbeddingModel, create_model, model_cost, weights_fil
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
 from udonlib.processors import pick_device, pick_precision, slow_precision
-from udonlib.runfolder import RunFolder, run_folder, write_json
+from udonlib.runfolder import RunFolder, run_folder
 from udonlib.runwriter import RunWriter, provenance
 from udonlib.steering import Commands, Control, read_control
 from udonlib.threads import use_threads
-from udonlib.training import Record, Trainer, merged_r_at_1
+from udonlib.training import Record, Trainer, diverged, merged_r_at_1
 
 SIGN_SECONDS = 2.0  # between two signs of life of a run that trains slowly
 
@@ -151,12 +152,19 @@ class Run(RunFolder):
         reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
         test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
         load = loading(test_reader, p.n_workers)
+
+        def validate(kept: EmbeddingModel) -> pd.DataFrame:
+            try:
+                return evaluate_model(kept, self.catalog, p, "val", load).table
+            except EmbeddingError as error:  # of weights that are finite, but too large to compute with
+                raise diverged(trainer.step, str(error)) from None
+
         trainer = Trainer(
             model,
             self.catalog,
             p,
             WindowLoader(reader, p.n_workers),
-            lambda kept: evaluate_model(kept, self.catalog, p, "val", load).table,
+            validate,
             {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
         )
         # Requests of before are void, those made while this process loads are not.
@@ -166,8 +174,8 @@ class Run(RunFolder):
             statistics = [list(model.backbone.mean), list(model.backbone.std)]  # may come from a file of weights
             began = time.perf_counter()
             if p.overwrite:
-                self._clear()
-            seconds_before = self._resume(trainer, writer, device)
+                writer.clear()
+            seconds_before, problems = self._resume(trainer, writer, device)
             sampler = trainer.sampler
             commands = Commands(
                 self.path,
@@ -197,7 +205,8 @@ class Run(RunFolder):
                 writer.record(start)
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
             doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
-            notices = [n for n in (slow_precision(p.precision, device), doubts, model.backbone.loaded) if n]
+            said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded)
+            notices = [notice for notice in said if notice]
             yield start | {"best": kept[-1:], "notices": notices}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
@@ -262,20 +271,25 @@ class Run(RunFolder):
             raise UserError(f"{name} was trained on other data")
         return other.path
 
-    def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> float:
-        """Load the last checkpoint, if there is one; returns the seconds that were spent until then."""
+    def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> tuple[float, list[str]]:
+        """Load the last checkpoint that is whole, if there is one.
+
+        Returns:
+            The seconds that were spent until then, and what of the run's files was damaged and what that means.
+        """
         note = provenance(self.catalog, device) | {"origins": self._origins()}
         self._check_data()
-        n_records, seconds = 0, 0.0
-        if self.last.exists():
-            state = torch.load(self.last, map_location=device, weights_only=True)
-            trainer.load_state_dict(state)
-            n_records, seconds = state["n_records"], state["seconds"]
-            writer.settle(state)
-        else:
-            writer.settle(None)
+        found = self.checkpoint()
+        n_records, seconds, problems = 0, 0.0, []
+        if found is not None:
+            trainer.load_state_dict(found.state)
+            n_records, seconds, problems = found.state["n_records"], found.state["seconds"], found.problems
+        if problems:
+            problems = [*problems, f"the run goes on from step {trainer.step:,}"]
+            note["damaged"] = problems
+        writer.settle(found)
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
-        return seconds
+        return seconds, problems
 
     def _check_data(self) -> None:
         """Refuse to mix a run with other data than it began with."""
@@ -346,14 +360,6 @@ class Run(RunFolder):
         """Images trained per second: the median over the records, so that pauses do not count."""
         paces = [record["images_per_s"] for record in self.records("train")]
         return round(float(np.median(paces)), 1) if paces else 0.0
-
-    def _clear(self) -> None:
-        """Remove what a former run of this name left, but not the lock that we hold."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != "lock":
-                path.unlink()
 
     def neighbours(self) -> list[Neighbours]:
         """Neighbours of all test queries in the merged index, for the student and each teacher.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import platform
-import shutil
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -23,14 +18,32 @@ import yaml
 from udonlib import __version__
 from udonlib.domains import Catalog
 from udonlib.errors import UserError
+from udonlib.files import (
+    DiskError,
+    HeldError,
+    remove,
+    remove_leftovers,
+    replacing,
+    take_lock,
+    whole_lines,
+    write_json,
+    write_text,
+    writing,
+)
 from udonlib.home import INSTALLED, SHARE
 from udonlib.params import TrainParams
-from udonlib.runfolder import RunFolder, write_json, write_text
+from udonlib.runcheckpoints import NAMES, Checkpoint
+from udonlib.runfolder import RunFolder
 from udonlib.steering import VERSION
-from udonlib.storage import replacing
 from udonlib.training import Record, RunStoppedError
 
 PACKAGES = ("torch", "timm", "numpy", "pandas", "pydantic")
+# What a run writes besides its lock, curves and parameters, in the order in which it goes where a run begins anew: a
+# run without a summary is not taken for a finished one.
+FILES = (
+    *("summary.json", *(f"checkpoints/{name}" for name in NAMES), "metrics.jsonl", "provenance.json", "ended.json"),
+    *("steering.jsonl", "control.json", "evaluation.csv", "evaluation.json", "outcomes.csv.gz", "neighbours.npz"),
+)
 
 
 class RunWriter:
@@ -38,38 +51,46 @@ class RunWriter:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        folder.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder.path / "lock").open("w")
-        for wait in (0.02, 0.1, 0.5, None):  # somebody who asks for the run's state holds the lock for a moment
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if wait is None:
-                    self._lock.close()
-                    found = f"run {folder.path.name!r} is being trained by another process; wait, or stop it"
-                    raise UserError(found) from None
-                time.sleep(wait)
-        for leftover in folder.path.rglob("*.tmp"):  # of a process that was killed while writing
-            if not leftover.name.startswith("control.json"):  # panels write that one
-                leftover.unlink()
+        self._checkpoints = folder.checkpoints
+        try:  # somebody who asks for the run's state holds the lock for a moment
+            self._lock = take_lock(folder.path / "lock", seconds=0.6)
+        except HeldError:
+            found = f"run {folder.path.name!r} is being trained by another process; wait, or stop it"
+            raise UserError(found) from None
+        for name in FILES:
+            if name != "control.json":  # panels write that one
+                remove_leftovers(folder.path, name)
+
+    def clear(self) -> None:
+        """Remove what a former run of this name left, but nothing that is not a run's, and not the lock that we hold.
+
+        Its parameters go last: who is killed on the way leaves an unfinished run, never one that looks new.
+        """
+        remove(self.folder.path, FILES)
+        self._clear_curves()
+        remove(self.folder.path, ["params.yaml"])
+
+    def _clear_curves(self) -> None:
+        curves = self.folder.path / "tensorboard"
+        remove(curves, [path.name for path in curves.glob("events.out.tfevents.*")])
 
     def start(self, params: TrainParams, provenance: Mapping[str, object], n_records: int) -> None:
         """Note the parameters and this start; records beyond the checkpoint's are dropped, to be made again."""
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, needed by training only
 
         path = self.folder.path
-        if n_records == 0 and (path / "tensorboard").exists():
-            shutil.rmtree(path / "tensorboard")
+        if n_records == 0:
+            self._clear_curves()
         write_text(path / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
         write_json(path / "provenance.json", [*self.folder.provenance(), provenance])
         (path / "ended.json").unlink(missing_ok=True)
         records = path / "metrics.jsonl"
-        lines = records.read_bytes().splitlines(keepends=True)[:n_records] if records.exists() else []
+        lines = whole_lines(records.read_bytes())[:n_records] if records.exists() else []
         with replacing(records) as file:
-            file.writelines(lines)
+            file.writelines(line + b"\n" for line in lines)
         self.n_records = len(lines)
-        self._records = records.open("a")
+        with writing(records):
+            self._records = records.open("ab")
         step = json.loads(lines[-1])["step"] if lines else 0
         self._curves = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if lines else None)
 
@@ -78,38 +99,30 @@ class RunWriter:
         table = record.get("table")
         plain = record | {"table": table.to_dict("records")} if isinstance(table, pd.DataFrame) else dict(record)
         plain["time"] = round(time.time(), 3)  # seconds since 1970
-        self._records.write(json.dumps(plain) + "\n")
-        self._records.flush()
+        with writing(self.folder.path / "metrics.jsonl"):
+            self._records.write((json.dumps(plain) + "\n").encode())
+            self._records.flush()
         self.n_records += 1
         step = record["step"]
-        for name, value in _curve_points(record):
-            self._curves.add_scalar(name, value, step)
-        if isinstance(table, pd.DataFrame):
-            self._curves.flush()
+        with writing(self.folder.path / "tensorboard"):
+            for name, value in _curve_points(record):
+                self._curves.add_scalar(name, value, step)
+            if isinstance(table, pd.DataFrame):
+                self._curves.flush()
 
     def save_best(self, state: Mapping[str, object]) -> None:
         """Keep the best model so far aside, until a checkpoint knows of it: a killed run may go on another way."""
-        _save(self._next, state)
+        self._checkpoints.save_best(state)
 
     def save_last(self, state: Mapping[str, object]) -> None:
-        """Replace the checkpoint to go on from, and with it the best model."""
-        _save(self.folder.last, state)
-        if self._next.exists():
-            self._next.replace(self.folder.best)
+        """Replace the checkpoint to go on from, and with it the best model, when all that it counts is on the disk."""
+        with writing(self.folder.path / "metrics.jsonl"):
+            os.fsync(self._records.fileno())
+        self._checkpoints.save_last(state)
 
-    def settle(self, state: Mapping[str, Any] | None) -> None:
-        """Decide about a best model that was kept aside when the run was killed: does the checkpoint know of it?"""
-        if not self._next.exists():
-            return
-        kept = torch.load(self._next, map_location="cpu", weights_only=True)
-        if state is not None and (state["validated"], state["best"]) == (kept["step"], kept["r_at_1"]):
-            self._next.replace(self.folder.best)
-        else:
-            self._next.unlink()
-
-    @property
-    def _next(self) -> Path:
-        return self.folder.best.with_name("next.pt")
+    def settle(self, found: Checkpoint | None) -> None:
+        """Decide what of the checkpoints there are stays: see `udonlib.runcheckpoints`."""
+        self._checkpoints.settle(found)
 
     def note_end(self, error: BaseException) -> None:
         """Say why the run is not being trained any more, for those who look at it later."""
@@ -118,12 +131,16 @@ class RunWriter:
             asked = isinstance(error, RunStoppedError)
             kind, reason = "stopped", "asked for in its control panel" if asked else "interrupted"
         if self.folder.status != "finished":
-            write_json(self.folder.path / "ended.json", {"kind": kind, "reason": reason})
+            with suppress(DiskError):  # what it is noted for is said by the error itself
+                write_json(self.folder.path / "ended.json", {"kind": kind, "reason": reason})
 
     def close(self) -> None:
-        for name in ("_records", "_curves"):
-            if hasattr(self, name):
-                getattr(self, name).close()
+        with suppress(OSError):  # curves that no longer fit on the disk
+            if hasattr(self, "_curves"):
+                self._curves.close()
+        with suppress(OSError):
+            if hasattr(self, "_records"):
+                self._records.close()
         self._lock.close()
 
 
@@ -166,24 +183,3 @@ def provenance(catalog: Catalog, device: torch.device) -> dict[str, object]:
         "data": catalog.name,
         "data_fingerprint": catalog.fingerprint,
     }
-
-
-def _save(path: Path, state: Mapping[str, object]) -> None:
-    with _interrupts_wait(), replacing(path) as file:
-        torch.save(dict(state), file)
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Have an interrupt wait: PyTorch's archive, cut off while it is written, raises an error of its own instead."""
-    if threading.current_thread() is not threading.main_thread():  # no interrupt comes to other threads
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-    if came:
-        signal.raise_signal(signal.SIGINT)

@@ -15,6 +15,7 @@ from udonlib.checkpoints import import_checkpoint
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.heads import ByDomain
+from udonlib.home import runs_folder
 from udonlib.models import EmbeddingModel, create_model
 from udonlib.notebookparams import EvaluateParams
 from udonlib.params import WITHOUT_EFFECT, TrainParams
@@ -128,7 +129,7 @@ def find_source(params: EvaluateParams) -> Source:
         UserError: nothing there, with the nearest name; a run without a checkpoint; a .pt without its params.yaml.
     """
     if params.run is not None:
-        folder = run_folder(params.run, params.outputs)
+        folder = _run(params.run, params.outputs)
         if not folder.best.exists():
             raise UserError(
                 f"run {folder.path.name!r} has no checkpoint yet: it is {folder.status}, and its first validation "
@@ -155,6 +156,17 @@ def find_source(params: EvaluateParams) -> Source:
         f"{path}: no params.yaml beside it or above: put that of its run there, it says how to build the model. "
         f"{OTHERS}"
     )
+
+
+def _run(name: str, outputs: str) -> RunFolder:
+    """A run by its name or path, or "latest": the one whose best model so far was kept last."""
+    if name != "latest":
+        return run_folder(name, outputs)
+    home = runs_folder(outputs)
+    kept = max(home.glob("*/checkpoints/best.pt"), key=lambda file: file.stat().st_mtime_ns, default=None)
+    if kept is None:
+        raise UserError(f"parameter 'run': found 'latest', but no run in {home} has a checkpoint: train one")
+    return RunFolder(kept.parent.parent)
 
 
 def find_catalog(params: EvaluateParams, source: Source) -> Catalog:

@@ -9,7 +9,6 @@ another one, or from a terminal, and whether papermill or a person started it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -21,8 +20,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from udonlib.errors import UserError, nearest
+from udonlib.files import DiskError, replacing, take_lock
 from udonlib.interventions import Intervention, Log, Multiplier, Share, interventions
-from udonlib.storage import replacing
 
 VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
 POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
@@ -58,7 +57,7 @@ def read_control(folder: Path) -> Control:
     file = folder / "control.json"
     try:
         return Control.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Control()
     except (OSError, ValidationError) as error:
         findings = error.errors() if isinstance(error, ValidationError) else []
@@ -267,9 +266,8 @@ def _locked(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         raise UserError(f"there is no run in {folder} to be steered")
     try:
-        file = (folder / "control.lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to, so the run cannot be steered: {error.strerror}") from None
+        file = take_lock(folder / "control.lock")
+    except DiskError as error:
+        raise UserError(f"the run cannot be steered: {error}") from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,7 @@
 """Read the files of a folder or of one packed archive by their relative path: the same calls, the same errors.
 
 A `Store` can be pickled and may be used by many processes at once, forked or spawned: an archive is read with
-positioned reads, which share no file offset, and every process opens the file for itself where it has to. Whatever is
-written, is written whole: `replacing`.
+positioned reads, which share no file offset, and every process opens the file for itself where it has to.
 """
 
 import hashlib
@@ -11,9 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -278,6 +275,10 @@ class _Archive:
         return content
 
     def _bytes(self, offset: int, count: int) -> bytes:
+        if not hasattr(os, "pread"):  # Windows: a place in the file of one's own costs opening it
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(count)
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
         there = max(0, min(count, os.fstat(self._file).st_size - offset))  # memory is taken for what is asked for
@@ -346,18 +347,3 @@ def _zip64(extra: bytes, full: int, packed: int, offset: int) -> tuple[int, int,
             return wide[0], wide[1], wide[2]
         at += 4 + size
     return full, packed, offset
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its place only when it is complete and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

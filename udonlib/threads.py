@@ -98,6 +98,8 @@ _watchers: list[Watcher] = []  # of this process: one, once it computes with sev
 
 def _n_teams(n_threads: int) -> int:
     """Teams after which OpenMP has more threads than cores; 0 where that would take too many."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: there nobody says either how long threads wait
+        return 0
     cores = len(os.sched_getaffinity(0))
     n = math.ceil((cores - n_threads + 1) / (n_threads - 1))
     return n if 0 < n <= MOST_TEAMS else 0

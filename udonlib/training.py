@@ -131,9 +131,9 @@ class Trainer:
             RunStoppedError: somebody asked for it.
         """
         p = self.params
-        if p.steps == 0 and self.best == -math.inf:  # the recipe `features`: nothing to train, but a model to keep
+        if self.done and self.best == -math.inf:  # nothing is left to train, but there is no model to keep yet
             yield self._validation_record()
-            yield {"kind": "checkpoint", "step": 0}
+            yield {"kind": "checkpoint", "step": self.step}
         yield from self._obey(self._asked())
         while not self.done:
             plan = self.plan_window()
@@ -152,6 +152,8 @@ class Trainer:
                 notable = logs or validates or saves or ends
                 if notable:
                     yield self._train_record(clock, since)
+                if saves or validates:
+                    self._check_weights()
                 if validates:
                     yield self._validation_record()
                 if saves or validates:
@@ -162,6 +164,7 @@ class Trainer:
                 if asked is not None:
                     if not notable:
                         yield self._train_record(clock, since)
+                    self._check_weights()
                     yield from self._obey(asked)
                     if not ends:
                         self._order.load_state_dict(self._window_order)
@@ -265,10 +268,7 @@ class Trainer:
                 bad = [term for term, value in values.items() if not math.isfinite(value)]
                 if bad or not math.isfinite(grad_norm.item()):
                     what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
-                    raise TrainingError(
-                        f"step {first + offset}: {what}; the last checkpoint is kept. Lower 'learning_rate' or "
-                        "'backbone_learning_rate', add 'warmup_steps', or set 'max_grad_norm'"
-                    )
+                    raise diverged(first + offset, what)
                 loss = values.get("ce_teacher" if self.params.sampler_loss == "teacher" else "ce_student")
                 self.images_seen[name] += n
                 self.sampler.record(name, n * (values["ce_student"] if loss is None else loss), n)
@@ -284,6 +284,14 @@ class Trainer:
             "images_seen": dict(self.images_seen),
             "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
         }
+
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Refuse to keep or to validate weights that are no numbers: a loss shows them only at the step after."""
+        for model in {id(model): model for model in (self.model, self.kept)}.values():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise diverged(self.step, f"{name} is not finite any more")
 
     def _validation_record(self) -> Record:
         table, self._validated = self._validate(self.kept), self.step
@@ -325,6 +333,14 @@ class Trainer:
         self._allocated, self._validated = state.get("allocated", -1), state.get("validated", -1)
         self.n_interventions = state.get("n_interventions", 0)
         self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
+
+
+def diverged(step: int, what: str) -> TrainingError:
+    """The error of a run whose numbers have left all bounds."""
+    return TrainingError(
+        f"step {step}: {what}; the last checkpoint is kept. Lower 'learning_rate' or 'backbone_learning_rate', add "
+        "'warmup_steps', or set 'max_grad_norm'"
+    )
 
 
 def merged_r_at_1(table: pd.DataFrame) -> float:

@@ -1,0 +1,194 @@
+"""Files replaced whole, full disks, locks, and what is not ours."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from udonlib import files
+from udonlib.files import DiskError, HeldError, is_held, remove, remove_leftovers, replacing, take_lock, whole_lines
+
+PACKAGE = Path(__file__).parent.parent / "udonlib"
+
+
+@contextmanager
+def room_for(n_bytes):
+    """Let no file grow beyond this: the system then refuses to write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_keeps_its_old_content_if_writing_fails(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_there_before_may_be_kept_aside(tmp_path):
+    path, aside = tmp_path / "file", tmp_path / "before"
+    for text in ("first", "second", "third"):
+        with replacing(path, aside=aside) as file:
+            file.write(text.encode())
+    assert (path.read_text(), aside.read_text()) == ("third", "second")
+
+
+@pytest.mark.parametrize("n_bytes", [100, 300_000])
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, n_bytes):
+    path = tmp_path / "file"
+    path.write_text("old")
+    content = bytes(2 * n_bytes)
+    with (
+        room_for(n_bytes),
+        pytest.raises(DiskError, match=r"file: cannot be written: .* it takes 5 MB, .* are free there; make room"),
+        replacing(path, 5_000_000) as file,
+    ):
+        file.write(content)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pytorch_does_not_hide_that_the_disk_is_full(tmp_path):
+    path = tmp_path / "model.pt"
+    with room_for(100_000), pytest.raises(DiskError, match=r"model.pt: cannot be written: File too large"):
+        with replacing(path) as file:
+            torch.save({"weights": torch.zeros(100_000)}, file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_whoever_writes_are_not_taken_for_the_disks(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+        (tmp_path / "other").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EROFS, "get the right to write"), (errno.EACCES, "outputs="), (errno.ENOSPC, "are free; make room")],
+)
+def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path, monkeypatch, number, hint):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DiskError, match=f"below.file: cannot be written: {os.strerror(number)}.*{hint}"):
+        with replacing(tmp_path / "below" / "file"):
+            pass
+
+
+def test_a_name_that_is_too_long_is_said_with_its_length(tmp_path):
+    with pytest.raises(DiskError, match=r"nnnnnnnnnnnnnnnnnnnn\.\.\. has 300 bytes, most systems allow 255"):
+        with replacing(tmp_path / ("n" * 300) / "file"):
+            pass
+
+
+def test_only_named_files_are_removed_and_what_is_left_of_their_writing(tmp_path):
+    ours = ("a.csv", "a.csv.12.tmp", "below/b.pt", "below/b.pt.3.tmp")
+    others = ("notes.txt", "notes.12.tmp", "a.csv.old.tmp", "a.csv.tmp", "xa.csv.1.tmp", "below/c.pt")
+    (tmp_path / "below").mkdir()
+    for name in (*ours, *others):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "a.csv")
+    assert not (tmp_path / "a.csv.12.tmp").exists()
+    remove(tmp_path, ["a.csv", "below/b.pt", "gone"])
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(others)
+
+
+def test_a_line_that_was_cut_off_is_no_line():
+    assert whole_lines(b"one\ntwo\nthr") == [b"one", b"two"]
+    assert whole_lines(b"one\n") == [b"one"]
+    assert whole_lines(b"") == []
+
+
+def test_a_lock_is_held_by_one_and_free_when_it_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    assert not path.exists()  # who looks writes nothing
+    with take_lock(path):
+        assert is_held(path)
+        with pytest.raises(HeldError, match="held by another process"):
+            take_lock(path, seconds=0)
+    assert not is_held(path)
+    take_lock(path, seconds=0).close()
+
+
+def test_a_killed_process_leaves_its_lock_free(tmp_path):
+    path = tmp_path / "lock"
+    code = "import sys; from pathlib import Path; from udonlib.files import take_lock\n"
+    code += "lock = take_lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert is_held(path)
+        process.kill()
+        process.wait()
+        assert not is_held(path)
+
+
+def test_a_system_without_shared_locks_sees_who_holds_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    with take_lock(path):
+        assert is_held(path)
+    assert not is_held(path)
+
+
+def test_those_who_look_do_not_see_each_other(tmp_path):
+    path = tmp_path / "lock"
+    path.touch()
+    code = "import sys; from pathlib import Path; from udonlib.files import is_held\n"
+    code += "print(sum(is_held(Path(sys.argv[1])) for _ in range(2000)))"
+    command = [sys.executable, "-c", code, str(path)]
+    watchers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [watcher.communicate()[0] for watcher in watchers] == [b"0\n", b"0\n"]
+
+
+# What one system has and another has not: modules (None), and names of modules that all have.
+ONLY_SOME = {
+    **dict.fromkeys(("fcntl", "msvcrt", "resource", "pwd", "grp", "termios", "winreg")),
+    "os": {"sched_getaffinity", "fork", "geteuid", "getuid", "killpg", "mkfifo", "statvfs", "pread", "O_DIRECTORY"},
+    "signal": {"SIGKILL", "SIGUSR1", "SIGUSR2", "SIGALRM", "setitimer", "alarm", "pthread_sigmask"},
+    "time": {"tzset", "clock_gettime"},
+}
+
+
+def _line(node):
+    return getattr(node, "lineno", 0)
+
+
+def test_nothing_that_only_some_systems_have_is_used_unguarded():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source = path.read_text()
+        tree = ast.parse(source)
+        guarded = {line for node in ast.walk(tree) if isinstance(node, ast.Try) for line in map(_line, node.body)}
+        for node in ast.walk(tree):
+            if _line(node) in guarded and isinstance(node, ast.Import):
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found += [f"{path.name}:{node.lineno}: {name}" for name in names if ONLY_SOME.get(name, ()) is None]
+            if isinstance(node, ast.ImportFrom) and node.module in ONLY_SOME:
+                taken = {alias.name for alias in node.names} & (ONLY_SOME[node.module] or set())
+                found += [f"{path.name}:{node.lineno}: {name}" for name in taken]
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                guard = f'hasattr({node.value.id}, "{node.attr}")'
+                if node.attr in (ONLY_SOME.get(node.value.id) or ()) and guard not in source:
+                    found.append(f"{path.name}:{node.lineno}: {node.value.id}.{node.attr}")
+    assert not found

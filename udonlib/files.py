@@ -1,0 +1,254 @@
+"""Files of ours on a disk that may be full or read-only, beside other processes that write there.
+
+Whatever is written, is written whole: `replacing`. A lock belongs to the process that holds it, and is free as soon as
+that process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import lock_descriptor
+
+from udonlib.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+POLL_SECONDS = 0.02  # between two attempts at a lock that another process holds
+LOOKS, LOOK_SECONDS = 3, 0.001  # where two who look see each other: how often, and how long apart
+
+
+class DiskError(UserError):
+    """A file or folder that cannot be written: which, why, and how much room there is."""
+
+
+class HeldError(UserError):
+    """A lock that another process holds."""
+
+
+def disk_error(path: Path, error: OSError, n_bytes: int = 0) -> DiskError:
+    """Say what could not be written, why, and what to do.
+
+    Args:
+        n_bytes: size of what was to be written, where that is known.
+    """
+    text = f"{path}: cannot be written: {error.strerror or error}"
+    if error.errno in FULL:
+        with suppress(OSError):
+            n_bytes = max(n_bytes, path.stat().st_size)
+        there = next((folder for folder in path.parents if folder.is_dir()), Path())
+        free = shutil.disk_usage(there).free
+        text += f": it takes {_size(n_bytes)}, {_size(free)} are free there" if n_bytes else f": {_size(free)} are free"
+        text += "; make room, or choose another folder of results (outputs=...)"
+    elif error.errno == errno.ENAMETOOLONG:
+        longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
+        text += f": {longest[:20]}... has {len(os.fsencode(longest))} bytes, most systems allow 255"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        text += "; get the right to write there, or choose another folder of results (outputs=...)"
+    return DiskError(text)
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"
+
+
+@contextmanager
+def writing(path: Path, n_bytes: int = 0) -> Iterator[None]:
+    """Name the file or folder where the system refuses what is done to it. Raises: DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error, n_bytes) from error
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written: PyTorch's archives do not hand that on."""
+
+    problem: OSError | None = None
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            self.problem = error
+            raise
+
+
+@contextmanager
+def replacing(path: Path, n_bytes: int = 0, aside: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file that takes its place only when it is complete and on the disk.
+
+    Args:
+        n_bytes: about how much will be written, where that is known: said where the disk is full.
+        aside: where to keep what was there before; None: nowhere.
+
+    Raises:
+        DiskError: "<file>: cannot be written: ..."; what was there before is still there then.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with writing(path, n_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = _File(temporary, "w")
+    file = io.BufferedWriter(raw, 1 << 16)
+    try:
+        try:
+            yield file
+        except BaseException:
+            if raw.problem is None:
+                raise
+            n_bytes = max(n_bytes, raw.tell())
+            with suppress(OSError):  # first, so that the room it has taken counts as free
+                temporary.unlink()
+            raise disk_error(path, raw.problem, n_bytes) from raw.problem
+        with writing(path, n_bytes):
+            file.flush()
+            os.fsync(raw.fileno())
+            file.close()
+            if aside is not None and path.exists():
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            _settle(path.parent)
+    finally:
+        with suppress(OSError):  # what did not fit is still in the buffer, and tries again
+            file.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Have the names in a folder on the disk, too, where the system can."""
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file whole."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a JSON file whole."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove those of our files in a folder that exist, in this order, and what a process left that wrote them.
+
+    Whatever else lies there stays: it is not ours.
+    """
+    for name in names:
+        remove_leftovers(folder, name)
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Remove what processes left that were killed while they wrote a file of ours."""
+    for path in folder.glob(f"{name}.*.tmp"):
+        if re.fullmatch(r"\.\d+\.tmp", path.name.removeprefix(Path(name).name)):
+            with writing(path):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Give a folder to write these files into; when all are written, they take their places in `folder`.
+
+    What was there before stays until then, and goes as a whole: of a file that was not written anew, too. Whatever else
+    lies there is not touched.
+
+    Args:
+        names: of our files; the last is the one without which the others do not count, so that no process that is
+            killed on the way leaves old and new ones that pass for one whole.
+    """
+    *others, seal = names
+    for left in folder.glob("new.*.tmp"):  # of a process that was killed
+        remove(left, names)
+        with suppress(OSError):
+            left.rmdir()
+    fresh = folder / f"new.{os.getpid()}.tmp"
+    try:
+        with writing(fresh):
+            fresh.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        with writing(folder):
+            (folder / seal).unlink(missing_ok=True)
+            for name in (*others, seal):
+                if (fresh / name).exists():
+                    os.replace(fresh / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            _settle(folder)
+    finally:
+        with suppress(OSError, DiskError):
+            remove(fresh, names)
+            fresh.rmdir()
+
+
+def whole_lines(data: bytes) -> list[bytes]:
+    """The lines that were written to their end; one that is still being written, or that was cut off, is left out."""
+    return data.split(b"\n")[:-1]
+
+
+def take_lock(path: Path, seconds: float = math.inf) -> BinaryIO:
+    """Hold a lock until the returned file is closed or this process ends.
+
+    Raises:
+        HeldError: another one holds it all these seconds.
+        DiskError: the file cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    until = time.monotonic() + seconds
+    try:
+        while not lock_descriptor(file.fileno(), blocking=False):
+            if time.monotonic() >= until:
+                raise HeldError(f"{path}: held by another process")
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds this lock now. Looks only: nothing is written, and a missing file is no lock."""
+    try:
+        with path.open("rb") as file:
+            if fcntl is not None:  # shared by all who look, which `filelock` cannot say
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+            for _ in range(LOOKS):
+                if lock_descriptor(file.fileno(), blocking=False):
+                    return False
+                time.sleep(LOOK_SECONDS)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,194 @@
+"""The checkpoints of a run: two to go on from, and the best model of each.
+
+    checkpoints/last.pt             everything that the next step needs
+    checkpoints/previous.pt         the same of the checkpoint before, for when the last one is damaged
+    checkpoints/best.pt             the model of the best validation until the last checkpoint
+    checkpoints/previous_best.pt    that until the checkpoint before, where it is another one
+    checkpoints/next.pt             a best model that no checkpoint knows of yet
+
+Each is replaced whole, and checked byte by byte when it is read: PyTorch reads on where one has changed.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from udonlib.errors import UserError
+from udonlib.files import replacing, writing
+
+NAMES = ("last.pt", "previous.pt", "best.pt", "previous_best.pt", "next.pt")
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """What a checkpoint of ours holds, on the CPU.
+
+    Its checksums are compared first (a second for 1 GB; loading it takes several).
+
+    Raises:
+        UserError: "<file>: missing", or what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{file}: damaged: its part {damaged!r} is not what was written")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing") from None
+    except UserError:
+        raise
+    except Exception as error:  # bytes that changed raise whatever the readers of archives happen to meet first
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{file}: damaged, or not a checkpoint of a run ({reason:.120})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise UserError(f"{file}: damaged, or not a checkpoint of a run (it holds no model)")
+    return state
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint to go on from, which best model belongs to it, and what could not be used, in sentences."""
+
+    state: dict[str, Any]
+    file: Path
+    best: Path | None
+    problems: list[str]
+
+
+class Checkpoints:
+    """The checkpoints in the folder of a run."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / "checkpoints"
+        self.last, self._previous, self._best, self._previous_best, self._next = (self._folder / n for n in NAMES)
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is anything to go on from, in whatever state."""
+        return self.last.exists() or self._previous.exists()
+
+    def save_best(self, state: Mapping[str, object]) -> None:
+        """Keep the best model so far aside, until a checkpoint knows of it: a killed run may go on another way."""
+        _save(self._next, state)
+
+    def save_last(self, state: Mapping[str, object]) -> None:
+        """Replace the checkpoint to go on from, and with it the best model; those until now are the previous ones."""
+        _save(self.last, state, aside=self._previous)
+        if self._next.exists():
+            self._promote()
+        else:  # both checkpoints have the same best model
+            self._previous_best.unlink(missing_ok=True)
+
+    def find(self, problem_of: Callable[[Mapping[str, Any]], str | None]) -> Checkpoint | None:
+        """The last checkpoint that is whole, and whose best model is; else the one before; None: there are none.
+
+        Where neither has its best model any more, the run goes on without: the best of the validations to come is it.
+
+        Args:
+            problem_of: says why a state does not fit the run's other files, if so.
+
+        Raises:
+            UserError: none of those that exist can be used, with what is wrong with each.
+        """
+        problems: list[str] = []
+        without: Checkpoint | None = None
+        for file in (self.last, self._previous) if self.exist else ():
+            try:
+                state = load_checkpoint(file)
+                missing = {"step", "best", "n_records", "optimizer"} - state.keys()
+                problem = f"it lacks {', '.join(sorted(missing))}" if missing else problem_of(state)
+                if problem is not None:
+                    raise UserError(f"{file}: {problem}")
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            try:
+                return Checkpoint(state, file, self._best_of(state), problems)
+            except UserError as error:
+                problems.append(str(error))
+                without = without or Checkpoint(state, file, None, problems)
+        if without is not None:
+            step = without.state["step"]
+            problems.append(f"the best model until step {step:,} is lost: those to come choose another one")
+            without.state.update(best=-math.inf, n_worse=0)
+            return without
+        if problems:
+            raise UserError(
+                f"{'; '.join(problems)}. Nothing is left to go on from: put back a copy, or begin anew (overwrite=true)"
+            )
+        return None
+
+    def settle(self, found: Checkpoint | None) -> None:
+        """Make a found checkpoint the last one, with its best model; drop what belongs to none."""
+        if found is None or found.file == self.last:
+            if found is not None and found.best == self._next:
+                self._promote()
+            self._next.unlink(missing_ok=True)
+            return
+        if found.best is not None:  # before the checkpoint: who is killed here finds the same again
+            _move(found.best, self._best)
+            self._next.unlink(missing_ok=True)
+            self._previous_best.unlink(missing_ok=True)
+        _move(found.file, self.last)
+
+    def _best_of(self, state: Mapping[str, Any]) -> Path | None:
+        """The best model that a checkpoint knows of: each is better than those before it, so its score names it."""
+        if state["best"] == -math.inf:
+            return None
+        problem = f"{self._best}: of another checkpoint"
+        for file in (self._best, self._next, self._previous_best):
+            try:
+                kept = load_checkpoint(file)
+                if kept.get("r_at_1") == state["best"] and kept.get("step", math.inf) <= state["step"]:
+                    return file
+            except UserError as error:
+                problem = str(error) if file == self._best else problem
+        raise UserError(problem)
+
+    def _promote(self) -> None:
+        if self._best.exists():
+            _move(self._best, self._previous_best)
+        _move(self._next, self._best)
+
+
+def _move(file: Path, to: Path) -> None:
+    if file != to:
+        with writing(to):
+            file.replace(to)
+
+
+def _save(path: Path, state: Mapping[str, object], aside: Path | None = None) -> None:
+    with _interrupts_wait(), replacing(path, _size(state), aside) as file:
+        torch.save(dict(state), file)
+
+
+def _size(value: object) -> int:
+    """Bytes of the tensors in a state: about what its file takes."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_size, parts))
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Have an interrupt wait: PyTorch's archive, cut off while it is written, raises an error of its own instead."""
+    if threading.current_thread() is not threading.main_thread():  # no interrupt comes to other threads
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
