@@ -132,7 +132,8 @@ def test_damaged_outcomes_are_a_note(tmp_path):
     (first.b.path / "outcomes.csv.gz").write_bytes(b"no gzip")
     found = open_pair(first.a, first.b)
     assert found.outcomes.empty
-    assert "B, other, has no test outcomes to compare: damaged: " in found.notes[0]
+    assert "B, other, has no test outcomes to compare: " in found.notes[0]
+    assert "outcomes.csv.gz: damaged: " in found.notes[0]
 
 
 def test_curves_are_means_over_domains(tmp_path):

@@ -23,7 +23,7 @@ from tests.catalogs import write_uned_tree
 from tests.test_runs import assert_same_state, checkpoint, finish
 from tests.test_training import SMALL, make, same, weights
 from tests.waiting import Clock, wait_until
-from udonlib import presets, runs, runwriter, steering, training
+from udonlib import files, presets, runs, steering, training
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention
@@ -788,7 +788,7 @@ def test_asking_for_the_state_while_a_run_starts_does_not_make_it_fail(data, tmp
             if number == nap:
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
-        clock = Clock(monkeypatch, runwriter)
+        clock = Clock(monkeypatch, files)
         clock.while_asleep = release
         RunWriter(run).close()
     assert len(clock.naps) == nap

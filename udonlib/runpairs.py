@@ -66,7 +66,9 @@ def open_pair(a: RunFolder, b: RunFolder, domains: Literal["all"] | Sequence[str
         try:
             found[letter] = _outcomes(run)
         except (UserError, OSError, ValueError, KeyError) as error:
-            reason = f"{run.state().text}" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
+            reason = str(error) if isinstance(error, UserError) else f"damaged: {error}"
+            if not (run.path / "outcomes.csv.gz").exists():
+                reason = run.state().text
             notes.append(f"{letter}, {run.path.name}, has no test outcomes to compare: {reason}.")
     empty = pd.DataFrame(columns=["side", "domain", "path", "r_at_1"])
     if len(found) < 2:

@@ -53,7 +53,7 @@ class RunWriter:
         self.folder = folder
         self._checkpoints = folder.checkpoints
         try:  # somebody who asks for the run's state holds the lock for a moment
-            self._lock = take_lock(folder.path / "lock", seconds=0.6)
+            self._lock = take_lock(folder.path / "lock", seconds=2.0)
         except HeldError:
             found = f"run {folder.path.name!r} is being trained by another process; wait, or stop it"
             raise UserError(found) from None
