@@ -143,6 +143,8 @@ def test_the_plan_names_data_model_and_length_of_a_run(catalog):
     assert "30 of 8 images: 10.0 times each on average" in text
     check = check_quickly(catalog)
     assert f"data check       {check.verdict}" in repr(sheets.plan_table(params, catalog, check=check))
+    weights = TrainParams(pretrained=False, weights="a_package/models/net.pth")
+    assert "from net.pth" in repr(sheets.plan_table(weights, catalog))
     assert "no teachers" in repr(sheets.plan_table(TrainParams(recipe="us_rr", sampler_loss="student"), catalog))
     assert "2 domains in a batch" in repr(sheets.plan_table(TrainParams(domains_per_batch=8), catalog))
     assert "warning" not in text

@@ -170,7 +170,7 @@ def plan_table(
         check: of the data, where there was one.
     """
     p, n_images = params, sum(len(domain.splits["train"]) for domain in catalog.domains)
-    start = "pretrained" if p.pretrained else "from scratch"
+    start = "pretrained" if p.pretrained else f"from {Path(p.weights).name}" if p.weights else "from scratch"
     frozen = f", its first {p.frozen_steps:,} steps frozen" if p.frozen_steps else ""
     teachers = f"; a teacher head of {p.teacher_dim} for each domain" if p.has_teachers else "; no teachers"
     n_mixed = min(p.domains_per_batch, len(catalog.domains))
