@@ -9,10 +9,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import hypothesis
 import jaxtyping
 
-import tests.shapes
+import tests.helpers.shapes
 
 # Before udonlib is imported: every annotated shape and type is checked at each call.
-jaxtyping.install_import_hook("udonlib", f"{tests.shapes.__name__}.checked")
+jaxtyping.install_import_hook("udonlib", f"{tests.helpers.shapes.__name__}.checked")
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def warm_papermill():
     """`papermill` for what need not have a kernel of its own."""
-    from tests.kernels import Kernel
+    from tests.helpers.kernels import Kernel
 
     with Kernel() as kernel:
         yield kernel.papermill

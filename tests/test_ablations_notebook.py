@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from tests import PROJECT
-from tests.grids import finish, small_grid
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill, text
+from tests.helpers.grids import finish, small_grid
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill, text
 
 NOTEBOOK = PROJECT / "notebooks" / "ablations.ipynb"
 BROKEN = "preset: miniuned\nbackbone: resnet17\n"  # the name is looked up when the run begins

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
 from udonlib.assembly import evaluate_assembly
 from udonlib.backbones import create_backbone
 from udonlib.errors import UserError

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tests.catalogs import picture, uned_files, write_image_folder, write_tree, write_uned_tree
+from tests.helpers.catalogs import picture, uned_files, write_image_folder, write_tree, write_uned_tree
 from udonlib.catalogimages import CatalogImages, single_images, without_positives
 from udonlib.domains import load_catalog
 

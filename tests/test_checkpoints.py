@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_weightfiles import entry
+from tests.helpers.weightfiles import entry
 from udonlib.checkpoints import UNED_ORDER, import_checkpoint
 from udonlib.errors import UserError
 from udonlib.importers import load_backbone_weights, save_backbone_weights

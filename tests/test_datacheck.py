@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.catalogs import SIZES, picture, uned_files, write_image_folder, write_tree, write_uned_tree, write_uned_zip
+from tests.helpers.catalogs import (
+    SIZES,
+    picture,
+    uned_files,
+    write_image_folder,
+    write_tree,
+    write_uned_tree,
+    write_uned_zip,
+)
 from udonlib import datacheck, imageprobe
 from udonlib.datacheck import DataCheck, Finding, check_catalog, check_quickly
 from udonlib.domains import load_catalog

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.catalogs import write_image_folder, write_tree, write_uned_tree
+from tests.helpers.catalogs import write_image_folder, write_tree, write_uned_tree
 from udonlib import datacheckviews, sheets
 from udonlib.datacheck import check_catalog
 from udonlib.domains import load_catalog

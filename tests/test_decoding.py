@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.catalogs import picture
-from tests.waiting import SECONDS
+from tests.helpers.catalogs import picture
+from tests.helpers.waiting import SECONDS
 from udonlib import decoding
 from udonlib.decoding import (
     FORMATS,

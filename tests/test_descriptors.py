@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
 from udonlib import descriptors
 from udonlib.descriptors import read_descriptors, save_descriptors
 from udonlib.domains import DataError, load_catalog

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.catalogs import picture, uned_files, with_entries, write_image_folder, write_tree, write_uned_tree, write_zip
+from tests.helpers.catalogs import (
+    picture,
+    uned_files,
+    with_entries,
+    write_image_folder,
+    write_tree,
+    write_uned_tree,
+    write_zip,
+)
 from udonlib.domains import DataError, check_images, load_catalog
 from udonlib.errors import UserError
 

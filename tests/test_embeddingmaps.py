@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
-from tests.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, quick_umap, train
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, quick_umap, train
 from udonlib import embeddingmaps, runs
 from udonlib.embeddingmaps import NO_QUERY
 from udonlib.errors import UserError

@@ -9,8 +9,8 @@ import nbformat
 import pytest
 
 from tests import PROJECT
-from tests.embeddings import N_QUERIES, train
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill, text
+from tests.helpers.embeddings import N_QUERIES, train
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill, text
 
 NOTEBOOK = PROJECT / "notebooks" / "embeddings.ipynb"
 N_POINTS = N_QUERIES + 27

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.embeddings import N_INDEX, N_QUERIES, open_small, quick_umap, train
+from tests.helpers.embeddings import N_INDEX, N_QUERIES, open_small, quick_umap, train
 from udonlib import embeddingmaps, embeddingsheets, embeddingviews
 from udonlib.errors import UserError
 from udonlib.neighbourhoods import confusions, hubness, hubs

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from tests import PROJECT
-from tests.catalogs import write_image_folder, write_uned_tree
-from tests.test_evaluations import figures, stamps
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill, text
-from tests.test_training import SMALL
-from tests.uned_tree import write_uned_tree as write_official_tree
+from tests.helpers.catalogs import write_image_folder, write_uned_tree
+from tests.helpers.evaluations import figures, stamps
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill, text
+from tests.helpers.training import SMALL
+from tests.helpers.uned_tree import write_uned_tree as write_official_tree
 from udonlib.params import TrainParams
 from udonlib.runs import open_run
 

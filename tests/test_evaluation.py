@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
 from udonlib.domains import Catalog, Domain, Split, load_catalog
 from udonlib.evaluation import evaluate, loading, pixels
 from udonlib.evaluationfiles import read_table, save_outcomes, save_table

@@ -14,8 +14,9 @@ import yaml
 from safetensors.torch import save_file
 
 from tests import PROJECT
-from tests.catalogs import picture, write_image_folder, write_tree, write_uned_tree
-from tests.test_training import SMALL
+from tests.helpers.catalogs import picture, write_image_folder, write_tree, write_uned_tree
+from tests.helpers.evaluations import figures, stamps
+from tests.helpers.training import SMALL
 from udonlib import evaluations, evaluationviews
 from udonlib.errors import ParameterError, UserError
 from udonlib.evaluations import lost_by_merging, open_evaluation
@@ -53,16 +54,6 @@ def evaluated(run, tmp_path):
         return open_evaluation(EvaluateParams(**SETTINGS | source | {"outputs": str(tmp_path / "out")} | values))
 
     return evaluated
-
-
-def stamps(path):
-    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
-
-
-def figures(table, *embedders):
-    """The measured columns of some embedders, without the intervals, which depend on how many there are."""
-    rows = table[table["embedder"].isin(embedders)]
-    return rows[["embedder", "domain", "index", "n_queries", "n_index", "r_at_1", "mmp_at_5"]].reset_index(drop=True)
 
 
 def test_a_run_on_its_own_data_has_its_own_figures(run, evaluated):

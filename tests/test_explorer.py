@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from tests.embeddings import N_QUERIES, open_small, quick_umap, train
-from tests.waiting import SECONDS
+from tests.helpers.embeddings import N_QUERIES, open_small, quick_umap, train
+from tests.helpers.waiting import SECONDS
 from udonlib import embeddingmaps, explorer
 from udonlib.neighbourhoods import purity
 from udonlib.style import domain_colours

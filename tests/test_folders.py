@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogs import picture, write_image_folder, write_tree, write_uned_zip, write_zip
+from tests.helpers.catalogs import picture, write_image_folder, write_tree, write_uned_zip, write_zip
 from udonlib.domains import Catalog, DataError, check_images, load_catalog
 
 IMAGE = picture(0)

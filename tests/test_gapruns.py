@@ -1,66 +1,25 @@
 """Which run, which specialists: found among the files of finished runs, or refused in one message."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.gaps import DOMAINS, write_run
 from udonlib import gapruns
 from udonlib.errors import UserError
 from udonlib.evaluation import Evaluation
 from udonlib.notebookparams import GapParams
 from udonlib.params import TrainParams
 
-DOMAINS = ("emoji", "flags")
-
 
 @pytest.fixture
 def outputs(tmp_path) -> Path:
     write_uned_tree(tmp_path / "data")
     return tmp_path / "results"
-
-
-def write_run(
-    outputs: Path,
-    name: str,
-    domains: Sequence[str] = DOMAINS,
-    embedders: Sequence[str] = ("student", "teacher"),
-    age: int = 0,
-    **values: object,
-) -> Path:
-    """The files of a finished run on the tree beside `outputs`; each query finds itself a place among emoji."""
-    data = str(outputs.parent / "data")
-    values = {"precision": "float32", **values}  # a run keeps what "auto" chose
-    params = TrainParams(data=data, domains=list(domains), run=name, outputs=str(outputs), **values)
-    folder = outputs / "runs" / name
-    folder.mkdir(parents=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
-    tables, arrays = [], {}
-    for embedder in embedders:
-        for domain in domains:
-            # The test classes of the tree are 5, 6 and 7, of 3, 2 and 2 images.
-            paths = [f"{domain}/{label:04d}_{i:03d}.png" for label, n in ((5, 3), (6, 2), (7, 2)) for i in range(n)]
-            table = pd.DataFrame({"path": paths, "n_positives": 1, "r_at_1": 1.0, "mmp_at_5": 0.5})
-            table = table.assign(embedder=embedder, domain=domain)
-            tables += [table.assign(index="merged"), table.assign(index="separate")]
-            arrays[f"{embedder}/{domain}/query_paths"] = np.array(paths)
-            arrays[f"{embedder}/{domain}/position"] = np.tile(np.arange(3, dtype=np.int32), (len(paths), 1))
-            arrays[f"{embedder}/{domain}/similarity"] = np.ones((len(paths), 3), np.float32)
-            arrays[f"{embedder}/{domain}/hit"] = np.ones((len(paths), 3), bool)
-    outcomes = pd.concat(tables)
-    outcomes.to_csv(folder / "outcomes.csv.gz", index=False)
-    means = outcomes.groupby(["embedder", "domain", "index"], sort=False)["r_at_1"].mean().reset_index()
-    means.assign(n_index=14).to_csv(folder / "evaluation.csv", index=False)
-    np.savez(folder / "neighbours.npz", **arrays)
-    (folder / "summary.json").write_text("{}")
-    os.utime(folder / "summary.json", (1_000_000 - age, 1_000_000 - age))
-    return folder
 
 
 def write_specialists(outputs: Path, seed: int = 0, domains: Sequence[str] = DOMAINS, age: int = 0) -> None:

@@ -3,13 +3,13 @@
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.gaps import outcomes
 from udonlib import gaps
 from udonlib.domains import Catalog, Domain, Split, load_catalog
 from udonlib.errors import UserError
@@ -18,19 +18,6 @@ from udonlib.storage import Store
 
 N_INDEX = {"emoji": 4, "flags": 3, "earth": 5}
 MERGED = MergedIndex(tuple(N_INDEX), tuple(tuple(f"{d}/{i}" for i in range(n)) for d, n in N_INDEX.items()))
-
-
-def outcomes(right: dict[str, dict[str, list[int]]], counts: dict[str, list[int]] | None = None) -> pd.DataFrame:
-    """Outcomes in the merged index from embedder -> domain -> right or not; elsewhere all are wrong."""
-    tables = []
-    for embedder, domains in right.items():
-        for domain, values in domains.items():
-            n_positives = (counts or {}).get(domain, [3] * len(values))
-            paths = [f"{domain}/q{i}" for i in range(len(values))]
-            table = pd.DataFrame({"path": paths, "n_positives": n_positives, "r_at_1": np.array(values, float)})
-            table = table.assign(embedder=embedder, domain=domain, mmp_at_5=table["r_at_1"] / 2)
-            tables += [table.assign(index="merged"), table.assign(index="separate", r_at_1=0.0)]
-    return pd.concat(tables, ignore_index=True)
 
 
 def neighbours(position: np.ndarray, embedder: str, domain: str, n_right: int = 2) -> Neighbours:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests import PROJECT
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill
 from udonlib import presets, runs
 
 NOTEBOOK = PROJECT / "notebooks" / "gaps.ipynb"

@@ -7,10 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from tests.catalogs import write_uned_tree
-from tests.test_gapruns import write_run
-from tests.test_gaps import outcomes
-from tests.test_sheets import near, neighbours, pixels
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.gaps import outcomes, write_run
+from tests.helpers.sheets import near, neighbours, pixels
 from udonlib import gapruns, gaps, gapviews, sheets
 from udonlib.domains import Catalog, load_catalog
 from udonlib.notebookparams import GapParams

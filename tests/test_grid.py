@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from tests import PROJECT
-from tests.grids import finish, small_grid, write_base
-from tests.test_training import SMALL
-from tests.waiting import wait_until
+from tests.helpers.grids import finish, small_grid, write_base
+from tests.helpers.training import SMALL
+from tests.helpers.waiting import wait_until
 from udonlib import presets
 from udonlib.errors import ParameterError, UserError
 from udonlib.grid import ABLATIONS, TABLE, open_grid

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.grids import finish, small_grid
+from tests.helpers.grids import finish, small_grid
 from udonlib.errors import UserError
 from udonlib.evaluationfiles import load_outcomes, save_outcomes
 from udonlib.gridtables import collect, export, label, markdown

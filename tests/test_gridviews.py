@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.grids import small_grid
+from tests.helpers.grids import small_grid
 from udonlib import gridviews, style
 from udonlib.grid import Progress, State
 from udonlib.gridtables import COSTS, INTERVAL, GridTables

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.catalogs import picture, write_zip
+from tests.helpers.catalogs import picture, write_zip
 from udonlib.decoding import ImageError
 from udonlib.imageprobe import END, probe_file, probe_pixels
 from udonlib.storage import DataError, Store

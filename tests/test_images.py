@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import udonlib.images
-from tests.catalogs import write_tree, write_uned_tree, write_uned_zip
+from tests.helpers.catalogs import write_tree, write_uned_tree, write_uned_zip
 from udonlib import decoding
 from udonlib.domains import Catalog, load_catalog
 from udonlib.errors import UserError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.catalogs import picture, write_tree
+from tests.helpers.catalogs import picture, write_tree
 from udonlib import imagescan
 from udonlib.imageprobe import FileFacts, probe_file
 from udonlib.imagescan import ImageScan

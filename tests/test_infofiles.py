@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.catalogs import uned_files, with_entries, write_tree, write_uned_tree, write_zip
+from tests.helpers.catalogs import uned_files, with_entries, write_tree, write_uned_tree, write_zip
 from udonlib import infofiles
 from udonlib.domains import DataError, load_catalog
 

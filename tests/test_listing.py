@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogs import picture, write_tree, write_zip
+from tests.helpers.catalogs import picture, write_tree, write_zip
 from udonlib.errors import UserError
 from udonlib.listing import LeftOut, Listing
 from udonlib.storage import Store

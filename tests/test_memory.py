@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.test_training import SMALL
+from tests.helpers.training import SMALL
 from udonlib import presets
 from udonlib.errors import ParameterError
 from udonlib.memory import check_room, free_memory, list_needs, saved_bytes, widest_bytes

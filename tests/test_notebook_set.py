@@ -15,8 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.notebookfiles import NOTEBOOKS, copy_with, parameter_names, sources
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs
+from tests.helpers.notebookfiles import MAX_BYTES, NOTEBOOKS, PLOTLY, copy_with, outputs, parameter_names, sources
 from udonlib import pictures, runs
 from udonlib.grid import open_grid
 from udonlib.notebookparams import GridParams

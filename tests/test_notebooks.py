@@ -1,6 +1,5 @@
 """The notebooks, run as a user runs them: by papermill, on the smoke preset, and exported."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,28 +9,8 @@ import nbformat
 import pytest
 
 from tests import PROJECT
-from tests.catalogs import write_image_folder
-
-PLOTLY = "application/vnd.plotly.v1+json"
-SMOKE = ["-f", str(PROJECT / "params" / "smoke.yaml"), "-p", "domains", "flags, earth", "-p", "domains_per_batch", "2"]
-MAX_BYTES = 3_000_000
-
-
-def papermill(notebook: Path, out: Path, *options: str, cwd: Path = PROJECT, **environment: str):
-    environment = {**os.environ, "UDON_LIVE": "0", **environment}
-    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *options]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def outputs(path: Path) -> list[dict]:
-    """Everything that the cells of a notebook show, by type."""
-    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    found = [output for cell in cells for output in cell.outputs]
-    return [output.get("data", {"stream": output.get("text", "")}) for output in found]
-
-
-def text(path: Path) -> str:
-    return "".join("".join(data.get("stream", "")) for data in outputs(path))
+from tests.helpers.catalogs import write_image_folder
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SMOKE, outputs, papermill, text
 
 
 @pytest.fixture(scope="module")

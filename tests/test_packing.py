@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.catalogs import write_image_folder, write_tree, write_uned_tree, write_uned_zip
+from tests.helpers.catalogs import write_image_folder, write_tree, write_uned_tree, write_uned_zip
 from udonlib.decoding import decode
 from udonlib.domains import Catalog, DataError, check_images, load_catalog
 from udonlib.errors import UserError

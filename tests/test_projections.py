@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.embeddings import clouds
 from udonlib import projections
 from udonlib.projections import Umap, framed, pca, side_by_side
-
-
-def clouds(n: int = 60, dim: int = 8, seed: int = 0) -> np.ndarray:
-    """Unit vectors around two directions."""
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(scale=0.2, size=(n, dim))
-    vectors[:, 0] += np.where(np.arange(n) < n // 2, 1, -1)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def test_pca_keeps_distances_in_the_plane_of_largest_variance():
@@ -108,7 +101,7 @@ def test_a_umap_of_another_version_is_not_taken_for_this_one_s(monkeypatch):
 def test_umap_is_the_same_in_another_process(tmp_path):
     here = projections.umap(clouds(), Umap(8), tmp_path / "here")
     code = (
-        "import sys, pathlib; from tests.test_projections import clouds; from udonlib.projections import Umap, umap;"
+        "import sys, pathlib; from tests.helpers.embeddings import clouds; from udonlib.projections import Umap, umap;"
         "umap(clouds(), Umap(8), pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, timeout=600)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
 from udonlib.domains import load_catalog
 from udonlib.models import create_model
 from udonlib.params import TrainParams

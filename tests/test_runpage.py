@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
 
-from tests.runfolders import write_results, write_run
-from tests.waiting import wait_until
+from tests.helpers.runfolders import write_results, write_run
+from tests.helpers.waiting import wait_until
 from udonlib import controls, runpage
 from udonlib.errors import UserError
 from udonlib.notebookparams import RunsParams

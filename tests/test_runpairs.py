@@ -7,16 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.catalogs import write_uned_tree
-from tests.runfolders import write_run
-from tests.test_gapruns import write_run as write_searched_run
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.gaps import A, B
+from tests.helpers.gaps import write_run as write_searched_run
+from tests.helpers.runfolders import write_run
 from udonlib import runpairs
 from udonlib.errors import UserError
 from udonlib.runfolder import RunFolder
 from udonlib.runpairs import Pair, open_pair
-
-A = {"emoji": [1, 1, 0, 0, 1, 0], "flags": [1, 0, 0, 0]}
-B = {"emoji": [1, 0, 1, 1, 1, 1], "flags": [1, 0, 1, 0]}
 
 
 def pair(tmp_path, a=A, b=B, domains="all", **changes) -> Pair:

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch.utils import tensorboard
 
-from tests.catalogs import write_image_folder, write_uned_tree
-from tests.test_training import SMALL
+from tests.helpers.catalogs import write_image_folder, write_uned_tree
+from tests.helpers.runs import assert_same_state, checkpoint, finish
+from tests.helpers.training import SMALL
 from udonlib import processors
 from udonlib.errors import UserError
 from udonlib.learner import Learner
@@ -37,34 +38,6 @@ def data(tmp_path_factory):
 
 def params(root, outputs, **changes):
     return TrainParams(**SMALL | {"data": str(root), "outputs": str(outputs), "n_threads": 1} | changes)
-
-
-def finish(run):
-    for _ in run.train():
-        pass
-    return run
-
-
-def checkpoint(run):
-    return torch.load(run.last, weights_only=True)
-
-
-def flat(state, prefix=""):
-    """Every tensor and number of a checkpoint by its path."""
-    if isinstance(state, dict | list):
-        items = state.items() if isinstance(state, dict) else enumerate(state)
-        return {key: value for k, v in items for key, value in flat(v, f"{prefix}/{k}").items()}
-    return {prefix: state}
-
-
-def assert_same_state(first, second):
-    first, second = flat(first), flat(second)
-    assert set(first) == set(second)
-    for key, value in first.items():
-        if key.endswith("/seconds"):
-            continue
-        same = torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
-        assert same, key
 
 
 def test_a_run_leaves_everything_that_its_readers_need(data, tmp_path):

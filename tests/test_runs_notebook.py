@@ -10,10 +10,10 @@ import nbformat
 import pytest
 
 from tests import PROJECT
-from tests.catalogs import write_uned_tree
-from tests.runfolders import write_run
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
-from tests.test_training import SMALL
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill
+from tests.helpers.runfolders import write_run
+from tests.helpers.training import SMALL
 from udonlib import runs
 from udonlib.params import TrainParams
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.runfolders import write_run
+from tests.helpers.runfolders import write_run
 from udonlib import runlist, runtables
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from tests.catalogs import write_uned_tree
-from tests.runfolders import write_run
-from tests.test_gapruns import write_run as write_searched_run
-from tests.test_runpairs import A, B
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.gaps import A, B
+from tests.helpers.gaps import write_run as write_searched_run
+from tests.helpers.runfolders import write_run
 from udonlib import runpairs, runviews
 from udonlib.runfolder import RunFolder
 from udonlib.runpairs import Pair, open_pair

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from tests import PROJECT
-from tests.test_notebooks import MAX_BYTES, PLOTLY, outputs, papermill
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill
 from udonlib import presets, runs
 
 NOTEBOOK = PROJECT / "notebooks" / "sampler.ipynb"

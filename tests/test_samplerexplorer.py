@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import yaml
 
-from tests.test_samplerruns import opened, write_sampled_run
+from tests.helpers.sampler import opened, write_sampled_run
 from udonlib import samplerexplorer, simulation
 from udonlib.samplerexplorer import Explorer
 from udonlib.simulation import outcome, simulate

@@ -1,82 +1,18 @@
 """The sampler's notebook finds runs, fits their losses, and says in one line what is wrong."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.sampler import CURVES, DOMAINS, opened, steer, write_sampled_run
 from udonlib import samplerruns
 from udonlib.errors import UserError
-from udonlib.interventions import Intervention
-from udonlib.learningcurves import LearningCurve
-from udonlib.notebookparams import SamplerParams
-from udonlib.params import TrainParams
-from udonlib.simulation import Setting, deviation, simulate
+from udonlib.simulation import Setting, deviation
 
-DOMAINS = ("emoji", "flags", "logos")
 SIZES = dict.fromkeys(DOMAINS, 12)  # of the tree's train split
-CURVES = {
-    "emoji": LearningCurve(6.0, 0.5, 9000.0),
-    "flags": LearningCurve(4.0, 0.1, 100.0, 2.0),
-    "logos": LearningCurve(5.0, 0.2, 600.0, 0.5),
-}
-
-
-def write_sampled_run(
-    outputs: Path,
-    name: str,
-    strategy: str = "dynamic",
-    domains: tuple[str, ...] = DOMAINS,
-    age: int = 0,
-    finished: bool = True,
-    terms: tuple[str, ...] = ("ce_teacher",),
-    **values: object,
-) -> Path:
-    """The files of a run whose losses are those of CURVES; other terms of the loss are 100 more."""
-    values = {"steps": 300, "batch_size": 24, "domains_per_batch": 3, "update_every": 30, **values}
-    if not (outputs.parent / "data").exists():
-        write_uned_tree(outputs.parent / "data", domains=DOMAINS)
-    data = str(outputs.parent / "data")
-    params = TrainParams(
-        data=data, domains=list(domains), run=name, outputs=str(outputs), sampler=strategy, eval_every=300, **values
-    )
-    setting = Setting(
-        dict.fromkeys(domains, 12),
-        steps=params.steps,
-        batch_size=params.batch_size,
-        domains_per_batch=params.domains_per_batch,
-        update_every=params.update_every,
-        smoothing=params.sampler_smoothing,
-        seed=params.seed,
-    )
-    found = simulate(CURVES, setting, strategy)
-    records = []
-    for w, step in enumerate(found.starts.tolist()):
-        before, after = found.seen[w], found.seen[w + 1]
-        seen = dict(zip(found.names, before.tolist(), strict=True))
-        weights = dict(zip(found.names, found.shares[w].tolist(), strict=True))
-        records.append({"kind": "allocation", "step": step, "weights": weights, "images_seen": seen})
-        losses = {}
-        for d, domain in enumerate(found.names):
-            if after[d] > before[d]:
-                mean = CURVES[domain].mean(float(before[d]), float(after[d]))
-                losses[domain] = dict.fromkeys(terms, mean) | {"total": mean + 100}
-                losses[domain].setdefault("ce_student", mean + 100)
-        seen = dict(zip(found.names, after.tolist(), strict=True))
-        step = min(step + params.update_every, params.steps)
-        records.append({"kind": "train", "step": step, "losses": losses, "images_seen": seen, "images_per_s": 1.0})
-    folder = outputs / "runs" / name
-    folder.mkdir(parents=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    if finished:
-        (folder / "summary.json").write_text(json.dumps({"steps": params.steps}))
-        os.utime(folder / "summary.json", (1_000_000 - age, 1_000_000 - age))
-    return folder
 
 
 @pytest.fixture
@@ -88,10 +24,6 @@ def outputs(tmp_path) -> Path:
     write_sampled_run(outputs, "turns", "round_robin", age=10)
     write_sampled_run(outputs, "half", finished=False)
     return outputs
-
-
-def opened(outputs: Path, **values: object) -> samplerruns.Explored:
-    return samplerruns.open_sampler(SamplerParams(outputs=str(outputs), **values))
 
 
 def test_the_latest_dynamic_run_is_fitted_and_held_against_itself_with_its_seeds_beside_it(outputs):
@@ -183,20 +115,6 @@ def test_runs_of_the_same_name_are_two_and_a_run_named_twice_is_one(outputs):
     other = write_sampled_run(outputs.parent / "others", "udon-s0", "round_robin")
     chosen = opened(outputs, runs=f"udon-s0,{outputs}/../results/runs/udon-s0,{other},turns").runs
     assert samplerruns.labels(chosen) == ["results/runs/udon-s0", "others/runs/udon-s0", "turns"]
-
-
-def steer(folder: Path, step: int, shares: dict[str, float], **done: object) -> None:
-    """Let a person have changed the allocation of a written run, and paused it one step later."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    at = next(i for i, line in enumerate(lines) if json.loads(line)["step"] >= step)
-    before = next(json.loads(line) for line in reversed(lines[:at]) if json.loads(line)["kind"] == "allocation")
-    lines.insert(at, json.dumps(before | {"step": step, "shares": shares}) + "\n")
-    (folder / "metrics.jsonl").write_text("".join(lines))
-    entries = [
-        Intervention(number=1, step=step, steers=True, **done),
-        Intervention(number=2, step=step + 1, paused=True),
-    ]
-    (folder / "steering.jsonl").write_text("".join(entry.model_dump_json() + "\n" for entry in entries))
 
 
 def test_the_effective_share_is_shown_where_a_run_was_steered(outputs):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.catalogs import write_uned_tree
-from tests.test_samplerruns import DOMAINS, opened, steer, write_sampled_run
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.sampler import DOMAINS, opened, steer, write_sampled_run
 from udonlib import samplerruns, samplerviews, simulation
 from udonlib.errors import UserError
 from udonlib.samplerruns import Explored

@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
-from tests.test_runs import assert_same_state, checkpoint, finish
-from tests.test_training import SMALL, make, same, weights
-from tests.waiting import Clock, wait_until
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.runs import assert_same_state, checkpoint, finish
+from tests.helpers.training import SMALL, make, same, weights
+from tests.helpers.waiting import Clock, wait_until
 from udonlib import files, presets, runs, steering, training
 from udonlib.domains import load_catalog
 from udonlib.errors import UserError

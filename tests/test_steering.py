@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from tests import PROJECT
-from tests.waiting import Clock
+from tests.helpers.waiting import Clock
 from udonlib import steering
 from udonlib.errors import UserError
 from udonlib.interventions import Intervention, interventions

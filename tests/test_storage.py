@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogs import picture, uned_files, write_uned_tree, write_uned_zip, write_zip
+from tests.helpers.catalogs import picture, uned_files, write_uned_tree, write_uned_zip, write_zip
 from udonlib.domains import DataError, check_images, load_catalog
 
 

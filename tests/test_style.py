@@ -13,7 +13,7 @@ import plotly.io as pio
 import pytest
 from PIL import Image
 
-from tests.waiting import SECONDS
+from tests.helpers.waiting import SECONDS
 from udonlib import pictures, style
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.

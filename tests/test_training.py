@@ -12,55 +12,17 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.training import make, same, weights
 from udonlib.domains import load_catalog
-from udonlib.images import ImageReader, WindowLoader, augment
+from udonlib.images import ImageReader, augment
 from udonlib.models import create_model
-from udonlib.params import TrainParams
-from udonlib.training import Trainer, TrainingError
-
-SMALL = {
-    "backbone": "test_resnet",
-    "pretrained": False,
-    "image_size": 32,
-    "resize_size": 32,
-    "student_dim": 8,
-    "teacher_dim": 12,
-    "augmentation": "affine",
-    "precision": "float32",
-    "steps": 11,
-    "frozen_steps": 0,
-    "batch_size": 8,
-    "update_every": 4,
-    "eval_every": 5,
-    "log_every": 2,
-    "checkpoint_every": 3,
-    "learning_rate": 0.01,
-    "backbone_learning_rate": 0.01,
-}
+from udonlib.training import TrainingError
 
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory):
     return load_catalog(str(write_uned_tree(tmp_path_factory.mktemp("data"))))
-
-
-def make(catalog, **changes):
-    params = TrainParams(**SMALL | changes)
-    reader = ImageReader(catalog, params.resize_size, "train", params.on_bad_image)
-    scores = iter(range(1, 99))
-
-    def validate(model):
-        row = {"embedder": "student", "index": "merged", "domain": "mean", "r_at_1": float(next(scores))}
-        return pd.DataFrame([row])
-
-    return Trainer(
-        create_model(params, catalog.n_classes),
-        catalog,
-        params,
-        WindowLoader(reader),
-        validate,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +39,6 @@ def trained(catalog):
         return trainer, states
 
     return lambda changes: train(json.dumps(changes))
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_records_come_when_they_are_due(catalog):

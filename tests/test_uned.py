@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests import PROJECT
-from tests.test_notebooks import PLOTLY, outputs, papermill, text
-from tests.uned_tree import CLASSES, SHELVES, info_files, write_uned_tree
+from tests.helpers.notebookfiles import PLOTLY, outputs, papermill, text
+from tests.helpers.uned_tree import CLASSES, SHELVES, info_files, write_uned_tree
 from udonlib import presets, runs, uned
 from udonlib.backbones import create_backbone
 from udonlib.domains import Catalog, DataError, Domain, Split, check_images, load_catalog

@@ -9,10 +9,10 @@ import time
 import pytest
 import yaml
 
-from tests.catalogs import write_uned_tree
-from tests.test_runs import finish
-from tests.test_training import SMALL
-from tests.waiting import Clock
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.runs import finish
+from tests.helpers.training import SMALL
+from tests.helpers.waiting import Clock
 from udonlib import watching
 from udonlib.interventions import Intervention
 from udonlib.live import Progress

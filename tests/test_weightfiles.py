@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.helpers.weightfiles import entry
 from udonlib.errors import UserError
 from udonlib.weightfiles import kind_of_weights, read_flax, read_npz, read_pickled_arrays, read_safetensors
 
@@ -214,10 +215,6 @@ def test_a_damaged_pickle_ends_in_a_message_or_in_arrays(tmp_path_factory, data)
 
 
 # Flax
-
-
-def entry(array: np.ndarray, dtype: str | None = None, code: int = 1) -> msgpack.ExtType:
-    return msgpack.ExtType(code, msgpack.packb((array.shape, dtype or array.dtype.name, array.tobytes())))
 
 
 def flax(tmp_path, params: object, **others: object):

@@ -10,9 +10,9 @@ import time
 import pandas as pd
 import pytest
 
-from tests.catalogs import write_uned_tree
-from tests.test_training import SMALL
-from tests.waiting import SECONDS, wait_until
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.training import SMALL
+from tests.helpers.waiting import SECONDS, wait_until
 from udonlib import panelviews, widgets
 from udonlib.controls import Still
 from udonlib.errors import UserError

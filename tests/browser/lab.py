@@ -26,8 +26,9 @@ from typing import Any
 import psutil
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from tests.notebookfiles import NOTEBOOKS, copy_with
-from tests.waiting import SECONDS, wait_until
+from tests.helpers.notebookfiles import NOTEBOOKS, copy_with
+from tests.helpers.waiting import SECONDS, wait_until
+from udonlib.runfolder import RunFolder
 
 FLAGS = (  # no calls home, and WebGL without a graphics card
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -347,3 +348,30 @@ class Notebook:
         path.parent.mkdir(parents=True, exist_ok=True)
         target.screenshot(path=path)
         return path
+
+
+def check_stills(lab: Lab, notebook: Notebook, still: str, gone: str) -> None:
+    """What a living widget hides shows once the notebook was saved and is opened without a kernel, and in its export.
+
+    still: finds what shows then. gone: the widget, which does not.
+    """
+    shown, widget = notebook.page.locator(still), notebook.page.locator(gone).first
+    assert widget.is_visible()
+    assert not shown.first.is_visible()
+    reopened = notebook.reopen()
+    lost = reopened.page.get_by_text("model not found")
+    reopened.page.locator(still).first.wait_for()
+    lost.first.wait_for(state="attached")  # JupyterLab's word on the widget, which nobody sees
+    assert not any(each.is_visible() for each in lost.all())
+    assert not reopened.page.locator(gone).count()
+    path = lab.server.root / notebook.path
+    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", path], capture_output=True, check=True)
+    page = notebook.page.context.new_page()
+    page.goto(path.with_suffix(".html").as_uri(), wait_until="domcontentloaded")
+    assert page.locator(still).first.is_visible()
+    assert "VBox(" not in page.content()
+
+
+def only_run(results: Path) -> RunFolder:
+    [path] = (results / "runs").iterdir()
+    return RunFolder(path)

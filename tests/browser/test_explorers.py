@@ -1,13 +1,11 @@
 """The notebooks that look at finished runs, with a person's hands on them: sampler, runs, embeddings."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import Lab, Notebook
-from tests.waiting import wait_until
+from tests.browser.lab import Lab, Notebook, check_stills
+from tests.helpers.waiting import wait_until
 from udonlib import presets, runs
 
 SHEET = ".udon-explorer-sheet"
@@ -51,28 +49,6 @@ def run_all(lab: Lab, name: str, **values: object) -> Notebook:
     notebook.wait_idle()
     assert notebook.cell_errors() == []
     return notebook
-
-
-def check_stills(lab: Lab, notebook: Notebook, still: str, gone: str) -> None:
-    """What a living widget hides shows once the notebook was saved and is opened without a kernel, and in its export.
-
-    still: finds what shows then. gone: the widget, which does not.
-    """
-    shown, widget = notebook.page.locator(still), notebook.page.locator(gone).first
-    assert widget.is_visible()
-    assert not shown.first.is_visible()
-    reopened = notebook.reopen()
-    lost = reopened.page.get_by_text("model not found")
-    reopened.page.locator(still).first.wait_for()
-    lost.first.wait_for(state="attached")  # JupyterLab's word on the widget, which nobody sees
-    assert not any(each.is_visible() for each in lost.all())
-    assert not reopened.page.locator(gone).count()
-    path = lab.server.root / notebook.path
-    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "html", path], capture_output=True, check=True)
-    page = notebook.page.context.new_page()
-    page.goto(path.with_suffix(".html").as_uri(), wait_until="domcontentloaded")
-    assert page.locator(still).first.is_visible()
-    assert "VBox(" not in page.content()
 
 
 def test_a_slider_of_the_sampler_changes_its_picture(lab, results):

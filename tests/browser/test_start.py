@@ -3,7 +3,7 @@
 import shutil
 
 from tests.browser.lab import Lab
-from tests.notebookfiles import NOTEBOOKS, sources
+from tests.helpers.notebookfiles import NOTEBOOKS, sources
 
 
 def test_the_start_page_shows_pictures_and_opens_notebooks(lab: Lab):

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests import PROJECT
-from tests.browser.lab import Lab, Notebook
-from tests.browser.test_explorers import check_stills
-from tests.browser.test_train import only_run
-from tests.catalogs import write_uned_tree
-from tests.waiting import wait_until
+from tests.browser.lab import Lab, Notebook, check_stills, only_run
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.waiting import wait_until
 from udonlib.runfolder import RunFolder
 
 TRAINING, PANEL = "train-06", "steer-05"

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.lab import Lab, Notebook
-from tests.catalogs import write_uned_tree
-from tests.waiting import wait_until
+from tests.browser.lab import Lab, Notebook, only_run
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.waiting import wait_until
 from udonlib.runfolder import RunFolder
 
 TRAINING, FILES = "train-06", "train-19"
 FIGURES = ["train-08", "train-09", "train-10", "train-13", "train-15"]
-
-
-def only_run(results: Path) -> RunFolder:
-    [path] = (results / "runs").iterdir()
-    return RunFolder(path)
 
 
 def test_all_of_it_runs_and_shows(lab: Lab, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests import PROJECT
-from tests.test_notebooks import PLOTLY, outputs
+from tests.helpers.notebookfiles import PLOTLY, outputs
 from udonlib import presets, runs
 
 # In a mount namespace of its own: put nothing in the place of each browser that is found, then become the command.

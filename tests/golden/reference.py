@@ -10,6 +10,7 @@ import torch
 from udonlib.checkpoints import model_from_arrays, reference_sources
 from udonlib.layouts import REFERENCE_CLIP, REFERENCE_VIT
 from udonlib.models import EmbeddingModel
+from udonlib.params import TrainParams
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,3 +39,8 @@ def state_from_reference(model: EmbeddingModel, params: Arrays) -> dict[str, tor
         ours: torch.from_numpy(source.convert([params[name] for name in source.names]).copy())
         for ours, source in there.items()
     }
+
+
+def reference_params(n_images: int, **changes) -> TrainParams:
+    """Parameters whose loss is the reference's on one device: its relational scale is batch size / 4."""
+    return TrainParams(relational_scale=n_images / 4, **changes)

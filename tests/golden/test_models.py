@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden.reference import build_model, state_from_reference
+from tests.golden.reference import build_model, reference_params, state_from_reference
 from udonlib.heads import Head
 from udonlib.learner import Learner
 from udonlib.losses import cosine_logits, unit
-from udonlib.params import TrainParams
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
@@ -53,11 +52,6 @@ def test_heads_of_every_depth(golden, agree):
         assert set(expected) == {key for key, _ in head.named_parameters()}
         for key, parameter in head.named_parameters():
             agree(f"{name}/grad/{key}", parameter.grad, expected[key].numpy(), GRADIENT_TOLERANCE)
-
-
-def reference_params(n_images: int, **changes) -> TrainParams:
-    """Parameters whose loss is the reference's on one device: its relational scale is batch size / 4."""
-    return TrainParams(relational_scale=n_images / 4, **changes)
 
 
 @pytest.mark.parametrize("file", ["model_vit", "model_clip"])

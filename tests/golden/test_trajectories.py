@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden.reference import build_model, state_from_reference
-from tests.golden.test_models import reference_params
+from tests.golden.reference import build_model, reference_params, state_from_reference
 from udonlib.learner import Learner
 
 STEP_TOLERANCE, FINAL_TOLERANCE, KEY_BIAS_TOLERANCE = 5e-5, 1e-4, 3e-3

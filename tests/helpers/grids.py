@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.catalogs import write_uned_tree
-from tests.test_training import SMALL
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.training import SMALL
 from udonlib.grid import Grid, open_grid
 from udonlib.notebookparams import GridParams
 from udonlib.runs import open_run

@@ -1,6 +1,9 @@
 """Copies of the notebooks with other parameters, for tests that cannot inject them as papermill does."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -36,3 +39,29 @@ def copy_with(path: Path, out: Path, **values: object) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out)
     return out
+
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+SMOKE = ["-f", str(PROJECT / "params" / "smoke.yaml"), "-p", "domains", "flags, earth", "-p", "domains_per_batch", "2"]
+
+
+MAX_BYTES = 3_000_000
+
+
+def papermill(notebook: Path, out: Path, *options: str, cwd: Path = PROJECT, **environment: str):
+    environment = {**os.environ, "UDON_LIVE": "0", **environment}
+    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", *options]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def outputs(path: Path) -> list[dict]:
+    """Everything that the cells of a notebook show, by type."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    found = [output for cell in cells for output in cell.outputs]
+    return [output.get("data", {"stream": output.get("text", "")}) for output in found]
+
+
+def text(path: Path) -> str:
+    return "".join("".join(data.get("stream", "")) for data in outputs(path))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.catalogs import write_uned_tree
+from tests.helpers.catalogs import write_uned_tree
 from udonlib import embeddingmaps, presets, projections, runs
 from udonlib.notebookparams import EmbeddingsParams
 
@@ -39,3 +39,11 @@ def quick_umap(monkeypatch: pytest.MonkeyPatch) -> None:
 def open_small(results: Path, **values: object) -> embeddingmaps.EmbeddingMap:
     """The map of the last run, not embedded."""
     return embeddingmaps.open_map(EmbeddingsParams(outputs=str(results), n_threads=1, **values))
+
+
+def clouds(n: int = 60, dim: int = 8, seed: int = 0) -> np.ndarray:
+    """Unit vectors around two directions."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(scale=0.2, size=(n, dim))
+    vectors[:, 0] += np.where(np.arange(n) < n // 2, 1, -1)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
