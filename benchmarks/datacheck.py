@@ -24,13 +24,18 @@ from PIL import Image
 PER_CLASS, DOMAINS = 20, 10
 MEASURE = """
 import json, resource, sys, time
-from udonlib.datacheck import check_catalog, check_quickly
-from udonlib.domains import load_catalog
+from udonlib.data.check.datacheck import check_catalog, check_quickly
+from udonlib.data.catalog import load_catalog
+from udonlib.models.processors import n_cores
 began, cpu = time.perf_counter(), time.process_time()
 catalog = load_catalog(sys.argv[1])
 listed = time.perf_counter()
 seconds = float(sys.argv[3])
-check = check_quickly(catalog) if sys.argv[2] == "quick" else check_catalog(catalog, seconds)
+n = n_cores()
+if sys.argv[2] == "quick":
+    check = check_quickly(catalog, n_threads=n)
+else:
+    check = check_catalog(catalog, seconds, n_threads=n)
 print(json.dumps({
     "listing": listed - began, "all": time.perf_counter() - began, "cpu": time.process_time() - cpu,
     "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "verdict": check.verdict,

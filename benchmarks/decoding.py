@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from udonlib.augmentation import KINDS, augment
-from udonlib.decoding import decode, prepare_train
-from udonlib.domains import load_catalog
-from udonlib.images import ImageReader
+from udonlib.data.augmentation import KINDS, augment
+from udonlib.data.catalog import load_catalog
+from udonlib.data.decoding import decode, prepare_train
+from udonlib.data.images import ImageReader
 
 
 def photograph(width: int, height: int, n_bytes: int) -> bytes:

@@ -31,7 +31,7 @@ from tests.browser.lab import Lab, Server, browser, find_chromium
 PREPARE = """
 import dataclasses, time, numpy as np
 from udonlib import embeddingmaps, explorer
-from udonlib.notebookparams import EmbeddingsParams
+from udonlib.presets import EmbeddingsParams
 
 found = embeddingmaps.open_map(EmbeddingsParams(run=RUN, outputs=OUTPUTS, max_points=10**7))
 found.embed()

@@ -4,7 +4,7 @@
 
 1. heads: the model with 316,446 classes in 8 domains and a small backbone, its optimizer, and training steps on random
    pixels, a batch of each domain in turn, with both ways to treat the heads of absent domains.
-2. evaluation: 241,986 queries against 1,397,126 index vectors of 64 dimensions through `udonlib.evaluation.evaluate`:
+2. evaluation: 241,986 queries against 1,397,126 index vectors of 64 dimensions through `evaluation.evaluate.evaluate`:
    merged and separate index, outcomes, neighbours, intervals. A query has the same label as about ten index images and
    resembles them; beyond that, embeddings are random.
 
@@ -33,13 +33,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from udonlib.domains import Catalog, Domain, Split
-from udonlib.evaluation import evaluate
-from udonlib.learner import Learner
-from udonlib.models import create_model
+from udonlib.data.catalog import Catalog, Domain, Split
+from udonlib.data.storage import Store
+from udonlib.evaluation.evaluate import evaluate
+from udonlib.models.embedding_model import create_model
+from udonlib.models.processors import n_cores
 from udonlib.params import TrainParams
-from udonlib.processors import n_cores
-from udonlib.storage import Store
+from udonlib.training.learner import Learner
 
 # domain: training classes, test queries, images of an index of its own (0: the queries are the index)
 COUNTS = {

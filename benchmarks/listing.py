@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from udonlib.domains import check_images, load_catalog
+from udonlib.data.catalog import check_images, load_catalog
 
 
 def measure(what: str, call: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@
 Steps of the embedded benchmark's preset on one ready batch, in a process of its own for each setting: alone, beside one
 process that keeps a core busy, and beside four. Between two parallel regions an OpenMP thread spins for a while before
 it sleeps: long spins are fast on idle cores, and collapse when one of the threads loses its core. The first row is what
-runs do (`udonlib.threads`), the others what the environment alone can set. Whatever else the machine did is printed
+runs do (`training.threads`), the others what the environment alone can set. Whatever else the machine did is printed
 with each figure, in cores: trust those of an idle one.
 """
 
@@ -43,11 +43,11 @@ def measure(precision: str, seconds: float, ours: bool) -> None:
     import torch
 
     from udonlib import presets
-    from udonlib.domains import load_catalog
-    from udonlib.learner import Learner
-    from udonlib.models import create_model
-    from udonlib.processors import n_cores
-    from udonlib.threads import use_threads
+    from udonlib.data.catalog import load_catalog
+    from udonlib.models.embedding_model import create_model
+    from udonlib.models.processors import n_cores
+    from udonlib.training.learner import Learner
+    from udonlib.training.threads import use_threads
 
     params = presets.load("miniuned", precision=precision)
     catalog = load_catalog(params.data)
@@ -62,7 +62,7 @@ def measure(precision: str, seconds: float, ours: bool) -> None:
         n = 0
         loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
         try:
-            settled = time.perf_counter() + 3.0  # the watcher of `udonlib.threads` needs a moment, and a calm one
+            settled = time.perf_counter() + 3.0  # the watcher of `training.threads` needs a moment, and a calm one
             while time.perf_counter() < settled:
                 learner.step(n, images, parts)
             (busy, total), own, start, n = ticks(), time.process_time(), time.perf_counter(), 0

@@ -1,4 +1,4 @@
-"""Time and memory of `udonlib.search.nearest` beside a bare blocked product + top-k, and faiss where installed.
+"""Time and memory of `evaluation.search.nearest` beside a bare blocked product + top-k, and faiss where installed.
 
     python benchmarks/search.py [--queries 20000] [--index 100000] [--dim 64] [--k 5] [--rounds 3] [--threads 2]
 
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from udonlib.search import nearest
+from udonlib.evaluation.search import nearest
 
 FLOOR_BLOCKS = [(1000, 1000), (512, 2048), (384, 2048), (250, 10_000), (64, 100_000)]  # queries x index rows
 

@@ -8,8 +8,7 @@ The floor is the sampler's own update, 40 times; the target is 50 ms, which a pe
 import statistics
 import time
 
-from udonlib.learningcurves import LearningCurve
-from udonlib.simulation import Setting, simulate
+from udonlib.lab.explore.simulation import LearningCurve, Setting, simulate
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from udonlib.infofiles import read_info_file
-from udonlib.intervals import paired_difference
+from udonlib.data.info_files import read_info_file
+from udonlib.evaluation.intervals import paired_difference
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -21,15 +21,15 @@ from collections.abc import Callable
 import torch
 
 from udonlib import presets
-from udonlib.backbones import flops_per_image
-from udonlib.domains import load_catalog
-from udonlib.images import ImageReader, WindowLoader
-from udonlib.learner import Learner
-from udonlib.models import create_model
+from udonlib.data.catalog import load_catalog
+from udonlib.data.images import ImageReader, WindowLoader
+from udonlib.models.backbones import flops_per_image
+from udonlib.models.embedding_model import create_model
+from udonlib.models.processors import multiplies_bfloat16
 from udonlib.params import TrainParams
-from udonlib.processors import multiplies_bfloat16
-from udonlib.threads import use_threads
-from udonlib.training import Trainer
+from udonlib.training.learner import Learner
+from udonlib.training.threads import use_threads
+from udonlib.training.trainer import Trainer
 
 
 def seconds(work: Callable[[], object]) -> float:

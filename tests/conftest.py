@@ -17,7 +17,7 @@ jaxtyping.install_import_hook("udonlib", f"{tests.helpers.shapes.__name__}.check
 import pytest
 import torch
 
-from udonlib import processors
+from udonlib.models import processors
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests import PROJECT
-from udonlib.dataparams import DataParams
 from udonlib.errors import ParameterError, UserError, nearest
+from udonlib.fields import DataParams
 from udonlib.params import RECIPES, WITHOUT_EFFECT, TrainParams
 
 

@@ -9,8 +9,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill.translators import PythonTranslator
 
 from udonlib import presets
-from udonlib.errors import UserError
-from udonlib.params import DataParams, TrainParams
+from udonlib.errors import ParameterError, UserError
+from udonlib.params import TrainParams
+from udonlib.presets import DataParams, EmbeddingsParams, EvaluateParams, GapParams, GridParams, SamplerParams
 
 CELL = 'preset: str = "paper"\ndomains: str = "all"\nsteps: int = None\nlearning_rate: float = None  # the preset\'s'
 
@@ -19,7 +20,7 @@ CELL = 'preset: str = "paper"\ndomains: str = "all"\nsteps: int = None\nlearning
 def project(tmp_path, monkeypatch):
     """A project folder with presets of its own."""
     (tmp_path / "params" / "ablations").mkdir(parents=True)
-    monkeypatch.setattr("udonlib.home.SHARE", tmp_path)
+    monkeypatch.setattr("udonlib.files.SHARE", tmp_path)
 
     def write(name: str, content: str | bytes):
         path = tmp_path / "params" / name
@@ -213,7 +214,7 @@ def test_papermill_ends_with_the_one_message(tmp_path, warm_papermill, arguments
     cells = [
         new_code_cell(CELL, metadata={"tags": ["parameters"]}),
         new_code_cell("import udonlib.presets\n\nparams = udonlib.presets.from_notebook(In)"),
-        new_code_cell("from udonlib.domains import load_catalog\n\nload_catalog(domains=params.domains)"),
+        new_code_cell("from udonlib.data.catalog import load_catalog\n\nload_catalog(domains=params.domains)"),
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
@@ -280,3 +281,22 @@ def test_a_replay_of_a_run_that_is_not_there_is_reported_by_its_name(steered):
         r"(parameter 'replay': .*|no run )'mime'.*did you mean 'mine'",
         complaint(presets.from_notebook, [REPLAY, injected(replay="mime")]),
     )
+
+
+LEAST = [
+    (GapParams, {"k": 1, "n_bins": 1, "n_queries": 1, "seed": 0}),
+    (EvaluateParams, {"k": 1, "eval_batch_size": 1}),
+    (GridParams, {"jobs": 1, "steps": 1}),
+    (SamplerParams, {"steps": 1, "batch_size": 1, "domains_per_batch": 1, "update_every": 1}),
+    (EmbeddingsParams, {"max_points": 10, "n_hubs": 1}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "least"), [(kind, *each) for kind, values in LEAST for each in values.items()]
+)
+def test_the_least_value_is_valid_and_one_less_is_not(kind: type[DataParams], name: str, least: int) -> None:
+    given = {"run": "mine"} if kind is EvaluateParams else {}
+    assert getattr(kind(**given, **{name: least}), name) == least
+    with pytest.raises(ParameterError, match=f"parameter '{name}': found {least - 1}"):
+        kind(**given, **{name: least - 1})

@@ -16,7 +16,9 @@ import yaml
 
 from tests import PROJECT
 from udonlib import presets
-from udonlib.notebookparams import (
+from udonlib.fields import DataParams
+from udonlib.params import RECIPES, TrainParams
+from udonlib.presets import (
     CheckParams,
     EmbeddingsParams,
     EvaluateParams,
@@ -25,7 +27,6 @@ from udonlib.notebookparams import (
     RunsParams,
     SamplerParams,
 )
-from udonlib.params import RECIPES, DataParams, TrainParams
 
 # Sources: a copy that papermill has executed, as `papermill train.ipynb out.ipynb` leaves it here, is none.
 NOTEBOOKS = sorted(
@@ -153,26 +154,53 @@ def test_files_named_in_the_readme_exist():
     assert not [name for name in named if not (PROJECT / name).exists()]
 
 
-def test_the_readme_lists_every_module_in_its_table_of_layers():
-    readme = (PROJECT / "README.md").read_text()
-    table = {name for line in readme.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)\.py`", line)}
-    modules = {path.stem for path in (PROJECT / "udonlib").glob("*.py")} - {"__init__"}
-    assert modules - table == set()
-    assert table & {path.stem for path in MODULES} >= modules
+HALL, ROOM = 5, 10  # modules that one can take in at a look
+ROOMS = {path.name for path in (PROJECT / "udonlib").iterdir() if (path / "__init__.py").exists()}
 
 
-def test_a_module_imports_from_its_layer_of_the_readme_or_below():
-    rows = re.findall(r"^\| (\d) \| `(\w+)\.py`", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
-    layers = {name: int(layer) for layer, name in rows}
-    assert len(layers) > 50
-    higher = set()
-    for path in (PROJECT / "udonlib").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "udonlib":
-                _, _, module = node.module.partition(".")
-                used = {module} if module else {alias.name for alias in node.names}
-                higher |= {(path.stem, name) for name in used & set(layers) if layers[name] > layers.get(path.stem, 9)}
-    assert higher == set()
+def modules_of(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+
+
+def test_the_readme_names_every_room():
+    rows = re.findall(r"^\| `(\w+)/` \|", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    assert {"data", "models", "training", "evaluation", "runs", "lab"} == ROOMS
+    assert set(rows) >= ROOMS
+
+
+def test_a_room_holds_few_modules():
+    assert len(modules_of(PROJECT / "udonlib")) <= HALL
+    folders = {path.parent for path in MODULES} - {PROJECT / "udonlib", PROJECT / "udonlib/data/miniuned"}
+    assert {str(folder): n for folder in folders if (n := len(modules_of(folder))) > ROOM} == {}
+
+
+# Modules that are tested with another one, in its tests: who reads what it writes, or draws what it finds.
+TESTED_WITH = {
+    "evaluation/reading": "evaluation/test_evaluate",
+    "models/files/layouts": "models/test_reference",
+    "runs/folder": "runs/test_run",
+    "runs/writer": "runs/test_run",
+    "runs/sources": "runs/test_evaluations",
+    "training/interventions": "training/test_steering",
+    "lab/views/evaluation_views": "runs/test_evaluations",
+    "lab/views/panel_controls": "lab/views/test_panel",
+    "lab/views/panel_views": "lab/views/test_panel",
+    "lab/explore/embedding_sheets": "lab/explore/test_embedding_explorer",
+}
+
+
+def test_every_module_has_its_tests_in_the_same_room():
+    tested = {path.relative_to(PROJECT / "tests").as_posix() for path in (PROJECT / "tests").rglob("test_*.py")}
+    modules = [
+        path.relative_to(PROJECT / "udonlib").with_suffix("") for path in MODULES if "miniuned" not in path.parts
+    ]
+    expected = {
+        f"{TESTED_WITH.get(path.as_posix(), (path.parent / f'test_{path.name}').as_posix())}.py"
+        for path in modules
+        if path.name not in ("__init__", "__main__")
+    }
+    assert expected - tested == set()
+    assert TESTED_WITH.keys() - {path.as_posix() for path in modules} == set()
 
 
 def lines_of_code(source: str) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from udonlib.errors import UserError
-from udonlib.home import INSTALLED, SHARE
+from udonlib.files import INSTALLED, SHARE
 
 SHARED = ("notebooks", "params")
 

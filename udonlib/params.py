@@ -14,22 +14,20 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from udonlib.bounds import (
-    Device,
+from udonlib.errors import ParameterError, nearest
+from udonlib.fields import (
+    ComputeParams,
     FolderName,
     Images,
     Neighbours,
     NotNegative,
     Positive,
-    Processes,
     Seed,
     Side,
     Steps,
     Width,
 )
-from udonlib.dataparams import DataParams
-from udonlib.errors import ParameterError, nearest
-from udonlib.home import runs_folder
+from udonlib.files import runs_folder
 
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
 Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features"]
@@ -59,7 +57,7 @@ WITHOUT_EFFECT = {
 }
 
 
-class TrainParams(DataParams):
+class TrainParams(ComputeParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
     recipe: Recipe = Field(
@@ -74,20 +72,14 @@ class TrainParams(DataParams):
         "auto",
         description="folder name under outputs/runs; 'auto': from the parameters that influence results",
     )
-    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
     overwrite: bool = Field(False, description="begin anew where the run's folder holds a run already")
     seed: Seed = Field(0, description="seed of every generator")
-    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description=(
             "of the backbone's forward pass; auto: bfloat16 where the processor or GPU multiplies it, else float32; "
             "a run keeps what it began with"
         ),
-    )
-    n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: the training process itself")
-    n_threads: Processes = Field(
-        0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"
     )
     on_bad_image: Literal["error", "skip"] = Field(
         "error", description="stop at an image that cannot be read, or skip and count it"

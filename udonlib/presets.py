@@ -1,19 +1,38 @@
-"""Presets, and how a notebook's cells become checked parameters.
+"""Presets, what each notebook takes, and how its cells become checked parameters. Training's stand in `params`.
 
 A preset is a file under params/: values that refine another preset, named by its key `preset:`, down to 'paper', the
 models' defaults. A notebook adds the values of its parameters cell and those that papermill injects behind it.
 """
 
 import ast
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from udonlib import home, plainyaml
-from udonlib.bounds import long_name
+from pydantic import Field, field_validator, model_validator
+
+from udonlib import fields, files
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.home import run_path
-from udonlib.params import RECIPES, DataParams, TrainParams
+from udonlib.fields import (
+    ComputeParams,
+    DataParams,
+    Device,
+    FolderName,
+    Images,
+    Neighbours,
+    NotNegative,
+    Positive,
+    Processes,
+    ResultParams,
+    RunDataParams,
+    Seed,
+    Shown,
+    Steps,
+    different,
+)
+from udonlib.files import long_name, run_path
+from udonlib.params import RECIPES, Strategy, TrainParams
 
 Model = TypeVar("Model", bound=DataParams)
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
@@ -32,7 +51,7 @@ def own_values(preset: str | Path) -> dict[str, Any]:
 
     Raises UserError as `load` does.
     """
-    values = plainyaml.read_file(_find(preset, []), empty=True)
+    values = fields.read_yaml(_find(preset, []), empty=True)
     values.pop("preset", None)
     return values
 
@@ -89,16 +108,21 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
 
 def friendly_errors() -> None:
     """Show a UserError in IPython as its message alone. The cell still fails, and so does papermill."""
-    from IPython.core.getipython import get_ipython  # only notebooks need IPython
 
     def show(shell: Any, kind: type, error: Exception, traceback: Any, tb_offset: int | None = None) -> list[str]:
         lines = [f"{kind.__name__}: {error}"]
         shell._showtraceback(kind, error, lines)
         return lines
 
-    shell = get_ipython()
+    shell = _ipython()
     if shell is not None:
         shell.set_custom_exc((UserError,), show)
+
+
+def _ipython() -> Any:
+    """The IPython that runs this process; None where none does, and then it need not be installed."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
 
 
 def _namespace(known: Iterable[str]) -> dict[str, Any] | None:
@@ -106,9 +130,7 @@ def _namespace(known: Iterable[str]) -> dict[str, Any] | None:
 
     Good enough right after the parameters cell, when no name has become something else yet.
     """
-    from IPython.core.getipython import get_ipython  # only notebooks need IPython
-
-    shell = get_ipython()
+    shell = _ipython()
     names = shell.user_ns if shell is not None else {}
     wanted = {*known, *names.get("__annotations__", {})} & set(names)
     plain = str | int | float | dict | list | tuple | None
@@ -170,7 +192,7 @@ def _preset_layers(preset: object) -> list[Layer]:
             raise UserError(
                 f"{chain[-1]}: preset '{preset}' refines itself: " + " -> ".join(p.stem for p in [*chain, path])
             )
-        values = plainyaml.read_file(path, empty=True)
+        values = fields.read_yaml(path, empty=True)
         chain.append(path)
         preset = values.pop("preset", "paper")
         layers.insert(0, (str(path), values))
@@ -185,15 +207,199 @@ def _find(preset: object, chain: Sequence[Path]) -> Path:
     problem = long_name(str(preset))
     if problem:
         raise UserError(f"{place}parameter 'preset': {problem}")
-    folders = [folder / "params" for folder in (home.working_folder(), home.SHARE)]
+    folders = [folder / "params" for folder in (files.working_folder(), files.SHARE)]
     if str(preset).endswith((".yaml", ".yml")):
         given = Path(preset).expanduser()
-        candidates = [*(path.parent / given for path in chain[-1:]), given, home.SHARE / given]
+        candidates = [*(path.parent / given for path in chain[-1:]), given, files.SHARE / given]
     else:
         candidates = [folder / f"{preset}.yaml" for folder in folders]
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    files = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
-    names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in files)}
+    found = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
+    names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in found)}
     raise UserError(f"{place}no preset '{preset}'; {nearest(preset, names)}")
+
+
+class GapParams(RunDataParams):
+    """What gaps.ipynb compares: student, teachers and specialists of a finished run. Nothing is trained."""
+
+    run: str = Field(
+        "latest", min_length=1, description="name or path of a finished run; 'latest': the last one with teachers"
+    )
+    specialists: str = Field(
+        "auto",
+        min_length=1,
+        description="runs of one domain each: a pattern of names, a preset, 'auto' (recipe 'specialist') or 'none'",
+    )
+    k: Neighbours = Field(5, description="neighbours of each list that are compared and shown")
+    n_bins: Shown = Field(4, description="groups of queries by the frequency of their class")
+    n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
+    seed: Seed = Field(0, description="seed of the galleries' choice and of the bootstrap")
+
+
+class CheckParams(DataParams):
+    """How thoroughly data.ipynb checks, and for which run it says what this data needs."""
+
+    deep: bool = Field(False, description="read and decode every image, however long that takes")
+    seconds: Positive = Field(60.0, description="after which no more images are read, unless `deep`")
+    plan: str = Field("miniuned", min_length=1, description="preset of the run whose reading and memory are estimated")
+    seed: Seed = Field(0, description="seed of the order in which images are read, and of the samples")
+
+
+class EvaluateParams(ComputeParams):
+    """What evaluate.ipynb evaluates: one of a run, a checkpoint, and descriptors made elsewhere."""
+
+    data: str = Field(
+        "auto", min_length=1, description="'auto': the run's own, or miniuned where there is none; or a folder or zip"
+    )
+    run: str | None = Field(None, min_length=1, description="name or path of a run, or 'latest': its best checkpoint")
+    checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
+    descriptors: str | None = Field(
+        None, min_length=1, description="vectors of the images: .json, .npz, or UnED's descriptors_step_N.pkl"
+    )
+    subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
+    all_as_test: bool = Field(False, description="every image of the data is a test query, whatever its split or class")
+    k: Neighbours = Field(5, description="neighbours counted by mMP@k")
+    save_descriptors: bool = Field(False, description="write the student's embeddings of every split as well")
+    name: FolderName = Field("auto", description="folder under outputs/evaluations; 'auto': from what is evaluated")
+    overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
+    seed: Seed = Field(0, description="seed of the bootstrap and of the gallery's choice")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the backbone; 'auto': the run's, or float32 where there is none"
+    )
+    eval_batch_size: Images = Field(256, ge=1, description="images per step of embedding")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="stop at an image that cannot be read, or leave it out of queries and index"
+    )
+    cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "EvaluateParams":
+        given = [name for name in ("run", "checkpoint", "descriptors") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            text = f"found {found} of run, checkpoint and descriptors, expected exactly one"
+            raise ParameterError({given[-1] if given else "run": text})
+        if self.all_as_test and self.subset != "test":
+            raise ParameterError({"all_as_test": f"found True beside subset {self.subset!r}: only test is left"})
+        if self.descriptors and self.save_descriptors:
+            raise ParameterError({"save_descriptors": "found True, but descriptors are given: there is no model"})
+        return self
+
+
+class GridParams(ResultParams):
+    """What ablations.ipynb runs and compares: rows, each a small change of one base preset, times seeds."""
+
+    rows: tuple[str, ...] = Field(
+        ("table",),
+        description="'table' (those of README's table), 'all' (every preset of params/ablations), recipes and presets",
+    )
+    base: str = Field(
+        "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"
+    )
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="seeds of each row")
+    baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
+    jobs: Processes = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
+    steps: Steps | None = Field(
+        None, ge=1, description="steps of every row that does not set its own; None: as the base says"
+    )
+    grid: FolderName = Field(
+        "auto",
+        description="folder name under outputs/ablations; 'auto': from the rows and the base",
+    )
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    _different = field_validator("rows", "seeds")(different)
+
+
+class SamplerParams(RunDataParams):
+    """What sampler.ipynb simulates and compares. Nothing is trained. None: as the run whose curves are fitted says."""
+
+    curves: str = Field(
+        "auto",
+        min_length=1,
+        description="learning curves: name or path of a finished run to fit them to; 'latest', the last one, if there "
+        "is one a dynamic one without offline teachers; 'drawn', from numbers of classes and images; "
+        "'auto': 'latest' where a run has finished, else 'drawn'",
+    )
+    start_loss: dict[str, Positive] = Field(
+        {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
+    )
+    floor_loss: dict[str, NotNegative] = Field(
+        {}, description="domain -> loss that endless training would reach, the same"
+    )
+    half_images: dict[str, Positive] = Field(
+        {}, description="domain -> images of it after which its loss is halfway to the floor, the same"
+    )
+    strategies: tuple[Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"], ...] = Field(
+        ("dynamic", "round_robin", "balanced", "dataset_size"), description="strategies side by side"
+    )
+    fixed_shares: dict[str, NotNegative] = Field(
+        {}, description="domain -> share of steps for 'fixed', any scale; {}: equal"
+    )
+    steps: Steps | None = Field(None, ge=1, description="optimizer steps")
+    batch_size: Images | None = Field(None, ge=1, description="images per step")
+    domains_per_batch: Images | None = Field(None, ge=1, description="equal parts of a batch, each of one domain")
+    update_every: Steps | None = Field(
+        None, ge=1, description="steps per window, between two updates of the allocation"
+    )
+    sampler_smoothing: float | None = Field(
+        None, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
+    )
+    sampler_init: Strategy | None = Field(None, description="allocation of the dynamic sampler's first window")
+    check: str = Field(
+        "auto",
+        min_length=1,
+        description="dynamic run whose recorded allocation the simulation is held against; 'auto': that of `curves`",
+    )
+    runs: tuple[str, ...] = Field(
+        ("auto",),
+        description="runs whose allocations are overlaid: names or patterns with commas; 'latest', the last that "
+        "finished; 'auto': that of `curves` and its other seeds",
+    )
+    seed: Seed | None = Field(None, description="seed of the schedules")
+
+    _different = field_validator("strategies", "runs")(different)
+
+
+class EmbeddingsParams(RunDataParams, ComputeParams):
+    """What embeddings.ipynb shows: the test images of a finished run in two dimensions, and who is near whom."""
+
+    run: str = Field("latest", min_length=1, description="name or path of a finished run; 'latest': the last one")
+    embedder: Literal["student", "teacher"] = Field(
+        "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
+    )
+    projection: Literal["pca", "umap"] = Field("pca", description="pca: at once; umap: a minute or more, then kept")
+    max_points: Images = Field(25_000, ge=10, description="images on the map; of more, an equal number of each domain")
+    k: Neighbours = Field(5, description="neighbours of each query that count and are shown")
+    n_hubs: int = Field(8, ge=1, le=40, description="hubs of the index that are shown")
+    umap_neighbours: int = Field(15, ge=2, le=200, description="UMAP: neighbours that a point keeps close; few: detail")
+    umap_distance: float = Field(0.1, ge=0, le=1, description="UMAP: how close points may come; 0: the tightest clumps")
+    seed: Seed = Field(0, description="seed of the choice of points and of UMAP")
+
+
+class RunsParams(ResultParams):
+    """What runs.ipynb lists, and which two runs it compares."""
+
+    data: str = Field(
+        "auto", min_length=1, description="'auto': the runs'; or the folder or zip where their data is now"
+    )
+    runs: str = Field("all", min_length=1, description="pattern of the names to list, such as 'udon*'; or 'all'")
+    run_a: str = Field(
+        "auto",
+        min_length=1,
+        description="name of a run, 'latest', or 'auto': the best of another recipe than B",
+    )
+    run_b: str = Field("auto", min_length=1, description="name of a run, 'latest', or 'auto': the best one")
+    k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
+    n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
+    seed: Seed = Field(0, description="seed of the galleries' choice")
+
+
+class SteerParams(ResultParams):
+    """Which run steer.ipynb looks at and steers."""
+
+    run: str = Field(
+        "latest", min_length=1, description="name or path of a run; 'latest': the one that trains, or that wrote last"
+    )

@@ -28,7 +28,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from tests.helpers.notebookfiles import NOTEBOOKS, copy_with
 from tests.helpers.waiting import SECONDS, wait_until
-from udonlib.runfolder import RunFolder
+from udonlib.runs.folder import RunFolder
 
 FLAGS = (  # no calls home, and WebGL without a graphics card
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -14,7 +14,7 @@ from tests import PROJECT
 from tests.browser.lab import Lab, Notebook, check_stills, only_run
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.waiting import wait_until
-from udonlib.runfolder import RunFolder
+from udonlib.runs.folder import RunFolder
 
 TRAINING, PANEL = "train-06", "steer-05"
 TIMES = 10

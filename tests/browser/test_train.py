@@ -8,7 +8,7 @@ import pytest
 from tests.browser.lab import Lab, Notebook, only_run
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.waiting import wait_until
-from udonlib.runfolder import RunFolder
+from udonlib.runs.folder import RunFolder
 
 TRAINING, FILES = "train-06", "train-19"
 FIGURES = ["train-08", "train-09", "train-10", "train-13", "train-15"]

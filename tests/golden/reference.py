@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from udonlib.checkpoints import model_from_arrays, reference_sources
-from udonlib.layouts import REFERENCE_CLIP, REFERENCE_VIT
-from udonlib.models import EmbeddingModel
+from udonlib.models.embedding_model import EmbeddingModel
+from udonlib.models.files.layouts import REFERENCE_CLIP, REFERENCE_VIT
+from udonlib.models.reference import model_from_arrays, reference_sources
 from udonlib.params import TrainParams
 
 Arrays = dict[str, np.ndarray]

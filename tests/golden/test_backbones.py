@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.golden.conftest import GOLDEN
-from udonlib.backbones import create_backbone
-from udonlib.importers import load_backbone_weights
-from udonlib.layouts import AUGREG, OPENAI_CLIP
-from udonlib.losses import unit
-from udonlib.weightfiles import read_npz, read_pickled_arrays
+from udonlib.models.backbones import create_backbone
+from udonlib.models.files.importers import load_backbone_weights
+from udonlib.models.files.layouts import AUGREG, OPENAI_CLIP
+from udonlib.models.files.weight_files import read_npz, read_pickled_arrays
+from udonlib.models.heads import unit
 
 TOLERANCE = 1e-5
 

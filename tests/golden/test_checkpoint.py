@@ -7,7 +7,7 @@ import json
 import torch
 
 from tests.golden.conftest import GOLDEN
-from udonlib.checkpoints import import_checkpoint
+from udonlib.models.reference import import_checkpoint
 
 TOLERANCE = 1e-5
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from udonlib.metrics import count_positives, mmp_at_k, r_at_1, relevance
-from udonlib.search import nearest
+from udonlib.evaluation.metrics import count_positives, mmp_at_k, r_at_1, relevance
+from udonlib.evaluation.search import nearest
 
 
 @pytest.fixture(scope="module")

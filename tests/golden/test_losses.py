@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from udonlib.losses import (
+from udonlib.models.heads import cosine_logits
+from udonlib.training.losses import (
     classification_loss,
-    cosine_logits,
     logit_distillation,
     margin_logits,
     relational_distillation,

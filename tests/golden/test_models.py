@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from tests.golden.reference import build_model, reference_params, state_from_reference
-from udonlib.heads import Head
-from udonlib.learner import Learner
-from udonlib.losses import cosine_logits, unit
+from udonlib.models.heads import Head, cosine_logits, unit
+from udonlib.training.learner import Learner
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from udonlib.augmentation import normalise
-from udonlib.decoding import prepare_eval, prepare_train, resize_eval, resize_train
+from udonlib.data.decoding import prepare_eval, prepare_train, resize_eval, resize_train
+from udonlib.models.backbones import normalise
 
 Arrays = dict[str, np.ndarray]
 TOLERANCE = 2e-4  # of values in 0..255; of values divided by 255 and by a standard deviation, relative to their range

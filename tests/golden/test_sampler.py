@@ -6,7 +6,13 @@ import re
 
 import numpy as np
 
-from udonlib.sampler import draw_schedule, initial_weights, round_robin_schedule, steps_per_domain, updated_weights
+from udonlib.training.sampler import (
+    draw_schedule,
+    initial_weights,
+    round_robin_schedule,
+    steps_per_domain,
+    updated_weights,
+)
 
 TOLERANCE = 1e-6
 STRATEGY = {"specialist_top_steps": "fixed"}  # theirs -> ours, where the names differ

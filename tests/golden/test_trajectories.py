@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.golden.reference import build_model, reference_params, state_from_reference
-from udonlib.learner import Learner
+from udonlib.training.learner import Learner
 
 STEP_TOLERANCE, FINAL_TOLERANCE, KEY_BIAS_TOLERANCE = 5e-5, 1e-4, 3e-3
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.catalogs import write_uned_tree
-from udonlib import embeddingmaps, presets, projections, runs
-from udonlib.notebookparams import EmbeddingsParams
+from udonlib import presets, runs
+from udonlib.lab.explore import embedding_map, projections
+from udonlib.presets import EmbeddingsParams
 
 # Classes of each split and their images: 2 x (6 + 5 + 4) queries, and one domain with an index of its own.
 SIZES = {"train": (4, 3, 5), "val": (3, 3), "test": (6, 5, 4)}
@@ -36,9 +37,9 @@ def quick_umap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projections, "_fit", turned)
 
 
-def open_small(results: Path, **values: object) -> embeddingmaps.EmbeddingMap:
+def open_small(results: Path, **values: object) -> embedding_map.EmbeddingMap:
     """The map of the last run, not embedded."""
-    return embeddingmaps.open_map(EmbeddingsParams(outputs=str(results), n_threads=1, **values))
+    return embedding_map.open_map(EmbeddingsParams(outputs=str(results), n_threads=1, **values))
 
 
 def clouds(n: int = 60, dim: int = 8, seed: int = 0) -> np.ndarray:

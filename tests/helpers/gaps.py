@@ -66,3 +66,13 @@ def outcomes(right: dict[str, dict[str, list[int]]], counts: dict[str, list[int]
             table = table.assign(embedder=embedder, domain=domain, mmp_at_5=table["r_at_1"] / 2)
             tables += [table.assign(index="merged"), table.assign(index="separate", r_at_1=0.0)]
     return pd.concat(tables, ignore_index=True)
+
+
+def write_specialists(outputs: Path, seed: int = 0, domains: Sequence[str] = DOMAINS, age: int = 0) -> None:
+    for domain in domains:
+        name = f"specialist-{domain}-s{seed}-{age}"
+        write_run(outputs, name, [domain], ["student"], age, recipe="specialist", seed=seed)
+
+
+def plain(outputs: Path, name: str = "plain", **values: object) -> Path:
+    return write_run(outputs, name, embedders=["student"], recipe="us_rr", sampler_loss="student", **values)

@@ -6,9 +6,9 @@ import yaml
 
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.training import SMALL
-from udonlib.grid import Grid, open_grid
-from udonlib.notebookparams import GridParams
-from udonlib.runs import open_run
+from udonlib.presets import GridParams
+from udonlib.runs.grid import Grid, open_grid
+from udonlib.runs.run import open_run
 
 
 def write_base(folder: Path) -> Path:

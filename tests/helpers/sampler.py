@@ -7,12 +7,11 @@ from pathlib import Path
 import yaml
 
 from tests.helpers.catalogs import write_uned_tree
-from udonlib import samplerruns
-from udonlib.interventions import Intervention
-from udonlib.learningcurves import LearningCurve
-from udonlib.notebookparams import SamplerParams
+from udonlib.lab.explore import sampler_study
+from udonlib.lab.explore.simulation import LearningCurve, Setting, simulate
 from udonlib.params import TrainParams
-from udonlib.simulation import Setting, simulate
+from udonlib.presets import SamplerParams
+from udonlib.training.interventions import Intervention
 
 DOMAINS = ("emoji", "flags", "logos")
 
@@ -77,8 +76,8 @@ def write_sampled_run(
     return folder
 
 
-def opened(outputs: Path, **values: object) -> samplerruns.Explored:
-    return samplerruns.open_sampler(SamplerParams(outputs=str(outputs), **values))
+def opened(outputs: Path, **values: object) -> sampler_study.Explored:
+    return sampler_study.open_sampler(SamplerParams(outputs=str(outputs), **values))
 
 
 def steer(folder: Path, step: int, shares: dict[str, float], **done: object) -> None:

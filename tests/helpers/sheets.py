@@ -5,9 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from udonlib import sheets
-from udonlib.domains import Catalog
-from udonlib.evaluation import MergedIndex, Neighbours
+from udonlib.data.catalog import Catalog
+from udonlib.evaluation.evaluate import MergedIndex, Neighbours
+from udonlib.lab.views import sheets
 
 
 def neighbours(catalog: Catalog, domain: str, hit: list[list[bool]], embedder: str = "student") -> Neighbours:

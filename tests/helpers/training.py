@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from udonlib.images import ImageReader, WindowLoader
-from udonlib.models import create_model
+from udonlib.data.images import ImageReader, WindowLoader
+from udonlib.models.embedding_model import create_model
 from udonlib.params import TrainParams
-from udonlib.training import Trainer
+from udonlib.training.trainer import Trainer
 
 SMALL = {
     "backbone": "test_resnet",

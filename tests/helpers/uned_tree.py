@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from udonlib.storage import escaped_path
+from udonlib.data.storage import escaped_path
 
 Entry = dict[str, Any]
 # domain -> images per class in train, val and test

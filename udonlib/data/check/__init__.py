@@ -1,0 +1,1 @@
+"""A look at data before anything is trained on it: broken, repeated, misplaced images."""

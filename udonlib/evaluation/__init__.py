@@ -1,0 +1,1 @@
+"""How good it is: embeddings read out, searched, and measured with intervals."""

@@ -1,0 +1,293 @@
+"""Parameters in general: the types and bounds of their values, how text and YAML are read as such, and which images.
+
+Bounds lie beyond what anybody means, so that a slip of the keyboard is refused at once; what a machine has room for is
+asked when a run begins (`training.needs`). Of YAML only what JSON can say is read: text, numbers, true, false, null,
+lists and mappings. Tags, aliases, dates, sets and numbers of base 60 are left out: with them a file of a few lines can
+take all memory, or mean what nobody meant. A whole number is one only where writing it again gives the same text, and a
+key is always text: `run: 007` and a domain called `no` keep their names. What `yaml.safe_dump` writes of such values
+reads back the same.
+"""
+
+import re
+from collections.abc import Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from udonlib.errors import ParameterError, UserError, problems
+from udonlib.files import located, long_name
+
+# Years of training; the schedule of a sampler that does not change takes 8 bytes a step.
+Steps = Annotated[int, Field(le=100_000_000)]
+# Similarities of a batch are a square matrix: of a million, four terabytes.
+Images = Annotated[int, Field(le=1_000_000)]
+# A decoded image has three bytes a pixel: at 8,192, 200 MB.
+Side = Annotated[int, Field(ge=8, le=8192)]
+# Embeddings and hidden layers of known models end at some 16,000.
+Width = Annotated[int, Field(ge=1, le=65_536)]
+# Each is a process or thread of the system; no machine has as many cores.
+Processes = Annotated[int, Field(le=1024)]
+# Kept for every query.
+Neighbours = Annotated[int, Field(ge=1, le=10_000)]
+# Pictures of a notebook.
+Shown = Annotated[int, Field(ge=1, le=1000)]
+# Computed with in float32, which ends at 3e38.
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+# What every generator takes.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _portable(name: str) -> str:
+    """Refuse names that Windows keeps for devices, or writes otherwise."""
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE) or name.endswith("."):
+        raise ValueError("expected a name that is a folder's on every system: no CON or NUL, no dot at the end")
+    return name
+
+
+# Short enough for names that are made of it, such as those of logs.
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200), AfterValidator(_portable)]
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$")]
+
+
+# Ample for ten thousand domains with a share each, and read in seconds.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 20
+
+TEXT = "tag:yaml.org,2002:str"
+
+
+class _NotPlainError(yaml.MarkedYAMLError):
+    """YAML that is right, and more than is read here."""
+
+
+def _refusal(problem: str, at: Any) -> _NotPlainError:
+    return _NotPlainError(problem=problem, problem_mark=at.start_mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, refusing what is not plain while it is read, before anything has grown."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # a part of PyYAML's: see below
+    _n_values = _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self._n_values, self._depth = self._n_values + 1, self._depth + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise _refusal(f"found the alias *{event.anchor}, expected the value itself", event)
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _refusal(f"found the tag {tag}, expected a plain value, a list or a mapping", event)
+        if self._depth > MAX_DEPTH:
+            raise _refusal(f"found lists and mappings more than {MAX_DEPTH} deep", event)
+        if self._n_values > MAX_VALUES:
+            raise _refusal(f"found more than {MAX_VALUES:,} values", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refusal("found a list or a mapping as a name", key)
+            if key.value in lines:
+                raise _refusal(f"'{key.value}' is set twice, first in line {lines[key.value]}", key)
+            lines[key.value], key.tag = key.start_mark.line + 1, TEXT
+        return node
+
+
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"0|-?[1-9][0-9]{0,399}", list("-0123456789")),
+    ("float", r"-?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?", list("-0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def read_yaml_text(text: str) -> Any:
+    """Read one value. Raises UserError naming the line."""
+    return _read(text)
+
+
+def read_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
+    """Read a file of lines 'name: value'; empty: it may hold none. Raises UserError naming file and line."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text: byte 0x{content[error.start]:02x}") from None
+    values = _read(text, path)
+    if values is None and not empty:
+        raise UserError(f"{path}: expected lines of the form 'name: value', found none")
+    return values or {}
+
+
+def _read(text: str, path: Path | None = None) -> Any:
+    try:
+        if len(text) > MAX_BYTES:
+            raise yaml.YAMLError(f"found more than {MAX_BYTES:,} characters")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if path is not None and not isinstance(node, yaml.MappingNode | None):
+            raise _refusal("expected lines of the form 'name: value'", node)
+        return None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        what = "" if isinstance(error, _NotPlainError) else "not valid YAML: "
+        raise UserError(f"{f'{path}, ' if path else ''}line {line}: {what}{error.problem}") from None
+    except yaml.YAMLError as error:  # too long, or characters that are none
+        raise UserError(f"{f'{path}: ' if path else ''}not valid YAML: {error}") from None
+
+
+def read_as(kind: Any, value: Any) -> Any:
+    """Read a value as what a type holds; what does not fit is left as it is, for whoever checks types.
+
+    Args:
+        kind: a parameter's annotation. Of `Literal["all"] | tuple[str, ...]` and `float | None` the part counts that
+            text can be read as.
+        value: as it was written. Lists are text with commas or in brackets, mappings text in braces, and numbers may
+            have YAML's or Python's forms (1e-3, 50_000). A whole number is a name where a name is expected; another
+            number is none, since 1.10 and 12e4567 are not what they were any more.
+    """
+    for part in _parts(kind):
+        origin = get_origin(part)
+        if origin is tuple:
+            return _read_list(get_args(part)[0], value)
+        if origin is dict:
+            return _read_mapping(get_args(part)[1], value)
+        if part in (int, float):
+            return _read_number(value)
+        if part is str and isinstance(value, PathLike):
+            return fspath(value)
+        if part is str and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    return value
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The types that a parameter may have, without the bounds that are annotated."""
+    if get_origin(kind) is Annotated:
+        return _parts(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return tuple(inner for part in get_args(kind) for inner in _parts(part))
+    return (kind,)
+
+
+def _read_list(kind: Any, value: Any) -> Any:
+    if isinstance(value, str):
+        plain = _plain(value, "[")
+        value = [part.strip() for part in value.split(",")] if plain is None else plain
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    return [read_as(kind, item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_mapping(kind: Any, value: Any) -> Any:
+    plain = _plain(value, "{") if isinstance(value, str) else value
+    if not isinstance(plain, Mapping):
+        return value
+    return {read_as(str, name): read_as(kind, item) for name, item in plain.items()}
+
+
+def _plain(text: str, bracket: str) -> Any:
+    """What text in brackets holds; None where it is none."""
+    try:
+        return read_yaml_text(text) if text.lstrip().startswith(bracket) else None
+    except UserError:
+        return None
+
+
+def _read_number(value: Any) -> Any:
+    """The number that text is, if it is one; True is left to be refused as text, and does not pass for 1."""
+    if not isinstance(value, str | bool) or len(str(value)) > 400:  # Python reads no thousands of digits
+        return value
+    text = str(value).strip()
+    if re.fullmatch(r"[-+]?\d+(_\d+)*", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
+        return float(text)
+    return str(value)
+
+
+class DataParams(BaseModel):
+    """Which images: what every notebook that reads a catalog takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: str = Field(
+        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or folders of images"
+    )
+    images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
+    domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
+
+    def __init__(self, /, **values: Any) -> None:
+        """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
+        try:
+            fields = type(self).model_fields
+            read = {name: read_as(fields[name].annotation, value) for name, value in values.items() if name in fields}
+            super().__init__(**self.implied(values) | values | read)
+        except ValidationError as error:
+            raise ParameterError(problems(type(self), error, values)) from None
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that others bring along where they are not given themselves."""
+        return {}
+
+    @model_validator(mode="after")
+    def _name_what_can_be(self) -> "DataParams":
+        texts = {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), str)}
+        wrong = {name: problem for name, text in texts.items() if (problem := long_name(text))}
+        if wrong:
+            raise ParameterError(wrong)
+        return self
+
+    _locate = field_validator("data", "images")(located)
+
+    @field_validator("domains")
+    @classmethod
+    def _name_domains(cls, names: Literal["all"] | tuple[str, ...]) -> Literal["all"] | tuple[str, ...]:
+        if names == "all" or names == ("all",):
+            return "all"
+        return different(names, "'all' or one or more different names")
+
+
+class ResultParams(DataParams):
+    """Which images, and where results are."""
+
+    outputs: str = Field("auto", min_length=1, description="folder of results; 'auto': the project's outputs/")
+
+
+class RunDataParams(ResultParams):
+    """Results, and the images that they are of."""
+
+    data: str = Field("auto", min_length=1, description="'auto': the run's; or the folder or zip where its data is now")
+
+
+class ComputeParams(ResultParams):
+    """Results that are computed, and on what."""
+
+    device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
+    n_workers: Processes = Field(0, ge=0, description="processes that decode images; 0: this process itself")
+    n_threads: Processes = Field(
+        0, ge=0, description="threads of PyTorch on the CPU; 0: as many as there are cores for us"
+    )
+
+
+def different(values: tuple, expected: str = "one or more different values, with commas between them") -> tuple:
+    """Refuse a list that is empty, or names something twice or not at all, as text with a comma too many does."""
+    if not values or "" in values or len(set(values)) < len(values):
+        raise ValueError(f"expected {expected}")
+    return values

@@ -1,0 +1,1 @@
+"""What notebooks show; nothing outside imports it."""

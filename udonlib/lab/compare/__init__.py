@@ -1,0 +1,1 @@
+"""Runs, ablations and gaps: what is compared, and how that looks."""

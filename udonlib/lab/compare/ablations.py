@@ -1,0 +1,219 @@
+"""What the finished runs of a grid found: tidy tables with intervals, paired differences, costs; written as files.
+
+Figures are in percent, differences in percentage points, both in the merged index. What an interval says: see
+`evaluation.intervals`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from udonlib.errors import UserError
+from udonlib.evaluation.files import load_outcomes, save_outcomes
+from udonlib.evaluation.intervals import paired_difference, row_interval
+from udonlib.files import write_text
+from udonlib.runs.grid import Grid, Job
+from udonlib.runs.run import Run
+from udonlib.runs.specialists import evaluate_assembly
+
+EMBEDDERS = {"features": "features", "specialist": "specialist"}  # whose outcomes count, where not the student's
+
+COSTS = ("images_per_s", "n_parameters_shipped", "n_parameters_trained", "gflops_per_image", "train_seconds")
+
+Texts = tuple[list[str], list[list[str]]]  # of a table: its head and its lines
+
+INTERVAL = ["row", "metric", "domain", "mean", "low", "high", "n_seeds"]
+
+
+@dataclass(frozen=True, eq=False)
+class GridTables:
+    """Tables of the rows that have finished runs, in the grid's order.
+
+    results: row, metric, domain (and "mean"), mean, low, high, n_seeds. differences: the same of row - baseline, with
+    excludes_zero. costs: row, n_seeds, and medians over seeds of images_per_s (trained), n_parameters_shipped,
+    n_parameters_trained, gflops_per_image (forward), train_seconds; the parameters and seconds of an assembly of
+    specialists are sums over them. allocation: row, seed, step, domain, weight, share, images_seen.
+    """
+
+    baseline: str
+    results: pd.DataFrame
+    differences: pd.DataFrame
+    costs: pd.DataFrame
+    allocation: pd.DataFrame
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Columns of outcomes, and the names to show."""
+        return {name: label(name) for name in dict.fromkeys(self.results["metric"])}
+
+    @property
+    def mmp(self) -> str:
+        """The column of mMP@k."""
+        return next((name for name in self.metrics if name.startswith("mmp")), "mmp_at_5")
+
+    @property
+    def domains(self) -> list[str]:
+        return [name for name in dict.fromkeys(self.results["domain"]) if name != "mean"]
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(self.results["row"]))
+
+
+def label(metric: str) -> str:
+    """Write r_at_1 as R@1 and mmp_at_5 as mMP@5."""
+    return metric.replace("r_at_", "R@") if metric.startswith("r_") else metric.replace("mmp_at_", "mMP@")
+
+
+def collect(grid: Grid) -> GridTables:
+    """Read the finished runs of a grid; specialists that are all finished are put together and evaluated once.
+
+    Raises:
+        UserError: a run that a person steered, which does not show what its parameters do.
+    """
+    outcomes: dict[str, pd.DataFrame] = {}
+    costs, allocations = [], []
+    for row, seeds in grid.rows.items():
+        finished = {seed: jobs for seed, jobs in seeds.items() if all(job.run.status == "finished" for job in jobs)}
+        if not finished:
+            continue
+        runs = [job.run for jobs in finished.values() for job in jobs]
+        touched = [run.path.name for run in runs if any(entry.matters for entry in run.interventions())]
+        if touched:
+            raise UserError(
+                f"a person intervened in run {touched[0]!r} of row '{row}': it does not show what its parameters do. "
+                "Remove or rename its folder, and run the grid again"
+            )
+        tables = [_outcomes(grid, row, seed, jobs).assign(seed=seed) for seed, jobs in finished.items()]
+        outcomes[row] = pd.concat(tables, ignore_index=True)
+        by_seed = pd.DataFrame([_cost(jobs) for jobs in finished.values()])
+        costs.append({"row": row, "n_seeds": len(finished), **by_seed.median().to_dict()})
+        for seed, jobs in finished.items():
+            if len(jobs) == 1:
+                allocations.append(jobs[0].run.allocation().assign(row=row, seed=seed))
+    results, differences = [], []
+    for row, table in outcomes.items():
+        for metric in [name for name in table if "_at_" in name]:
+            results.append(row_interval(table, metric).assign(row=row, metric=metric))
+            baseline = outcomes.get(grid.baseline)
+            if row != grid.baseline and baseline is not None and set(baseline["seed"]) & set(table["seed"]):
+                differences.append(paired_difference(table, baseline, metric).assign(row=row, metric=metric))
+    return GridTables(
+        grid.baseline,
+        _under(results, INTERVAL),
+        _under(differences, [*INTERVAL, "excludes_zero"]),
+        pd.DataFrame(costs, columns=["row", "n_seeds", *COSTS]),
+        _under(allocations, ["row", "seed", "step", "domain", "weight", "share", "images_seen"]),
+    )
+
+
+def export(tables: GridTables, grid: Grid) -> list[Path]:
+    """Write results.csv, differences.csv, costs.csv and results.md into the grid's folder. Returns their paths."""
+    contents = {
+        "results.csv": tables.results.to_csv(index=False, lineterminator="\n"),
+        "differences.csv": tables.differences.to_csv(index=False, lineterminator="\n"),
+        "costs.csv": tables.costs.to_csv(index=False, lineterminator="\n"),
+        "results.md": markdown(tables),
+    }
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_text(grid.folder / name, content)
+    return [grid.folder / name for name in contents]
+
+
+def markdown(tables: GridTables) -> str:
+    """Two tables for a document: means with differences and costs, then the first metric of each domain."""
+    metric = next(iter(tables.metrics), "r_at_1")
+    return "\n".join(_pipes(head, lines) for head, lines in (summary(tables), by_domain(tables, metric)))
+
+
+def summary(tables: GridTables) -> Texts:
+    """Write each row's means with their differences to the baseline, bold where they exclude zero, and its costs."""
+    head = ["row", "seeds"]
+    for name in tables.metrics.values():
+        head += [f"{name}, %", f"− {tables.baseline}"]
+    head += ["images/s", "parameters, shipped / trained", "GFLOP an image"]
+    lines = []
+    for _, cost in tables.costs.iterrows():
+        cells = [cost["row"], str(cost["n_seeds"])]
+        for metric in tables.metrics:
+            cells += [figure(table, cost["row"], metric) for table in (tables.results, tables.differences)]
+        lines.append([*cells, *_cost_cells(cost)])
+    return head, lines
+
+
+def by_domain(tables: GridTables, metric: str, differences: bool = False) -> Texts:
+    """Write a metric of each row by domain and as the mean, or its differences to the baseline."""
+    found = tables.differences if differences else tables.results
+    title = f"{label(metric)} − {tables.baseline}, points" if differences else f"{label(metric)}, %"
+    order = [*tables.domains, "mean"]
+    rows = [row for row in tables.rows if row in set(found["row"])]
+    return [title, *order], [[row, *(figure(found, row, metric, domain) for domain in order)] for row in rows]
+
+
+def figure(table: pd.DataFrame, row: str, metric: str, domain: str = "mean") -> str:
+    """Write one mean with half the width of its interval, 52.3 ± 0.7; a difference with its sign, **bold** if sure."""
+    found = table[(table["row"] == row) & (table["metric"] == metric) & (table["domain"] == domain)]
+    if found.empty:
+        return "–"
+    one = found.iloc[0]
+    sign = "+" if "excludes_zero" in found else ""
+    text = f"{one['mean']:{sign}.1f} ± {(one['high'] - one['low']) / 2:.1f}".replace("-", "−")
+    return f"**{text}**" if one.get("excludes_zero", False) else text
+
+
+def _cost_cells(cost: pd.Series) -> list[str]:
+    pace = f"{cost['images_per_s']:,.0f}" if cost["images_per_s"] > 0 else "–"
+    shipped, trained = (_count(cost[f"n_parameters_{part}"]) for part in ("shipped", "trained"))
+    gflops = "–" if pd.isna(cost["gflops_per_image"]) else f"{cost['gflops_per_image']:.3g}"
+    return [pace, f"{shipped} / {trained}", gflops]
+
+
+def _count(n: float) -> str:
+    return "–" if pd.isna(n) else f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n / 1e3:.0f} k" if n else "0"
+
+
+def _pipes(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _under(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """One table under the other; an empty one with the same columns where there are none."""
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _outcomes(grid: Grid, row: str, seed: int, jobs: tuple[Job, ...]) -> pd.DataFrame:
+    """Outcomes of every query in the merged index: domain, path and the metrics, in 0..1."""
+    recipe = jobs[0].params.recipe
+    file = _assembled(grid, row, seed, jobs) if recipe == "specialist" else jobs[0].run.path / "outcomes.csv.gz"
+    table = load_outcomes(file)
+    table = table[(table["embedder"] == EMBEDDERS.get(recipe, "student")) & (table["index"] == "merged")]
+    return table[["domain", "path", *(name for name in table if "_at_" in name)]]
+
+
+def _assembled(grid: Grid, row: str, seed: int, jobs: tuple[Job, ...]) -> Path:
+    """The outcomes of specialists put together, evaluated once for each set of runs and what these found.
+
+    A grid of other domains or steps, whose folder may be the same, has other runs.
+    """
+    digest = hashlib.sha256()
+    for job in jobs:
+        digest.update(f"{job.name}\0".encode() + (job.run.path / "outcomes.csv.gz").read_bytes())
+    file = grid.folder / f"{row}-s{seed}-{digest.hexdigest()[:6]}-outcomes.csv.gz"
+    if not file.exists():
+        grid.folder.mkdir(parents=True, exist_ok=True)
+        outcomes = evaluate_assembly([Run(job.params) for job in jobs]).outcomes
+        save_outcomes(outcomes, file)
+    return file
+
+
+def _cost(jobs: tuple[Job, ...]) -> dict[str, float]:
+    """What one seed of a row cost: its run's figures; of several specialists sums, or means where sums say nothing."""
+    figures = pd.DataFrame([job.run.summary() for job in jobs]).reindex(columns=list(COSTS)).astype(float)
+    sums = figures[["n_parameters_shipped", "n_parameters_trained", "train_seconds"]].sum(min_count=len(jobs))
+    return {**figures.mean().to_dict(), **sums.to_dict()}

@@ -1,0 +1,357 @@
+"""What is seen of the gaps between student, teachers and specialists: tables of `compare.gaps` in, figures out.
+
+Student, teacher and specialist are told apart by symbol and line as well as by colour; a domain keeps its colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import Image
+from plotly.subplots import make_subplots
+
+from udonlib.data.catalog import Catalog
+from udonlib.data.decoding import decode
+from udonlib.evaluation.evaluate import Neighbours
+from udonlib.evaluation.outcomes import EMBEDDERS, GROUPS
+from udonlib.lab.compare.gaps import DIFFERENCE, NOTHING, RIGHT, WRONG_CLASS, GapRun, differences, levels, pairs
+from udonlib.lab.views.charts import f32, metric_labels, panels
+from udonlib.lab.views.sheets import (
+    FAINT,
+    GAP,
+    INK,
+    LINE,
+    RIGHT_INK,
+    WRONG_INK,
+    Sheet,
+    Table,
+    class_map,
+    facts_table,
+    html_table,
+)
+from udonlib.lab.views.style import EMBEDDERS as LOOKS
+from udonlib.lab.views.style import TEMPLATE, TEXT, domain_colours
+
+SYMBOLS = {"student": "circle", "teacher": "diamond-open", "specialist": "triangle-up"}
+DASHES = {"student": "solid", "teacher": "dash", "specialist": "dot"}
+# Group of queries -> colour and symbol: the colour of whoever is right.
+GROUP_LOOKS = {
+    "all": (TEXT, "line-ns-open"),
+    "both": (TEXT, "square"),
+    "teacher only": (LOOKS["teacher"][0], "diamond-open"),
+    "student only": (LOOKS["student"][0], "circle"),
+    "neither": (TEXT, "x-thin-open"),
+}
+GREY = "#8c8c8c"
+PANEL = 170  # pixels, height of one of many panels
+
+
+def compared(gaps: GapRun) -> Table:
+    """Tabulate what is compared: the run, its specialists, and how many queries search how many images."""
+    run, p = gaps.run, gaps.run.params
+    specialists = ", ".join(folder.path.name for folder in gaps.specialists.values())
+    n_index = run.evaluation().query("index == 'merged'")["n_index"].max()
+    n_queries = gaps.outcomes.query("index == 'merged' and embedder == 'student'").groupby("domain", sort=False).size()
+    return facts_table(
+        {
+            "run": f"{run.path.name}: recipe {p.recipe}, {p.steps:,} steps at most, seed {p.seed}",
+            "student": f"{p.student_dim} dimensions, one for all domains",
+            "teachers": f"{p.teacher_dim} dimensions, one for each domain, on the student's backbone",
+            "specialists": specialists or "none; 'auto' needs a finished run of recipe 'specialist' for each domain",
+            "queries": ", ".join(f"{domain} {n:,}" for domain, n in n_queries.items()),
+            "merged index": f"{n_index:,.0f} images of {', '.join(run.catalog.names)}",
+        }
+    )
+
+
+def difference_table(gaps: GapRun, seed: int = 0) -> Table:
+    """Tabulate each embedder's metrics in percent and their paired differences to the student's, in points.
+
+    ± is half the width of the 95% interval over queries; a difference is bold where its interval excludes zero.
+    """
+    labels = metric_labels(gaps.outcomes)
+    order = [*gaps.domains, "mean"]
+    cells: dict[tuple[str, str], list[str]] = {}
+    bold: set[tuple[int, int]] = set()
+    by_metric = {metric: levels(gaps.outcomes, metric, seed=seed) for metric in labels}
+    embedders = list(dict.fromkeys(by_metric["r_at_1"]["embedder"]))
+    for embedder in embedders:
+        for metric, label in labels.items():
+            rows = by_metric[metric].query("embedder == @embedder").set_index("domain").reindex(order)
+            cells[embedder, label] = [_value(row) for row in rows.itertuples()]
+    for one in embedders[1:]:
+        for metric, label in labels.items():
+            rows = differences(gaps.outcomes, metric, seed=seed).query("one == @one and other == 'student'")
+            rows = rows.set_index("domain").reindex(order)
+            certain = np.flatnonzero((rows["low"] > 0) | (rows["high"] < 0))
+            bold |= {(int(row), len(cells)) for row in certain}
+            cells[f"{one} − student", label] = [_value(row, sign="+") for row in rows.itertuples()]
+    table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
+    table.columns = pd.MultiIndex.from_tuples(cells, names=["merged index,", "percent"])
+    return html_table(table, bold)
+
+
+def difference_chart(gaps: GapRun, seed: int = 0) -> go.Figure:
+    """Draw how far teachers and specialists lead the student in each domain, with paired 95% intervals."""
+    labels = metric_labels(gaps.outcomes)
+    order = [*gaps.domains, "mean"]
+    title = "Lead over the student, same queries, merged index"
+    fig = panels(title, [f"{label}, percentage points" for label in labels.values()], 1, 2, 150 + 40 * len(order))
+    for column, metric in enumerate(labels, 1):
+        rows = differences(gaps.outcomes, metric, seed=seed).query("other == 'student'")
+        leaders = list(dict.fromkeys(rows["one"]))
+        for place, one in enumerate(leaders):
+            part = rows[rows["one"] == one].set_index("domain").reindex(order).reset_index()
+            y = len(order) - 1 - np.arange(len(order)) + 0.17 * (len(leaders) - 1 - 2 * place)
+            colour = LOOKS[one][0]
+            marker = {"symbol": SYMBOLS[one], "size": 11, "color": colour, "line": {"width": 2.5, "color": colour}}
+            dots = go.Scatter(x=f32(part["mean"]), y=y, mode="markers", marker=marker, name=one, legendgroup=one)
+            dots.update(error_x=_whiskers(part, colour), showlegend=column == 1, text=part["domain"])
+            fig.add_trace(dots.update(hovertemplate="%{text}: %{x:+.1f}"), row=1, col=column)
+        fig.add_vline(x=0, line={"color": TEXT, "width": 1.5}, row=1, col=column)
+    ticks = {"tickvals": list(range(len(order) - 1, -1, -1)), "ticktext": _coloured(order)}
+    fig.update_yaxes(**ticks, range=[-0.6, len(order) - 0.4])
+    fig.update_xaxes(title="← student ahead    student behind →")
+    return fig.update_layout(hovermode="closest")
+
+
+def validation_chart(validation: pd.DataFrame, metric: str = "r_at_1", index: str = "merged") -> go.Figure:
+    """Draw student and teacher at each validation, one panel a domain. Older runs validated the student alone."""
+    rows = validation[validation["index"] == index].sort_values("step", kind="stable")
+    rows = rows[rows["embedder"].isin(EMBEDDERS)]
+    names = list(dict.fromkeys(rows["domain"]))
+    alone = "" if "teacher" in set(rows["embedder"]) else " (the teachers were not validated in this run)"
+    fig = _grid(f"Validation: student and teacher over training{alone}", names)
+    label = metric_labels(rows)[metric] if len(rows) else "R@1"
+    for place, domain in enumerate(names):
+        for embedder in (name for name in EMBEDDERS if name in set(rows["embedder"])):
+            part = rows[(rows["domain"] == domain) & (rows["embedder"] == embedder)]
+            colour = LOOKS[embedder][0]
+            marker = {"symbol": SYMBOLS[embedder], "size": 8, "line": {"width": 2, "color": colour}}
+            line = go.Scatter(x=part["step"], y=f32(part[metric]), mode="lines+markers", marker=marker, name=embedder)
+            line.update(line={"color": colour, "width": 2, "dash": DASHES[embedder]}, legendgroup=embedder)
+            line.update(showlegend=place == 0, hovertemplate="%{y:.1f}")
+            fig.add_trace(line, row=place // 3 + 1, col=place % 3 + 1)
+    fig.update_xaxes(rangemode="tozero", nticks=5, tickformat=",")
+    _label_grid(fig, len(names), "step", f"{label}, %")
+    return fig.update_layout(hovermode="x unified")
+
+
+def counts_table(counts: pd.DataFrame) -> Table:
+    """Tabulate `right_and_wrong`: for each domain a two by two of student and teacher, queries and their share."""
+    share = {
+        g: [f"{n:,} ({100 * n / total:.1f} %)" for n, total in zip(counts[g], counts.n_queries, strict=True)]
+        for g in GROUPS
+    }
+    cells = {
+        ("", "queries"): [f"{n:,}" for n in counts["n_queries"]],
+        ("teacher right", "student right"): share["both"],
+        ("teacher right", "student wrong"): share["teacher only"],
+        ("teacher wrong", "student right"): share["student only"],
+        ("teacher wrong", "student wrong"): share["neither"],
+    }
+    table = pd.DataFrame(cells, index=pd.Index(counts["domain"], name="domain"))
+    table.columns = pd.MultiIndex.from_tuples(cells, names=["first neighbour", ""])
+    return html_table(table, set())
+
+
+def frequency_chart(*tables: pd.DataFrame) -> go.Figure:
+    """Draw R@1 by the frequency of the queries' class, one panel a domain and kind of count.
+
+    Args:
+        tables: of `by_frequency`; of several kinds of count, one behind the other.
+    """
+    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    kinds = list(dict.fromkeys(zip(rows["domain"], rows["count"], strict=True)))
+    several = rows["count"].nunique() > 1
+    notes = [", training images" if several and count == "n_train" else "" for _, count in kinds]
+    fig = _grid("R@1 by frequency of the class", [domain for domain, _ in kinds], notes, 95)
+    for place, (domain, count) in enumerate(kinds):
+        row, column = place // 3 + 1, place % 3 + 1
+        part = rows[(rows["domain"] == domain) & (rows["count"] == count)]
+        shown = [name for name in EMBEDDERS if name in set(part["embedder"])]
+        for shift, embedder in zip((np.arange(len(shown)) - (len(shown) - 1) / 2) * 0.26, shown, strict=True):
+            bins = part[part["embedder"] == embedder]
+            colour = LOOKS[embedder][0]
+            marker = {"symbol": SYMBOLS[embedder], "size": 8, "color": colour, "line": {"width": 2, "color": colour}}
+            dots = go.Scatter(x=bins["bin"] + shift, y=f32(bins["mean"]), mode="markers", marker=marker, name=embedder)
+            dots.update(error_y=_whiskers(bins, colour), legendgroup=embedder, showlegend=place == 0)
+            dots.update(text=[f"{n:,} queries" for n in bins["n_queries"]], hovertemplate="%{y:.1f} %, %{text}")
+            fig.add_trace(dots, row=row, col=column)
+        lead = part[part["embedder"] == DIFFERENCE]
+        ticks = {"tickvals": lead["bin"], "ticktext": [_bin_label(row) for row in lead.itertuples()], "tickangle": 0}
+        where = {"showgrid": False, "row": row, "col": column}
+        fig.update_xaxes(**ticks, tickfont_size=11, range=[-0.6, len(lead) - 0.4], **where)
+    _label_grid(fig, len(kinds), "images of the class<br>teacher − student", "R@1, %", 5)
+    return fig.update_layout(hovermode="closest")
+
+
+def overlap_chart(means: pd.DataFrame, k: int = 5) -> go.Figure:
+    """Draw how many of the k nearest neighbours student and teacher share, by domain and by who is right."""
+    order = [*dict.fromkeys(name for name in means["domain"] if name != "mean"), "mean"]
+    groups = [name for name in GROUP_LOOKS if name in set(means["group"])]
+    fig = panels(f"Agreement of student and teacher, merged index, k = {k}", [""], 1, 1, 150 + 60 * len(order))
+    for place, group in enumerate(groups):
+        part = means[means["group"] == group].set_index("domain").reindex(order).reset_index()
+        y = len(order) - 1 - np.arange(len(order)) + 0.3 - 0.6 * place / max(1, len(groups) - 1)
+        colour, symbol = GROUP_LOOKS[group]
+        marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2.5, "color": colour}}
+        name = "all queries" if group == "all" else f"right: {group}"
+        dots = go.Scatter(x=f32(part["mean"]), y=y, mode="markers", marker=marker, name=name)
+        dots.update(error_x=_whiskers(part, colour), customdata=part[["rbo", "n_queries"]].round(1))
+        text = "%{x:.1f} %, rank-biased %{customdata[0]} %, %{customdata[1]:,.0f} queries"
+        fig.add_trace(dots.update(hovertemplate=text))
+    ticks = {"tickvals": list(range(len(order) - 1, -1, -1)), "ticktext": _coloured(order)}
+    fig.update_yaxes(**ticks, range=[-0.6, len(order) - 0.4], showgrid=False)
+    for border in np.arange(len(order) - 1) + 0.5:
+        fig.add_hline(y=border, line={"color": "rgba(128, 128, 128, 0.25)", "width": 1})
+    fig.update_xaxes(title=f"mean share of the first {k} neighbours found by both, %")
+    return fig.update_layout(hovermode="closest")
+
+
+def first_neighbour_chart(first: pd.DataFrame) -> go.Figure:
+    """Draw what wrong first neighbours are: two stacked bars a domain, in percent of the domain's queries."""
+    order = list(dict.fromkeys(first["domain"]))
+    wrong = first[first["found"] != RIGHT]
+    fig = panels("Wrong first neighbours, merged index", [""], 1, 1, height=560)
+    bars = pd.MultiIndex.from_product([order, ["student", "teacher"]], names=["domain", "embedder"])
+    looks = {WRONG_CLASS: GREY} | domain_colours([*order, *(set(wrong["found"]) - {WRONG_CLASS, NOTHING} - set(order))])
+    looks |= {NOTHING: "#444444"} if NOTHING in set(wrong["found"]) else {}
+    for found, colour in looks.items():
+        part = wrong[wrong["found"] == found].set_index(["domain", "embedder"])[["percent", "n_queries"]]
+        part = part.reindex(bars, fill_value=0)
+        name = "own domain, other class" if found == WRONG_CLASS else found
+        bar = go.Bar(name=name, x=list(zip(*bars, strict=True)), y=f32(part["percent"]), customdata=part["n_queries"])
+        pattern = {"shape": ["", "/"] * len(order), "size": 6, "solidity": 0.25, "fillmode": "overlay"}
+        bar.update(marker={"color": colour, "pattern": pattern | {"fgcolor": "white"}, "line": {"width": 0}})
+        fig.add_trace(bar.update(hovertemplate="%{x}: %{y:.1f} %, %{customdata:,} queries"))
+    fig.update_xaxes(showgrid=False, dividercolor=GREY, tickangle=-90)
+    fig.update_yaxes(title="share of the domain's queries, %", rangemode="tozero")
+    fig.update_layout(barmode="stack", bargap=0.2, hovermode="closest", margin_b=110)
+    return fig.update_layout(legend_title={"text": "the neighbour is of", "font_size": 13})
+
+
+def gap_gallery(
+    neighbours: Iterable[Neighbours], catalog: Catalog, group: str, n_queries: int = 8, k: int = 5, seed: int = 0
+) -> Image:
+    """Show random queries of a group with the student's and the teacher's neighbours, right and wrong ones marked.
+
+    Args:
+        neighbours: in the merged index, of student and teacher in each domain.
+        catalog: that was searched.
+        group: one of GROUPS, such as "teacher only".
+        n_queries: in all, shared by the domains as far as they have such queries.
+        k: neighbours of each.
+        seed: of the choice.
+    """
+    wanted = (group in ("both", "student only"), group in ("both", "teacher only"))
+    titles = ("student's neighbours", "teacher's neighbours")
+    return paired_gallery(list(pairs(neighbours)), catalog, wanted, titles, n_queries, k, seed)
+
+
+def paired_gallery(
+    found: Sequence[tuple[Neighbours, Neighbours]],
+    catalog: Catalog,
+    wanted: tuple[bool, bool],
+    titles: tuple[str, str],
+    n_queries: int = 8,
+    k: int = 5,
+    seed: int = 0,
+) -> Image:
+    """Show random queries with two lists of neighbours, right and wrong ones marked.
+
+    Args:
+        found: two lists of the same queries, domain by domain.
+        catalog: that was searched.
+        wanted: whether the first neighbour of the one and of the other list is right.
+        titles: of the two lists.
+        n_queries: in all, shared by the domains as far as they have such queries.
+        k: neighbours of each list.
+        seed: of the choice.
+    """
+    chosen = _choose(found, wanted, n_queries, np.random.default_rng(seed))
+    shown = [[(part.query_domain, part.query_paths[q]), *part.of(q)[:k]] for pair, q in chosen for part in pair]
+    classes = class_map(catalog, {image for images in shown for image in images})
+    side, top = 80, 3 * LINE + GAP
+    step, row_height = side + GAP, side + 2 * LINE + GAP
+    lefts = (step + 4 * GAP, step + k * step + 7 * GAP)  # where the query's column ends, and where the student's does
+    sheet = Sheet(lefts[1] + k * step + GAP, top + max(1, len(chosen)) * row_height + GAP)
+    for x, title in zip((2 * GAP, *lefts), ("query", *titles), strict=True):
+        sheet.write(x, 2 * LINE - GAP // 2, title, INK)
+    if not chosen:
+        sheet.write(2 * GAP, top, "no such query", FAINT)
+    for row, (pair, query) in enumerate(chosen):
+        asked = (pair[0].query_domain, pair[0].query_paths[query])
+        tiles = [(2 * GAP, asked, (INK, ""))]
+        for left, part in zip(lefts, pair, strict=True):
+            looks = [(RIGHT_INK, "tick") if hit else (WRONG_INK, "cross") for hit in part.hit[query]]
+            tiles += [(left + rank * step, image, looks[rank]) for rank, image in enumerate(part.of(query)[:k])]
+        for x, (domain, path), look in tiles:
+            captions = [next(iter(classes[domain, path].values()), ""), domain]
+            sheet.tile(x, top + row * row_height, side, decode(catalog.store.read(path), path), captions, *look)
+    return sheet.image()
+
+
+def _choose(
+    found: Sequence[tuple[Neighbours, Neighbours]], wanted: tuple[bool, bool], n_queries: int, rng: np.random.Generator
+) -> list[tuple[tuple[Neighbours, Neighbours], int]]:
+    """Random queries, one of each domain in turn until there are enough; sorted by domain."""
+    left = []
+    for number, (student, teacher) in enumerate(found):
+        right = (student.hit[:, 0], teacher.hit[:, 0])
+        fitting = np.flatnonzero((right[0] == wanted[0]) & (right[1] == wanted[1]))
+        left += [(turn, number, int(query)) for turn, query in enumerate(rng.permutation(fitting))]
+    taken = sorted(left)[:n_queries]
+    return [(found[number], query) for _, number, query in sorted(taken, key=lambda item: item[1])]
+
+
+def _value(row: Any, sign: str = "") -> str:
+    """A mean with half the width of its interval; a dash where there is none."""
+    return "–" if np.isnan(row.mean) else f"{row.mean:{sign}.1f} ±{(row.high - row.low) / 2:.1f}".replace("-", "−")
+
+
+def _bin_label(row: Any) -> str:
+    """The counts of a bin, and below the teacher's lead in it: bold where its interval excludes zero."""
+    counts = dict.fromkeys(f"{n:,}" if n < 10_000 else f"{n / 1000:,.0f}k" for n in (row.lowest, row.highest))
+    lead = f"{row.mean:+.1f}".replace("-", "−")
+    return "–".join(counts) + "<br>" + (f"<b>{lead}</b>" if row.low > 0 or row.high < 0 else lead)
+
+
+def _whiskers(part: pd.DataFrame, colour: str) -> dict[str, object]:
+    up, down = f32(part["high"] - part["mean"]), f32(part["mean"] - part["low"])
+    return {"type": "data", "array": up, "arrayminus": down, "color": colour, "thickness": 1.3, "width": 3}
+
+
+def _coloured(names: Sequence[str]) -> list[str]:
+    """Names with a square of their domain's colour; the mean is bold."""
+    colours = domain_colours(name for name in names if name != "mean")
+    return [f'<span style="color:{colours[n]}">■</span> {n} ' if n in colours else f"<b>{n}</b> " for n in names]
+
+
+def _grid(title: str, names: Sequence[str], notes: Sequence[str] = (), gap: int = 75) -> go.Figure:
+    """Panels in rows of three, one a domain, with its colour beside its name; `gap` pixels between two rows."""
+    notes = notes or [""] * len(names)
+    titles = [name.rstrip() + note for name, note in zip(_coloured(names), notes, strict=True)]
+    n_rows = max(1, -(-len(names) // 3))
+    height = n_rows * (PANEL + gap) - gap
+    fig = make_subplots(n_rows, 3, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=gap / height)
+    fig.update_annotations(font_size=13, yshift=4)
+    margins = {"t": 85, "b": gap}
+    return fig.update_layout(template=TEMPLATE, title=title, height=height + sum(margins.values()), margin=margins)
+
+
+def _label_grid(fig: go.Figure, n_panels: int, x: str, y: str, standoff: int = 8) -> None:
+    """Name the axes of a grid at its left and lower border; panels that stay empty do not show."""
+    for place in range(-(-n_panels // 3) * 3):
+        row, column = place // 3 + 1, place % 3 + 1
+        if place >= n_panels:
+            fig.update_xaxes(visible=False, row=row, col=column)
+            fig.update_yaxes(visible=False, row=row, col=column)
+        if n_panels - 3 <= place < n_panels:
+            fig.update_xaxes(title={"text": x, "standoff": standoff}, row=row, col=column)
+        if column == 1:
+            fig.update_yaxes(title=y, row=row, col=column)

@@ -1,0 +1,295 @@
+"""The page of runs.ipynb: the table of all runs, and the comparison of two, kept up to date where a person looks.
+
+Cells show what they show through `RunPage`. In a batch that is all. In JupyterLab the table is a widget in which two
+runs are chosen, and a thread looks at the files once a second: rows that changed are sent, and the outputs of the cells
+below are redrawn when another run is chosen or a chosen one has moved. The thread ends when nobody shows the table any
+more, or another page is opened in the same kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anywidget
+import plotly.graph_objects as go
+import traitlets
+from IPython.core.formatters import DisplayFormatter
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+
+from udonlib.errors import UserError
+from udonlib.lab.compare import pair_views, runs_table
+from udonlib.lab.compare.ablation_views import plain_table
+from udonlib.lab.compare.overview import DAMAGED, RunReader, RunRow, choose_two, find_row
+from udonlib.lab.compare.pairs import Pair, open_pair
+from udonlib.lab.views.front_end import Still, answering, named
+from udonlib.lab.views.live import has_front_end
+from udonlib.lab.views.sheets import Table
+from udonlib.presets import RunsParams
+from udonlib.runs.folder import RunFolder
+
+POLL_SECONDS = 1.0
+PLOTLY = "application/vnd.plotly.v1+json"
+REST = 10  # times as long as a redraw took, nothing is redrawn because a chosen run has moved
+FEW = "Nothing to compare yet: {} Train another with notebooks/train.ipynb."
+
+
+class RunsTable(anywidget.AnyWidget):
+    """The live table. A person writes a and b (the chosen runs), Python the rest; nothing is written by both."""
+
+    _esm = (
+        runs_table.BEHAVIOUR
+        + """
+export default {
+  render({ model, el }) {
+    el.innerHTML = model.get("html");
+    const own = Math.random().toString(36).slice(2), table = runsTable(el);
+    const draw = () => {
+      table.fill(model.get("rows"));
+      for (const letter of ["a", "b"]) {
+        const chosen = model.get(letter) || model.get("shown")[letter];
+        for (const button of el.querySelectorAll(`.udon-runs-${letter}`)) {
+          button.name = `udon-runs-${letter}-${own}`;
+          button.checked = button.closest("tr").dataset.run === chosen;
+        }
+      }
+    };
+    el.addEventListener("change", (event) => {
+      const letter = ["a", "b"].find((one) => event.target.classList.contains(`udon-runs-${one}`));
+      if (letter) { model.set(letter, event.target.closest("tr").dataset.run); model.save_changes(); }
+    });
+    model.on("change:rows change:shown", draw);
+    draw();
+    model.send({ views: 1 });
+    return () => { model.off("change:rows change:shown", draw); model.send({ views: -1 }); };
+  },
+};
+"""
+    )
+    html = traitlets.Unicode().tag(sync=True)
+    rows = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+    a = traitlets.Unicode().tag(sync=True)
+    b = traitlets.Unicode().tag(sync=True)
+
+
+class RunPage:
+    """All runs of a folder of results, and two of them compared.
+
+    Args:
+        params: of the notebook.
+        live: whether a person looks at the cells; None: as `live.has_front_end` says.
+
+    Raises:
+        UserError: run_a or run_b is not among the runs, with the nearest name.
+    """
+
+    _open: RunPage | None = None  # of this kernel: the one whose thread may run
+
+    def __init__(self, params: RunsParams, live: bool | None = None) -> None:
+        self.params = params
+        self.live = has_front_end() if live is None else live
+        self.reader = RunReader(params.outputs, params.runs)
+        self.rows: list[RunRow] = self.reader.read()
+        self.widget: RunsTable | None = None
+        self._still: Still | None = None
+        self._is_kept = True  # whether the still shows what the widget shows
+        self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], bool]] = {}  # by what is shown: the last output
+        self._pair: Pair | None = None
+        self._names_drawn: tuple[str, str] | None = None
+        self._drawn: object = None  # what the comparison was drawn from
+        self._rest_until = 0.0
+        self._views = 0
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._drawing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        for parameter in ("run_a", "run_b"):
+            if (name := getattr(params, parameter)) not in ("auto", "latest"):
+                find_row(self.rows, name, parameter)
+        if RunPage._open is not None:
+            RunPage._open.close()
+        RunPage._open = self
+
+    def chosen(self) -> tuple[str, str] | None:
+        """The names of A and B: the person's choice, else the notebook's, else `choose_two`'s; None: too few runs."""
+        there = {row.run for row in self.rows}
+        picked = (self.widget.a, self.widget.b) if self.widget else ("", "")
+        latest = max(self.rows, key=_age).run if self.rows else None
+        names: list[str | None] = []
+        for pick, wanted in zip(picked, (self.params.run_a, self.params.run_b), strict=True):
+            otherwise = latest if wanted == "latest" else None
+            names.append(next((name for name in (pick, wanted) if name in there), otherwise))
+        return choose_two(self.rows, *names)
+
+    # What the cells show
+
+    def open_runs(self) -> None:
+        """Show what trains now and what was left unfinished."""
+        self._show("open runs", lambda: runs_table.open_runs(self.rows, self.reader.home), follows_rows=True)
+
+    def table(self) -> None:
+        """Show all runs: in JupyterLab the table in which two are chosen, elsewhere one that stands by itself."""
+        if not self.live:
+            display(self._static())
+            return
+        self.widget = RunsTable(html=runs_table.skeleton("", picks=True), **self._table_state())
+        answering(named(self.widget, "runs-widget"))
+        self.widget.observe(lambda change: self._wake.set(), ["a", "b"])
+        self.widget.on_msg(lambda widget, content, buffers: self._count_views(content))
+        self._still = Still(self.widget, self._static().html)
+
+    def _static(self) -> Table:
+        return runs_table.static_table(self.rows, self.reader.home, self.chosen())
+
+    def names(self) -> None:
+        """Show which runs are compared, and what limits the comparison."""
+        self._show_pair("names", pair_views.names_table)
+
+    def parameters(self) -> None:
+        """Show the parameters that differ."""
+        self._show_pair("parameters", pair_views.parameters_table)
+
+    def curves(self) -> None:
+        """Show losses and validation, overlaid."""
+        self._show_pair("curves", pair_views.curves_chart)
+
+    def allocation(self) -> None:
+        """Show what each domain got."""
+        self._show_pair("allocation", pair_views.allocation_chart)
+
+    def differences(self) -> None:
+        """Show B - A by domain, as a table and as a figure."""
+        self._show_pair("table of differences", pair_views.difference_table)
+        self._show_pair("chart of differences", pair_views.difference_chart)
+
+    def changed(self) -> None:
+        """Show how many queries changed side."""
+        self._show_pair("changed", pair_views.changed_table)
+
+    def gallery(self, right: str) -> None:
+        """Show queries that "A" or "B" alone gets right."""
+        p = self.params
+        self._show_pair(
+            f"gallery of {right}",
+            lambda pair: pair_views.changed_gallery(pair, right, p.n_queries, p.k, p.seed, p.data, p.images),
+        )
+
+    def refresh(self) -> None:
+        """Look at the files, and redraw what has changed; a run to which nothing has happened is not read again."""
+        with self._drawing:
+            rows = self.reader.read()
+            moved = rows is not self.rows
+            self.rows = rows
+            names = self.chosen()
+            if moved or self._names_drawn != names:
+                self._send_table()
+                self._is_kept = False
+            if self._still is not None and not self._is_kept:
+                self._is_kept = self._still.keep(lambda: self._static().html)
+            if moved:
+                self._redraw(follows_rows=True)
+            source = (names, *(self.reader.signature(name) for name in names or ()))
+            if source != self._drawn and (self._names_drawn != names or time.monotonic() >= self._rest_until):
+                began = time.monotonic()
+                self._drawn, self._pair, self._names_drawn = source, None, names
+                self._redraw(follows_rows=False)
+                self._rest_until = time.monotonic() + REST * (time.monotonic() - began)
+
+    def close(self) -> None:
+        """End the thread, and with it every change of what is shown."""
+        self._ended.set()
+        self._wake.set()
+
+    # How it is kept up to date
+
+    def _pair_now(self) -> Pair | None:
+        names = self.chosen()
+        if self._pair is None and names is not None:
+            a, b = (RunFolder(self.reader.home / name) for name in names)
+            self._pair = open_pair(a, b, self.params.domains)
+            self._names_drawn = names
+            self._drawn = (names, *(self.reader.signature(name) for name in names))
+        return self._pair
+
+    def _of_pair(self, make: Callable[[Pair], Any]) -> Any:
+        """What a function makes of the two runs, or a line that says why it cannot."""
+        try:
+            pair = self._pair_now()
+            if pair is not None:
+                return make(pair)
+            n = len(self.rows)
+            text = FEW.format("there are no runs." if n == 0 else "two readable runs are needed.")
+        except (OSError, *DAMAGED) as error:
+            text = str(error) if isinstance(error, UserError) else f"the files of a run cannot be read: {error}"
+        return plain_table(["not shown"], [[text]], side="left")
+
+    def _show_pair(self, what: str, make: Callable[[Pair], Any]) -> None:
+        self._show(what, lambda: self._of_pair(make))
+
+    def _show(self, what: str, make: Callable[[], Any], follows_rows: bool = False) -> None:
+        """Show something in an output of its own; of a cell that runs again only the new output is kept up to date."""
+        with self._drawing:
+            made = make()
+            if not self.live:
+                display(made)
+                return
+            handle = display(_bundle(made), raw=True, display_id=True)
+            if handle is not None:
+                self._panes[what] = (handle, make, follows_rows)
+
+    def _redraw(self, follows_rows: bool) -> None:
+        names = self.chosen()
+        quick = any(row.going for row in self.rows if row.run in (names or ()))
+        for handle, make, follows in self._panes.values():
+            if self.chosen() != names and not follows_rows:  # a person went on meanwhile: begin anew
+                self._names_drawn = None
+                self._wake.set()
+                return
+            if follows == follows_rows:
+                made = make()
+                if isinstance(made, go.Figure):  # JupyterLab never draws over a plotly output: make room for a new one
+                    handle.update({"text/html": f'<div style="height:{made.layout.height}px"></div>'}, raw=True)
+                handle.update(_bundle(made, quick), raw=True)
+
+    def _table_state(self) -> dict[str, Any]:
+        rows = {row.run: runs_table.row_html(row, picks=True) for row in self.rows}
+        return {"rows": rows, "shown": dict(zip("ab", self.chosen() or (), strict=False))}
+
+    def _send_table(self) -> None:
+        if self.widget is not None:
+            for name, value in self._table_state().items():
+                setattr(self.widget, name, value)
+
+    def _count_views(self, content: dict[str, Any]) -> None:
+        self._views = max(0, self._views + int(content.get("views", 0)))
+        if self._views and (self._thread is None or not self._thread.is_alive()) and not self._ended.is_set():
+            self._thread = threading.Thread(target=self._watch, name="udon-runs", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        """Refresh until nobody shows the table; what goes wrong once is tried again."""
+        while self._views and not self._ended.is_set():
+            try:
+                self.refresh()
+            except Exception:  # of files that change while they are read, or of a screen that is gone: look again
+                self._drawn = None
+            self._wake.wait(POLL_SECONDS)
+            self._wake.clear()
+
+
+def _bundle(made: Any, quick: bool = False) -> dict[str, Any]:
+    """What is shown, by type. A figure goes without its image if it must be quick: the image takes longer than it."""
+    if isinstance(made, go.Figure):
+        return {PLOTLY: json.loads(made.to_json())} if quick else made._repr_mimebundle_()
+    formatter = getattr(get_ipython(), "display_formatter", None) or DisplayFormatter()
+    return formatter.format(made)[0]
+
+
+def _age(row: RunRow) -> float:
+    """When a run began; of one that does not say, before all others."""
+    return -math.inf if math.isnan(row.began) else row.began

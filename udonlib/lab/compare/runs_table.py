@@ -1,0 +1,317 @@
+"""All runs as one HTML table that sorts by a click on a header and filters by text, with no library and no widget.
+
+The same few lines of JavaScript serve three places: a notebook's output, an exported page, and the live table of
+`runs_page`, which also lets a person choose two runs. Where scripts do not run the table stands as it was sorted.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from udonlib.files import working_folder
+from udonlib.lab.compare.overview import UNREADABLE, RunRow
+from udonlib.lab.views.sheets import Table
+from udonlib.lab.views.style import EMBEDDERS, GRID
+from udonlib.runs.watch import duration
+
+SIGNS = {"finished": "✓", "training": "▶", "paused": "‖", "stopped": "■", "failed": "✗", "lost": "✗", "new": "·"}
+SIGNS |= {UNREADABLE: "!"}
+# Key -> title, what it says, whether it sorts as a number. Numbers sort downwards first, what is missing goes last.
+COLUMNS = {
+    "run": ("run", "folder under runs/", False),
+    "state": ("state", "what is going on with it", False),
+    "step": ("steps", "done / asked for", True),
+    "r_at_1": ("R@1, %", "test queries, merged index, mean of the domains; ± half the 95% interval", True),
+    "mmp": ("mMP@5, %", "the same; where a run has another k, it says so", True),
+    "recipe": ("recipe", "", False),
+    "seed": ("seed", "", True),
+    "data": ("data", "with its domains where they are not all", False),
+    "validation": ("val. R@1, %", "the best on the validation queries", True),
+    "train_seconds": ("trained for", "hours:minutes:seconds", True),
+    "images_per_s": ("images/s", "trained per second", True),
+    "n_parameters_trained": ("parameters", "trained", True),
+    "began": ("started", "", True),
+    "ended": ("ended", "or its last record", True),
+    "changes": ("unlike most runs of its recipe", "", False),
+}
+LEFT = ("run", "state", "recipe", "data", "changes")
+N_CHANGES = 4  # shown of each run; the comparison of two shows all
+N_OPEN = 8  # runs that are listed as unfinished
+
+STYLE = f"""<style>
+.udon-runs {{ color: inherit; font-size: 13px; font-variant-numeric: tabular-nums; }}
+.udon-runs-bar {{ display: flex; gap: 12px; align-items: center; flex-wrap: wrap; margin: 4px 0 8px; }}
+.udon-runs-bar input {{ font: inherit; color: inherit; background: transparent; padding: 4px 8px; width: 260px;
+  border: 1px solid rgba(128, 128, 128, 0.6); border-radius: 4px; }}
+.udon-runs-scroll {{ overflow: auto; max-height: 520px; border: 1px solid {GRID}; border-radius: 6px; }}
+.udon-runs table.udon-runs-table {{ border-collapse: separate; border-spacing: 0; color: inherit; font: inherit;
+  margin: 0; width: max-content; min-width: 100%; table-layout: auto; }}
+.udon-runs-table tr td, .udon-runs-table tr th {{ text-align: right; white-space: nowrap; padding: 3px 9px;
+  background: var(--jp-layout-color0, Canvas); border: 0; border-bottom: 1px solid {GRID}; vertical-align: middle; }}
+.udon-runs-table tr th {{ font-weight: 600; }}
+.udon-runs-table tr .udon-runs-left {{ text-align: left; }}
+.udon-runs-table tr td.udon-runs-changes {{ white-space: normal; min-width: 300px; }}
+.udon-runs-table thead th {{ position: sticky; top: 0; z-index: 2; }}
+.udon-runs-table tr .udon-runs-name {{ position: sticky; left: 0; z-index: 1; font-weight: 400; }}
+.udon-runs-table thead tr .udon-runs-name {{ z-index: 3; font-weight: 600; }}
+.udon-runs-table tbody tr:hover > * {{ background-image: linear-gradient({GRID}, {GRID}); }}
+.udon-runs-table small {{ opacity: 0.75; }}
+.udon-runs-sort {{ font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 2px 0;
+  cursor: pointer; white-space: nowrap; }}
+.udon-runs-sort::after {{ content: " ↕"; opacity: 0.35; }}
+th[aria-sort="ascending"] .udon-runs-sort::after {{ content: " ↑"; opacity: 1; }}
+th[aria-sort="descending"] .udon-runs-sort::after {{ content: " ↓"; opacity: 1; }}
+.udon-runs :focus-visible {{ outline: 2px solid {EMBEDDERS["student"][0]}; outline-offset: 1px; }}
+.udon-runs-track {{ display: inline-block; width: 70px; height: 7px; border-radius: 4px; background: {GRID};
+  vertical-align: middle; margin-right: 7px; }}
+.udon-runs-track span {{ display: block; height: 100%; border-radius: 4px; background: {EMBEDDERS["student"][0]}; }}
+.udon-runs-pick label {{ margin-right: 6px; cursor: pointer; }}
+.udon-runs-pick input {{ margin: 0 2px 0 0; vertical-align: -1px; }}
+.udon-runs-open {{ color: inherit; font-size: 13px; line-height: 1.5; font-variant-numeric: tabular-nums; }}
+.udon-runs-open code {{ overflow-wrap: anywhere; }}
+.udon-runs-open li {{ margin: 3px 0; }}
+@media print {{ .udon-runs-scroll {{ max-height: none; overflow: visible; }} }}
+</style>"""
+
+BEHAVIOUR = """
+function runsTable(root) {
+  const head = [...root.querySelectorAll("thead th")], body = root.querySelector("tbody");
+  const filter = root.querySelector(".udon-runs-filter"), count = root.querySelector(".udon-runs-count");
+  const drawn = new Map();
+  const value = (row, at) => row.cells[at].dataset.v ?? "";
+  function arrange() {
+    const at = head.findIndex((cell) => (cell.getAttribute("aria-sort") ?? "none") !== "none");
+    const sign = at >= 0 && head[at].getAttribute("aria-sort") === "descending" ? -1 : 1;
+    const number = at >= 0 && "number" in head[at].dataset;
+    const focused = document.activeElement, rows = [...body.rows];
+    const sorted = at < 0 ? rows : [...rows].sort((one, other) => {
+      const a = value(one, at), b = value(other, at);
+      if (a === "" || b === "") return (a === "") - (b === "");
+      return sign * (number ? a - b : a.localeCompare(b, "en", { numeric: true }));
+    });
+    if (sorted.some((row, i) => row !== rows[i])) {
+      body.append(...sorted);
+      if (body.contains(focused)) focused.focus();
+    }
+    const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of body.rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+      shown += !row.hidden;
+    }
+    const all = body.rows.length;
+    count.textContent = words.length ? `${shown} of ${all} runs` : `${all} run${all === 1 ? "" : "s"}`;
+  }
+  for (const cell of head) {
+    cell.querySelector("button")?.addEventListener("click", () => {
+      const first = "number" in cell.dataset ? "descending" : "ascending";
+      const second = first === "descending" ? "ascending" : "descending";
+      const next = cell.getAttribute("aria-sort") === first ? second : first;
+      for (const other of head) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
+      cell.setAttribute("aria-sort", next);
+      arrange();
+    });
+  }
+  filter.addEventListener("input", arrange);
+  arrange();
+  return {
+    fill(rows) {
+      const known = new Map([...body.rows].map((row) => [row.dataset.run, row]));
+      for (const [name, row] of known) if (!(name in rows)) { row.remove(); drawn.delete(name); }
+      for (const [name, text] of Object.entries(rows)) {
+        if (drawn.get(name) === text) continue;
+        const made = document.createElement("template");
+        made.innerHTML = text;
+        const row = made.content.firstElementChild;
+        known.has(name) ? known.get(name).replaceWith(row) : body.append(row);
+        drawn.set(name, text);
+      }
+      arrange();
+    },
+  };
+}
+"""
+START = """
+for (const root of document.querySelectorAll(".udon-runs:not([data-ready])")) {
+  root.dataset.ready = "";
+  runsTable(root);
+}
+"""
+
+
+def static_table(rows: Sequence[RunRow], home: Path, chosen: tuple[str, str] | None = None) -> Table:
+    """The table for a notebook's output or an exported page, with its script; the two chosen runs are marked."""
+    if not rows:
+        return Table(empty(home), f"No runs yet in {home}: run notebooks/train.ipynb.")
+    marks = dict(zip("AB", chosen or (), strict=False))
+    body = "".join(row_html(row, marks=[letter for letter, name in marks.items() if name == row.run]) for row in rows)
+    script = f"<script>(() => {{{BEHAVIOUR}{START}}})();</script>"
+    lines = [f"{row.run}  {row.state}  R@1 {_one(row.r_at_1)}  {row.problem}".rstrip() for row in rows]
+    return Table(skeleton(body) + script, "\n".join(lines))
+
+
+def skeleton(body: str, picks: bool = False) -> str:
+    """Filter, count and headers around the rows' HTML; sorted by R@1. picks: with a column to choose A and B in."""
+    titles = []
+    for key, (title, says, number) in COLUMNS.items():
+        side = ' class="udon-runs-left udon-runs-name"' if key == "run" else ' class="udon-runs-left"' * (key in LEFT)
+        sort = "descending" if key == "r_at_1" else "none"
+        button = f'<button type="button" class="udon-runs-sort udon-runs-sort-{key}">{html.escape(title)}</button>'
+        kind = " data-number" * number
+        titles.append(f'<th scope="col"{side}{kind} aria-sort="{sort}" title="{html.escape(says)}">{button}</th>')
+    pick = '<th scope="col" class="udon-runs-left" title="the two runs to compare">A, B</th>' if picks else ""
+    titles.insert(1, pick)
+    return (
+        f'{STYLE}<div class="udon-runs"><div class="udon-runs-bar">'
+        '<input type="search" class="udon-runs-filter" aria-label="filter the runs" '
+        'placeholder="filter: words that a row has"><span class="udon-runs-count" role="status"></span></div>'
+        '<div class="udon-runs-scroll" role="region" aria-label="runs" tabindex="0">'
+        f'<table class="udon-runs-table"><thead><tr>{"".join(titles)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>"
+    )
+
+
+def row_html(row: RunRow, marks: Sequence[str] = (), picks: bool = False) -> str:
+    """One line of the table. marks: letters before the name. picks: with two buttons to choose the run by."""
+    values = {key: getattr(row, key) for key in COLUMNS if key != "changes"} | {"changes": _changes(row, None)}
+    cells = []
+    for key, shown in _cells(row).items():
+        kind = "udon-runs-left " * (key in LEFT) + f"udon-runs-{key}"
+        sort = f'data-v="{html.escape(_sort_value(values[key]))}"'
+        if key == "run":
+            letters = "".join(f"<b>{letter}</b> " for letter in marks)
+            cells.append(f'<th scope="row" class="{kind} udon-runs-name" {sort}>{letters}{shown}</th>')
+            cells += [_picks(row.run)] if picks else []
+        else:
+            title = f' title="{html.escape(row.problem or row.text)}"' if key == "state" else ""
+            cells.append(f'<td class="{kind}" {sort}{title}>{shown}</td>')
+    return f'<tr data-run="{html.escape(row.run)}">{"".join(cells)}</tr>'
+
+
+def open_runs(rows: Sequence[RunRow], home: Path) -> Table:
+    """List what trains now, what was left unfinished and what cannot be read, with what to do about each."""
+    found = [row for row in rows if row.going or row.open or row.problem]
+    found.sort(key=lambda row: (not row.going, not row.open))
+    if not found:
+        text = "Nothing is training, and nothing was left unfinished." if rows else f"No runs yet in {home}."
+        return Table(f'<div class="udon-runs-open">{html.escape(text)}</div>', text)
+    items, lines = [], []
+    for row in found[:N_OPEN]:
+        says, how = _advice(row, home)
+        bar = _bar(row) if row.open and row.steps else ""
+        code = f"<br>{_as_code(how)}" if how else ""
+        sign = SIGNS.get(row.state, "!") if not row.problem else "!"
+        items.append(f"<li>{sign} {bar}<b>{html.escape(row.run)}</b>: {html.escape(says)}{code}</li>")
+        lines.append(f"{sign} {row.run}: {says}" + (f"; {how}" if how else ""))
+    if len(found) > N_OPEN:
+        items.append(f"<li>and {len(found) - N_OPEN} more in the table</li>")
+        lines.append(f"and {len(found) - N_OPEN} more")
+    style = "list-style:none;padding-left:0;margin:4px 0"
+    return Table(
+        f'{STYLE}<div class="udon-runs-open"><ul style="{style}">{"".join(items)}</ul></div>', "\n".join(lines)
+    )
+
+
+def empty(home: Path) -> str:
+    """What stands where there is no run yet."""
+    return (
+        f'<div class="udon-runs-open"><b>No runs yet</b> in <code>{html.escape(str(home))}</code>: run '
+        "<code>notebooks/train.ipynb</code> or <code>make train</code>, and they will be listed here.</div>"
+    )
+
+
+def _advice(row: RunRow, home: Path) -> tuple[str, str]:
+    """What is to say of a run, and the command or parameter that helps."""
+    if row.problem and not row.open:
+        return row.problem, ""
+    text = row.text + (f"; {row.problem}" if row.problem else "")
+    if row.going:
+        left = f", about {duration(row.seconds_left)} left" if row.seconds_left is not None else ""
+        return text + left, f'to steer it, open `notebooks/steer.ipynb` with `run = "{row.run}"`'
+    path = home / row.run / "params.yaml"
+    here = working_folder()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return text, f"`papermill notebooks/train.ipynb outputs/train.ipynb -f {shlex.quote(str(shown))}`"
+
+
+def _as_code(text: str) -> str:
+    """HTML of a text in which `...` is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+def _cells(row: RunRow) -> dict[str, str]:
+    """What each column shows, as HTML."""
+    steps = "–" if row.step is None else f"{row.step:,} / " + ("?" if row.steps is None else f"{row.steps:,}")
+    left = f" <small>{duration(row.seconds_left)} left</small>" if row.seconds_left is not None else ""
+    n_acts = row.interventions
+    by_hand = f" <small>{n_acts} intervention{'s' * (n_acts > 1)}</small>" if n_acts else ""
+    unsure = " <small>(in part)</small>" if row.problem and row.state != UNREADABLE else ""
+    n = row.n_parameters_trained
+    return {
+        "run": html.escape(row.run),
+        "state": f"{SIGNS.get(row.state, '·')} {html.escape(row.state)}{by_hand}{unsure}",
+        "step": (_bar(row) if row.open else "") + steps + left,
+        "r_at_1": _with_interval(row.r_at_1, row.r_at_1_low, row.r_at_1_high),
+        "mmp": _with_interval(row.mmp, row.mmp_low, row.mmp_high)
+        + (f" <small>k={row.k}</small>" if row.k != 5 else ""),
+        "recipe": html.escape(row.recipe) or "–",
+        "seed": "–" if row.seed is None else str(row.seed),
+        "data": html.escape(row.data) or "–",
+        "validation": _one(row.validation),
+        "train_seconds": "–" if math.isnan(row.train_seconds) else duration(row.train_seconds),
+        "images_per_s": "–" if math.isnan(row.images_per_s) else f"{row.images_per_s:,.0f}",
+        "n_parameters_trained": "–" if math.isnan(n) else f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n / 1e3:.0f} k",
+        "began": _date(row.began),
+        "ended": _date(row.ended),
+        "changes": html.escape(_changes(row, N_CHANGES)),
+    }
+
+
+def _changes(row: RunRow, n: int | None) -> str:
+    """The unusual parameters of a run in words; of one with a problem, the problem."""
+    texts = [f"{name}: {_short(value)}" for name, value in row.changes.items()]
+    more = f" and {len(texts) - n} more" if n is not None and len(texts) > n else ""
+    return "; ".join(filter(None, [row.problem, ", ".join(texts[:n]) + more]))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _bar(row: RunRow) -> str:
+    share = min(1.0, (row.step or 0) / row.steps) if row.steps else 0.0
+    return f'<span class="udon-runs-track"><span style="width:{share:.1%}"></span></span>'
+
+
+def _picks(run: str) -> str:
+    def button(letter: str) -> str:
+        says = html.escape(f"{run} as {letter}")
+        return f'<label><input type="radio" class="udon-runs-{letter.lower()}" aria-label="{says}">{letter}</label>'
+
+    return f'<td class="udon-runs-pick udon-runs-left">{button("A")}{button("B")}</td>'
+
+
+def _sort_value(value: Any) -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return _one(value) + ("" if math.isnan(low) else f" <small>±{(high - low) / 2:.1f}</small>")
+
+
+def _one(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
+def _date(seconds: float) -> str:
+    return "–" if math.isnan(seconds) else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,1 @@
+"""Embeddings and the sampler: what is explored, and how that looks."""

@@ -1,0 +1,1 @@
+"""Static pictures of figures, without a browser."""

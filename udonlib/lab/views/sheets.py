@@ -1,0 +1,367 @@
+"""What is looked at beside the figures: HTML tables of results and of data, and sheets of images.
+
+Tables show in every viewer of notebooks. A sheet is one JPEG of less than 400 KB (exporters of notebooks drop WebP) on
+a light card, which reads on light and dark pages.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Image
+from jaxtyping import Bool
+from PIL import Image as Pixels
+from PIL import ImageDraw, ImageFont
+
+from udonlib.data.catalog import Catalog, DataError, Domain
+from udonlib.data.check.datacheck import DataCheck
+from udonlib.data.decoding import decode
+from udonlib.errors import UserError
+from udonlib.evaluation.evaluate import Neighbours
+from udonlib.lab.views.charts import by_embedder, images_per_class, metric_labels
+from udonlib.lab.views.style import domain_colours
+from udonlib.params import TrainParams
+
+CARD, INK, FAINT = "#f4f4f4", "#2b2b2b", "#6b6b6b"
+RIGHT_INK, WRONG_INK = "#00796b", "#e65100"  # told apart by tick and cross, too
+GAP, LINE = 10, 17  # pixels between tiles; height of a line of captions
+MAX_BYTES = 400_000
+RUN_FILES = {
+    "params.yaml": "every parameter",
+    "provenance.json": "versions, device, commit and the data's fingerprint",
+    "metrics.jsonl": "the records that the curves above show",
+    "tensorboard": "the same, for TensorBoard",
+    "checkpoints/best.pt": "the model of the best validation",
+    "checkpoints/last.pt": "all that training needs to go on",
+    "evaluation.csv": "the results",
+    "evaluation.json": "the results, as JSON",
+    "outcomes.csv.gz": "R@1 and mMP@k of every test query",
+    "neighbours.npz": "the neighbours of every test query",
+    "summary.json": "steps, time and skipped images",
+}
+LEFT = 'style="text-align: left"'
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that shows as HTML where there is HTML, and as text elsewhere."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Picture(Image):
+    """A JPEG that names its size where there are no images, such as in a terminal."""
+
+    def __init__(self, data: bytes, size: tuple[int, int]) -> None:
+        super().__init__(data=data, format="jpeg")
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"(a picture of {self.size[0]} × {self.size[1]} pixels: see the notebook)"
+
+
+def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
+    """Tabulate R@1 and mMP@k in percent: a row for each domain, columns for each embedder; the best R@1 is bold.
+
+    Where the table has the columns `r_at_1_low`, `r_at_1_high` and so on, ± says half the width of the interval.
+    Queries without a positive have a column where there are any, and a line below says what that means.
+    """
+    rows = evaluation[evaluation["index"] == index]
+    order = [name for name in dict.fromkeys(rows["domain"]) if name != "mean"] + ["mean"]
+    counts = rows.drop_duplicates("domain").set_index("domain").reindex(order)
+    cells = {("", "queries"): [f"{n:,.0f}" for n in counts["n_queries"]]}
+    if counts["n_index"].nunique() > 1:
+        cells["", "index"] = [f"{n:,.0f}" for n in counts["n_index"]]
+    without = counts.get("n_without_positive", pd.Series(0, order)).fillna(0)  # runs of before did not count them
+    if without.any():
+        cells["", "no positive"] = [f"{n:,.0f}" for n in without]
+    best = rows.groupby("domain")["r_at_1"].max().reindex(order).to_numpy()
+    bold: set[tuple[int, int]] = set()
+    for embedder in by_embedder(rows):
+        part = rows[rows["embedder"] == embedder].set_index("domain").reindex(order)
+        bold |= {(int(i), len(cells)) for i in np.flatnonzero(part["r_at_1"].to_numpy() == best)}
+        for metric, label in metric_labels(rows).items():
+            cells[embedder, label] = [_with_interval(row, metric) for _, row in part.iterrows()]
+    table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
+    table.columns = pd.MultiIndex.from_tuples(cells, names=[f"{index} index,", "percent"])
+    shown = html_table(table, bold)
+    if not without.any():
+        return shown
+    n_without, n_queries = (values.drop("mean").sum() for values in (without, counts["n_queries"]))
+    note = (
+        f"{n_without:,.0f} of {n_queries:,.0f} queries have no other image of their class in their index: nothing can "
+        "be right for them, and they count as 0. data.ipynb names them."
+    )
+    return Table(f"{shown.html}<p>{note}</p>", f"{shown.text}\n{note}")
+
+
+def split_table(catalog: Catalog) -> Table:
+    """Tabulate what a catalog holds: by domain the classes and images of each split, and images per training class."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for part in ("classes", "images"):
+        for name in ("train", "val", "test", "index", "small_index"):
+            splits = [domain.splits.get(name) for domain in catalog.domains]
+            counts = [images_per_class(s.labels).size if part == "classes" else len(s) for s in splits if s]
+            shown = iter([f"{count:,}" for count in counts])
+            if counts:
+                cells[part, name] = [*(next(shown) if s else "–" for s in splits), f"{sum(counts):,}"]
+    sizes = [images_per_class(domain.splits["train"].labels) for domain in catalog.domains]
+    for label, quantile in {"min": 0.0, "median": 0.5, "max": 1.0}.items():
+        cells["images per train class", label] = [
+            f"{np.quantile(s, quantile):,.0f}" for s in (*sizes, np.concatenate(sizes))
+        ]
+    table = pd.DataFrame(cells, index=pd.Index([*catalog.names, "all"], name="domain"))
+    return html_table(table, set())
+
+
+def facts_table(facts: dict[str, str]) -> Table:
+    """Format names and what is to say about them, one a line."""
+    cells = ((html.escape(name), html.escape(text)) for name, text in facts.items())
+    rows = "".join(f"<tr><th {LEFT}>{name}</th><td {LEFT}>{text}</td></tr>" for name, text in cells)
+    width = max(map(len, facts)) + 2
+    return Table(f"<table>{rows}</table>", "\n".join(f"{name:{width}}{text}" for name, text in facts.items()))
+
+
+def _with_interval(row: pd.Series, metric: str) -> str:
+    if pd.isna(row[metric]):
+        return "–"
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    interval = "" if low is None or pd.isna(low) else f" ±{(high - low) / 2:.1f}"
+    return f"{row[metric]:.1f}{interval}"
+
+
+def html_table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
+    """Format a table of texts: columns to the right, some cells bold, a rule above the last row, which sums up."""
+    styles = pd.DataFrame("", cells.index, cells.columns)
+    for row, column in bold:
+        styles.iloc[row, column] = "font-weight: bold"
+    styles.iloc[-1] += "; border-top: 1px solid currentColor"
+    text = cells.to_string()
+    # Cells are styled by their ids, so that two tables of one page must not share them.
+    styler = cells.style.apply(lambda _: styles, axis=None).set_uuid(f"{zlib.crc32(text.encode()):08x}")
+    layout = {"th, td": "text-align: right; padding: 2px 6px; white-space: nowrap", "th[colspan]": "text-align: center"}
+    styler.set_table_styles([{"selector": where, "props": props} for where, props in layout.items()])
+    styler.set_table_attributes('class="dataframe"').format(escape="html").format_index(escape="html")
+    return Table(re.sub(r"(±[\d.]+)", r"<small>\1</small>", styler.to_html()), text)
+
+
+def plan_table(
+    params: TrainParams, catalog: Catalog, precision: str | None = None, check: DataCheck | None = None
+) -> Table:
+    """Tabulate what a run will train, on what, and where its results go.
+
+    Args:
+        precision: what `auto` came to.
+        check: of the data, where there was one.
+    """
+    p, n_images = params, sum(len(domain.splits["train"]) for domain in catalog.domains)
+    start = "pretrained" if p.pretrained else f"from {Path(p.weights).name}" if p.weights else "from scratch"
+    frozen = f", its first {p.frozen_steps:,} steps frozen" if p.frozen_steps else ""
+    teachers = f"; a teacher head of {p.teacher_dim} for each domain" if p.has_teachers else "; no teachers"
+    n_mixed = min(p.domains_per_batch, len(catalog.domains))
+    mixed = f"{n_mixed} domains in a batch" if n_mixed > 1 else "one domain in a batch"
+    update = f", updated every {p.update_every:,} steps" if p.sampler == "dynamic" else ""
+    facts = {
+        "run": p.run_name,
+        "data": f"{catalog.name}: {', '.join(catalog.names)}",
+        "training images": f"{n_images:,} of {sum(domain.n_classes for domain in catalog.domains):,} classes",
+        "backbone": f"{p.backbone}, {start}{frozen}; {p.image_size} pixels, {precision or p.precision}",
+        "heads": f"a student head of {p.student_dim} dimensions{teachers}",
+        "recipe": f"{p.recipe}, {p.classification}; allocation {p.sampler}{update}; {mixed}",
+        "steps": f"{p.steps:,} of {p.batch_size} images: {p.steps * p.batch_size / n_images:.1f} times each on average",
+        "validation": f"every {p.eval_every:,} steps; the best checkpoint is tested",
+        "results": str(p.run_dir),
+    }
+    if catalog.notes:
+        facts["splits"] = "; ".join(catalog.notes)
+    if check is not None:
+        facts["data check"] = check.verdict
+    few = ", ".join(domain.name for domain in catalog.domains if _n_classes(domain) < 2)
+    if few:
+        facts["warning"] = (
+            f"{few}: a single class to train on, to validate or to test on. Nothing can be learned from one class, and "
+            "where one class is searched every neighbour is right: R@1 says nothing"
+        )
+    return facts_table(facts)
+
+
+def _n_classes(domain: Domain) -> int:
+    """Classes that are told apart in training, validation and test: the smallest number."""
+    splits = (domain.splits["train"], domain.index("val"), domain.index("test"))
+    return min(len(np.unique(split.labels[split.labels >= 0])) for split in splits)
+
+
+def files_table(path: Path) -> Table:
+    """Tabulate the files of a run's folder, with what they hold. Other files are not named."""
+    facts = {"folder": str(path)}
+    for name, content in RUN_FILES.items():
+        file = path / name
+        size = sum(part.stat().st_size for part in (file, *file.rglob("*")) if part.is_file())
+        if file.exists():
+            facts[name] = f"{content} ({size / 1e6:,.1f} MB)" if size >= 50_000 else f"{content} ({size / 1e3:,.1f} KB)"
+    return facts_table(facts)
+
+
+def query_gallery(
+    neighbours: Iterable[Neighbours], catalog: Catalog, embedder: str = "student", n_queries: int = 16, seed: int = 0
+) -> Image:
+    """Show test queries with their nearest neighbours, right and wrong ones marked.
+
+    From each domain come as many queries whose first neighbour is right as wrong ones, where it has both: a look at
+    what happens, not a fair sample.
+
+    Args:
+        neighbours: in one index, an item for each embedder and domain.
+        catalog: that was searched.
+        embedder: whose neighbours to show.
+        n_queries: in all, shared by the domains.
+        seed: of the choice.
+
+    Raises:
+        ImageError: an image that cannot be read, by name.
+        DataError: "... not what was searched ..." where the data has changed since.
+    """
+    rng = np.random.default_rng(seed)
+    found = {part.query_domain: part for part in neighbours if part.embedder == embedder}
+    parts = [found[name] for name in catalog.names if name in found][:n_queries]
+    chosen = [(part, q) for part in parts for q in _choose(part.hit[:, 0], max(1, n_queries // len(parts)), rng)]
+    n_ranks = parts[0].hit.shape[1]
+    shown = [[(part.query_domain, part.query_paths[query]), *part.of(query)] for part, query in chosen]
+    classes = class_map(catalog, {image for images in shown for image in images})
+    n_blocks, side = 2 if len(chosen) > 4 else 1, 96
+    n_rows = -(-len(chosen) // n_blocks)
+    block, row_height = (n_ranks + 1) * (side + GAP) + 2 * GAP, side + 2 * LINE + GAP
+    sheet = Sheet(n_blocks * block + (n_blocks - 1) * 3 * GAP + 2 * GAP, n_rows * row_height + 4 * LINE)
+    sheet.mark(GAP, 8, "tick", RIGHT_INK)
+    sheet.write(GAP + 24, 8, "same class", INK)
+    sheet.mark(GAP + 120, 8, "cross", WRONG_INK)
+    sheet.write(GAP + 144, 8, "other class or other domain", INK)
+    for place, ((part, query), images) in enumerate(zip(chosen, shown, strict=True)):
+        x, y = 2 * GAP + place // n_rows * (block + 3 * GAP), 4 * LINE + place % n_rows * row_height
+        if place % n_rows == 0:
+            sheet.write(x, y - LINE - 8, "query", FAINT)
+            sheet.write(x + side + 3 * GAP, y - LINE - 8, "nearest neighbours, nearest first", FAINT)
+        for rank, (domain, path) in enumerate(images):
+            hit = domain == images[0][0] and not classes[images[0]].keys().isdisjoint(classes[domain, path])
+            if rank and hit != part.hit[query, rank - 1]:
+                raise DataError(f"{catalog.root}: not what was searched: '{path}' had another class; evaluate again")
+            frame = (RIGHT_INK if hit else WRONG_INK, "tick" if hit else "cross") if rank else (INK, "")
+            left = x + rank * (side + GAP) + (2 * GAP if rank else 0)
+            name = next(iter(classes[domain, path].values()), "")
+            sheet.tile(left, y, side, decode(catalog.store.read(path), path), [name, domain], *frame)
+    return sheet.image()
+
+
+def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, seed: int = 0) -> Image:
+    """Show two images of each of some random classes of every domain, one above the other; a cross: unreadable."""
+    rng = np.random.default_rng(seed)
+    domains = [domain for domain in catalog.domains if split in domain.splits]
+    colours = domain_colours(catalog.names)
+    side, left = 64, 120
+    height = 2 * side + 4 + LINE + 2 * GAP
+    sheet = Sheet(left + n_classes * (side + GAP), len(domains) * height + GAP)
+    for row, domain in enumerate(domains):
+        part, y = domain.splits[split], GAP + row * height
+        sheet.draw.rectangle((GAP, y, GAP + 6, y + 2 * side + 4), fill=colours[domain.name])
+        n_all = images_per_class(part.labels).size
+        for line, text in enumerate((domain.name, f"{n_all:,} classes", f"{len(part.paths):,} images")):
+            sheet.write(GAP + 14, y + line * LINE, text, FAINT if line else INK)
+        first = part.labels[:, 0]
+        classes = np.unique(first)
+        for column, label in enumerate(rng.permutation(classes)[:n_classes]):
+            images = rng.permutation(np.flatnonzero(first == label))[:2]
+            for place, number in enumerate(images):
+                path = part.paths[number]
+                caption = [part.class_names.get(int(label), str(label))] if place == len(images) - 1 else []
+                where = (left + column * (side + GAP), y + place * (side + 4))
+                try:
+                    sheet.tile(*where, side, decode(catalog.store.read(path), path), caption)
+                except UserError:  # the check of the data says which and why
+                    sheet.tile(*where, side, Pixels.new("RGB", (side, side), CARD), caption, WRONG_INK, "cross")
+    return sheet.image()
+
+
+class Sheet:
+    """A canvas for tiles: images with a border, a mark in the corner and captions below."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.canvas = Pixels.new("RGB", (width, height), CARD)
+        self.draw = ImageDraw.Draw(self.canvas)
+        self.font = ImageFont.load_default(14)
+
+    def tile(
+        self, x: int, y: int, side: int, image: Pixels.Image, captions: list[str], border: str = "", mark: str = ""
+    ) -> None:
+        """Put an image, squared by a centred fit on white, at a corner."""
+        if border:
+            self.draw.rectangle((x - 4, y - 4, x + side + 3, y + side + 3), outline=border, width=4 if mark else 1)
+        factor = side / max(image.size)
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        self.draw.rectangle((x, y, x + side - 1, y + side - 1), fill="white")
+        smooth = Pixels.Resampling.BICUBIC
+        self.canvas.paste(image.resize(size, smooth), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
+        if mark:
+            self.mark(x + side - 14, y - 4, mark, border)
+        for line, text in enumerate(captions):
+            self.write(x, y + side + 4 + line * LINE, text, FAINT if line else INK, side + 2)
+
+    def mark(self, x: int, y: int, mark: str, colour: str) -> None:
+        """A white tick or cross on a coloured square of 18 pixels."""
+        self.draw.rectangle((x, y, x + 17, y + 17), fill=colour)
+        strokes = {"tick": [[(4, 9), (7, 13), (13, 4)]], "cross": [[(4, 4), (13, 13)], [(4, 13), (13, 4)]]}
+        for stroke in strokes[mark]:
+            self.draw.line([(x + dx, y + dy) for dx, dy in stroke], fill="white", width=3, joint="curve")
+
+    def write(self, x: int, y: int, text: str, colour: str, width: int | None = None) -> None:
+        """One line of text, cut to `width` pixels. The built-in font knows Latin letters only."""
+        text = text.encode("latin-1", "replace").decode("latin-1")
+        if width is not None and self.font.getlength(text) > width:
+            while text and self.font.getlength(text + "…") > width:
+                text = text[:-1]
+            text += "…"
+        self.draw.text((x, y), text, fill=colour, font=self.font)
+
+    def image(self) -> Image:
+        """The sheet as one image of at most MAX_BYTES, or of the lowest quality that is still of use."""
+        for quality in (90, 80, 70, 60, 50):
+            file = io.BytesIO()
+            self.canvas.save(file, "JPEG", quality=quality, subsampling=0)
+            if file.tell() <= MAX_BYTES:
+                break
+        return Picture(file.getvalue(), self.canvas.size)
+
+
+def _choose(right: Bool[np.ndarray, "query"], n: int, rng: np.random.Generator) -> list[int]:
+    """Positions of n queries, right ones first: half of them, or more where there are too few wrong ones."""
+    hits, misses = (rng.permutation(np.flatnonzero(right == value)) for value in (True, False))
+    n_hits = min(len(hits), max((n + 1) // 2, n - len(misses)))
+    return [int(query) for query in (*hits[:n_hits], *misses[: n - n_hits])]
+
+
+def class_map(catalog: Catalog, images: set[tuple[str, str]]) -> dict[tuple[str, str], dict[int, str]]:
+    """Names of the classes of some images by their ids; images are (domain, path)."""
+    found: dict[tuple[str, str], dict[int, str]] = {image: {} for image in images}
+    for domain in catalog.domains:
+        paths = {path for name, path in images if name == domain.name}
+        for split in domain.splits.values():
+            for i in (i for i, path in enumerate(split.paths) if path in paths):
+                labels = (int(label) for label in split.labels[i] if label >= 0)
+                found[domain.name, split.paths[i]] = {
+                    label: split.class_names.get(label, str(label)) for label in labels
+                }
+    return found

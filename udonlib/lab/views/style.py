@@ -1,0 +1,174 @@
+"""How everything drawn looks: colours, the one template of figures, and how a notebook stores a figure.
+
+All of it reads on a light and on a dark page: backgrounds are transparent, text is a grey with a contrast of 4 to 1 on
+white and on #111111. A domain has the same colour everywhere.
+"""
+
+import asyncio
+import base64
+import contextlib
+import importlib.util
+import threading
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+from plotly.io.base_renderers import PngRenderer
+
+from udonlib.lab.pictures import pictures
+
+TEXT = "#7a7a7a"
+GRID = "rgba(128, 128, 128, 0.25)"
+# Eight colours at least 0.08 apart in OKLab for normal sight, protanopia, deuteranopia and tritanopia (simulated after
+# Machado et al. 2009), each with a contrast of at least 2.4 on white and 3.2 on #111111.
+PALETTE = ("#ff6a00", "#2563c1", "#9f01ff", "#b72f6d", "#5c6e05", "#ff6ecf", "#91ad74", "#19adff")
+FIXED = {
+    **dict(zip(("emoji", "flags", "logos", "icons", "fonts", "kanji", "fashion", "earth"), PALETTE, strict=True)),
+    **dict(zip(("sop", "cars", "rp2k", "met", "food2k", "inshop", "inat", "gldv2"), PALETTE, strict=True)),
+}
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "star", "hexagon")
+EMBEDDERS = {  # name -> colour, fill pattern: told apart without colour, too
+    "student": ("#008b8b", ""),
+    "teacher": ("#c77700", "/"),
+    "specialist": ("#7a5fd0", "x"),
+    "features": ("#7f7f7f", "\\"),
+    "pixels": ("#a8a8a8", "."),
+}
+PNG_WIDTH = 900  # pixels
+PNG_SECONDS = 45  # for one image; a browser that starts on a busy machine needs some of them for its first one
+# JupyterLab shows a figure's image until the mouse is on it, then the figure; without this, in the image's own width.
+FIT_IMAGES = "<style>.jp-RenderedPlotly .plot-img { max-width: 100%; }</style>"
+AXIS = {"font": {"size": 13}, "standoff": 8}
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, Segoe UI, Helvetica, Arial, sans-serif", "size": 13, "color": TEXT},
+        "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": {
+            "gridcolor": GRID,
+            "linecolor": GRID,
+            "zeroline": False,
+            "ticks": "outside",
+            "tickcolor": GRID,
+            "title": AXIS,
+        },
+        "yaxis": {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True, "title": AXIS},
+        "legend": {"x": 1.02, "y": 1, "yanchor": "top", "tracegroupgap": 0, "bgcolor": "rgba(0,0,0,0)"},
+        "hoverlabel": {"bgcolor": "#333333", "bordercolor": "#333333", "font": {"color": "#f2f2f2"}},
+        "margin": {"l": 70, "r": 30, "t": 85, "b": 60},
+    }
+)
+
+
+class _Pictures(PngRenderer):
+    """A PNG beside the interactive figure: an export and a viewer of pictures show that one.
+
+    A Chrome draws it, if there is one; it starts in the background, since that takes seconds. One browser draws all
+    figures. Now and then it does not come up, or dies, and kaleido would wait for it without limit: then each figure
+    gets a browser of its own, and where that does not answer either, or where there is none, `pictures.draw` draws.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(width=PNG_WIDTH, scale=1)
+        # What is still to be tried; a list, since plotly draws with shallow copies of its renderers.
+        self.ways: list[Callable[..., bytes]] = [_by_the_one_browser, _by_a_browser_of_its_own]
+        self._browser = threading.Thread(target=self._start_browser, daemon=True)
+        self._browser.start()
+
+    def _start_browser(self) -> None:
+        try:
+            _start_the_one_browser()
+        except _NoBrowserError:
+            self.ways.clear()
+        except Exception:  # whatever a browser can die of: the first figure tries again
+            return
+
+    def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
+        size = {"width": self.width, "height": fig_dict["layout"].get("height", 450), "scale": self.scale}
+        self._browser.join(timeout=PNG_SECONDS)
+        while self.ways:
+            png: list[bytes] = []
+            call = threading.Thread(
+                target=_try, args=(self.ways[0], fig_dict, {"format": "png", **size}, png), daemon=True
+            )
+            call.start()
+            call.join(timeout=PNG_SECONDS)
+            if png:
+                return _as_png(png[0])
+            self.ways.pop(0)
+            if not self.ways:
+                print("The browser that draws the figures' pictures does not answer: from here they do without it.")
+        try:
+            return _as_png(pictures.draw(fig_dict, self.width))
+        except pictures.PictureError as error:  # a figure of somebody's own
+            print(f"A figure has no static picture: only Chrome or Chromium draws its {error}.")
+            return {}
+
+
+class _NoBrowserError(Exception):
+    pass
+
+
+def _start_the_one_browser() -> None:
+    if importlib.util.find_spec("kaleido") is None:
+        raise _NoBrowserError
+    import kaleido  # a second
+    from choreographer.browsers.chromium import Chromium
+
+    if not Chromium.find_browser(skip_local=False):
+        raise _NoBrowserError
+    kaleido.start_sync_server(silence_warnings=True, mathjax=False, timeout=30)
+
+
+def _as_png(image: bytes) -> dict[str, str]:
+    return {"image/png": base64.b64encode(image).decode()}
+
+
+def _try(way: Callable[..., bytes], figure: dict[str, Any], options: dict[str, Any], png: list[bytes]) -> None:
+    with contextlib.suppress(Exception):  # whatever a browser can die of
+        png.append(way(figure, options))
+
+
+def _by_the_one_browser(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    import kaleido
+
+    return kaleido.calc_fig_sync(figure, opts=options)
+
+
+def _by_a_browser_of_its_own(figure: dict[str, Any], options: dict[str, Any]) -> bytes:
+    import kaleido
+
+    return asyncio.run(kaleido.calc_fig(figure, opts=options, kopts={"mathjax": False}))
+
+
+def use_renderer() -> str:
+    """Make figures show in JupyterLab, in exported HTML and as static images. Returns the renderer's name.
+
+    Each figure is stored twice, interactive and as PNG: see `_Pictures`. Nothing that is shown needs a network.
+    """
+    pio.renderers["png"] = _Pictures()
+    pio.renderers.default = "plotly_mimetype+png"
+    if get_ipython() is not None:
+        display({"text/html": FIT_IMAGES}, raw=True)
+    return str(pio.renderers.default)
+
+
+def domain_colours(names: Iterable[str]) -> dict[str, str]:
+    """Give each domain its colour: fixed for MiniUnED and UnED, by a checksum of the name for others.
+
+    Others take the next free colour where theirs is taken; beyond eight domains colours repeat.
+    """
+    names = list(dict.fromkeys(names))
+    colours = {name: FIXED[name] for name in names if name in FIXED}
+    for name in sorted(set(names) - set(colours)):
+        start = zlib.crc32(name.encode()) % len(PALETTE)
+        order = PALETTE[start:] + PALETTE[:start]
+        used = list(colours.values())
+        colours[name] = min(order, key=used.count)
+    return {name: colours[name] for name in names}

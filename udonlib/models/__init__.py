@@ -1,0 +1,1 @@
+"""What embeds: backbones, heads, and the model that they make."""

@@ -1,0 +1,285 @@
+"""Evaluate any run, checkpoint or descriptors on any catalog, into a folder of its own.
+
+    evaluation = open_evaluation(params)
+    evaluation.measure()
+    evaluation.table
+
+    outputs/evaluations/<name>/
+        params.yaml          every parameter
+        provenance.json      what was evaluated, code, versions, machine and data
+        evaluation.csv, evaluation.json, outcomes.csv.gz, neighbours.npz    as of a run
+        descriptors.npz      the student's embedding of every image, where wanted: see `evaluation.descriptors`
+        summary.json         written last: what the results belong to
+
+A finished evaluation of the same file, data and parameters is shown again, not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor
+
+from udonlib.data.images import ImageReader
+from udonlib.errors import UserError
+from udonlib.evaluation.descriptors import read_descriptors, save_descriptors
+from udonlib.evaluation.evaluate import Evaluation, Head, Neighbours, evaluate
+from udonlib.evaluation.files import (
+    load_neighbours,
+    load_outcomes,
+    load_table,
+    save_neighbours,
+    save_outcomes,
+    save_table,
+)
+from udonlib.evaluation.intervals import bootstrap_interval
+from udonlib.evaluation.reading import Load, loading
+from udonlib.files import replacing_together, results_folder, take_lock, write_json, write_text
+from udonlib.models.embedding_model import EmbeddingModel
+from udonlib.models.processors import dtype_of, pick_device
+from udonlib.presets import EvaluateParams
+from udonlib.runs.sources import find_catalog, find_source
+from udonlib.runs.writer import provenance
+from udonlib.training.threads import use_threads
+
+Progress = Callable[[str, int, int], None]  # what is done ("embedding", ...), how much of it, of how much
+DESCRIPTORS = "descriptors"  # the embedder's name in tables
+# What an evaluation writes: the parameters say that the others are an evaluation's, the summary whose they are.
+FILES = (
+    *("params.yaml", "provenance.json", "evaluation.csv", "evaluation.json", "outcomes.csv.gz", "neighbours.npz"),
+    *("descriptors.npz", "summary.json"),
+)
+
+
+class SavedEvaluation:
+    """One evaluation and its folder. Opening it writes nothing.
+
+    Raises:
+        UserError: a folder of the wanted name that holds another evaluation, unless it may be overwritten.
+    """
+
+    def __init__(self, params: EvaluateParams) -> None:
+        self.params = params
+        self.source = find_source(params)
+        self.catalog = find_catalog(params, self.source)
+        trained = self.source.trained
+        self.precision = "float32" if trained is None else trained.precision
+        if params.precision != "auto":
+            self.precision = params.precision
+        self.embedder = DESCRIPTORS if self.source.kind == "descriptors" else "student"
+        stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{self.source.name}-on-{self.catalog.name}-{params.subset}")
+        name = f"{stem}-{self.fingerprint[:6]}" if params.name == "auto" else params.name
+        self.path = results_folder(params.outputs) / "evaluations" / name
+        self._made = False
+        self._refuse_others()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the results depend on: the file, the data and the parameters that matter."""
+        p = self.params
+        values = [self.source.digest, self.catalog.fingerprint, self.catalog.names, p.subset, p.k, p.seed]
+        values += [self.precision, p.on_bad_image] if self.source.kind != "descriptors" else []
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    @property
+    def _summary(self) -> dict[str, Any]:
+        """What the results there belong to; {} where there are none, and where they are to be made anew."""
+        file = self.path / "summary.json"
+        if self.params.overwrite and not self._made:
+            return {}
+        try:
+            summary = json.loads(file.read_bytes())
+            _ = str(summary["fingerprint"]), str(summary["of"]), list(summary["skipped_images"])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{file}: not the summary of an evaluation ({error!r:.80}); give another name (name=...), or replace "
+                "it (overwrite=true)"
+            ) from None
+        return dict(summary)
+
+    def _refuse_others(self) -> None:
+        """Refuse to replace what is not this evaluation's, unless it may be."""
+        summary, name = self._summary, self.path.name
+        if summary.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise UserError(
+                f"evaluation {name!r} exists and is of another model, data or parameters: {summary['of']}. "
+                "Give this one another name (name=...), or replace that one (overwrite=true)"
+            )
+        there = [file for file in FILES if (self.path / file).exists()]
+        if there and not (self.path / "params.yaml").exists() and not self.params.overwrite:
+            raise UserError(
+                f"{self.path / there[0]}: is there already, and not of an evaluation: give this one another name "
+                "(name=...), or replace it (overwrite=true)"
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results are there."""
+        return self._summary.get("fingerprint") == self.fingerprint
+
+    def measure(self, progress: Progress | None = None) -> pd.DataFrame:
+        """Evaluate and write everything, unless it has been; returns the table.
+
+        Args:
+            progress: called with what is done ("reading", "embedding", "exporting"), how much of it, of how much.
+
+        Raises:
+            UserError: whatever is wrong with the model's or descriptors' file, or an image that cannot be read.
+        """
+        use_threads(self.params.n_threads)
+        report = progress or (lambda what, done, total: None)
+        if not self.is_finished:
+            self._save(self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report))
+            self._made = True
+        exported = self.path / "descriptors.npz"
+        if self.params.save_descriptors and not exported.exists():
+            save_descriptors(exported, self._embeddings(report))
+        return self.table
+
+    def _of_descriptors(self, report: Progress) -> Evaluation:
+        p, device = self.params, pick_device(self.params.device)
+        others: Literal["error", "skip"] = "error" if p.domains == "all" else "skip"
+        read = read_descriptors(self.source.file, self.catalog, p.subset, others, partial(report, "reading"))
+        embedders = {DESCRIPTORS: lambda vectors: vectors.to(device)}
+        searched = partial(report, "searching")
+        return evaluate(
+            self.catalog, p.subset, read.load, image_embedders=embedders, k=p.k, batch_size=2**14, progress=searched
+        )
+
+    @cached_property
+    def _model(self) -> EmbeddingModel:
+        model = self.source.load_model().to(pick_device(self.params.device))
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @cached_property
+    def _reader(self) -> ImageReader:
+        size = self.source.image_size(self._model)
+        return ImageReader(self.catalog, size, "eval", self.params.on_bad_image, self.params.cache_images)
+
+    @cached_property
+    def _load(self) -> Load:
+        return loading(self._reader, self.params.n_workers)
+
+    def _features(self, images: Tensor) -> Tensor:
+        device = pick_device(self.params.device)
+        return self._model.features(images.to(device), dtype_of(self.precision, device))
+
+    def _of_model(self, report: Progress) -> Evaluation:
+        """Evaluate the student, its shorter embeddings, and the teachers of those domains that have one."""
+        p, model, trained = self.params, self._model, self.source.trained
+        heads: dict[str, Head | Mapping[str, Head | None]] = {"student": model.student}
+        teachers: dict[str, Head] = dict(model.teachers.items())
+        if set(teachers) & set(self.catalog.names):
+            heads["teacher"] = {name: teachers.get(name) for name in self.catalog.names}
+        for dim in trained.nested_dims if trained is not None else ():
+            heads[f"student_{dim}"] = partial(model.short_embedding, dim)
+        return evaluate(
+            self.catalog,
+            p.subset,
+            self._load,
+            self._features,
+            heads,
+            k=p.k,
+            batch_size=p.eval_batch_size,
+            progress=partial(report, "embedding"),
+        )
+
+    def _embeddings(self, report: Progress) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield domain, split and the student's embedding of every image of it."""
+        size, done = self.params.eval_batch_size, 0
+        total = sum(sum(domain.sizes.values()) for domain in self.catalog.domains)
+        for domain in self.catalog.domains:
+            for name, split in domain.splits.items():
+                batches = [list(range(i, min(i + size, len(split)))) for i in range(0, len(split), size)]
+                made = []
+                for batch, (images, found) in zip(batches, self._load(domain.name, name, batches), strict=True):
+                    if len(found) < len(batch):
+                        lost = split.paths[min(set(batch).difference(found))]
+                        raise UserError(f"{domain.name}/{name}: '{lost}' cannot be read: descriptors need every image")
+                    with torch.no_grad():
+                        made.append(self._model.student(self._features(images)).cpu())
+                    done += len(batch)
+                    report("exporting", done, total)
+                yield domain.name, name, torch.cat(made)
+
+    def _save(self, evaluation: Evaluation) -> None:
+        """Put the results in place as a whole, one process at a time; what was there stays until they are written."""
+        p = self.params
+        of = {"kind": self.source.kind, "file": str(self.source.file.absolute()), "sha256": self.source.digest}
+        note = provenance(self.catalog, pick_device(p.device)) | {"of": of, "data_root": str(self.catalog.root)}
+        summary = {"of": f"{self.source.kind} {self.source.name} on {self.catalog.name} ({p.subset})"}
+        summary |= {"fingerprint": self.fingerprint, "skipped_images": evaluation.skipped.to_dict("records")}
+        with take_lock(self.path / "lock"):
+            self._refuse_others()  # who had the lock may have written something else
+            with replacing_together(self.path, FILES) as folder:
+                write_text(folder / "params.yaml", yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False))
+                save_table(evaluation.with_intervals(p.seed), folder)
+                save_outcomes(evaluation.outcomes, folder / "outcomes.csv.gz")
+                save_neighbours(evaluation.neighbours.values(), folder / "neighbours.npz")
+                write_json(folder / "provenance.json", note)
+                write_json(folder / "summary.json", summary)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The results: `evaluation.evaluate.Evaluation.table` with intervals.
+
+        Raises:
+            UserError: their files are missing or damaged.
+        """
+        try:
+            return load_table(self.path)
+        except UserError as error:
+            raise UserError(f"{error}; evaluate again (overwrite=true)") from None
+
+    @property
+    def n_skipped(self) -> int:
+        """Images that could not be read and took no part."""
+        return len(self._summary["skipped_images"])
+
+    def neighbours(self) -> list[Neighbours]:
+        """Neighbours of all queries in the merged index."""
+        return load_neighbours(self.path / "neighbours.npz", self.catalog, self.params.subset)
+
+    def lost_by_merging(self) -> pd.DataFrame:
+        """See `lost_by_merging`, of R@1."""
+        return lost_by_merging(load_outcomes(self.path / "outcomes.csv.gz"), seed=self.params.seed)
+
+
+def lost_by_merging(outcomes: pd.DataFrame, metric: str = "r_at_1", seed: int = 0) -> pd.DataFrame:
+    """Say how many points a metric loses where a query searches all domains' images, not its own domain's alone.
+
+    A neighbour of another domain is never relevant, so that no query gains. The intervals are over queries, each
+    compared with itself.
+
+    Args:
+        outcomes: of an `Evaluation`.
+
+    Returns:
+        Columns embedder, domain, lost, low, high in percent points; a row for each domain, then their mean.
+    """
+    wide = outcomes.pivot_table(index=["embedder", "domain", "path"], columns="index", values=metric, sort=False)
+    lost = 100 * (wide["separate"] - wide["merged"])
+    n_domains = outcomes["domain"].nunique()
+    tables = []
+    for embedder, values in lost.groupby("embedder", sort=False):
+        by_domain = {name: part.to_numpy(float)[None] for name, part in values.groupby("domain", sort=False)}
+        table = bootstrap_interval(by_domain, np.random.default_rng(seed)).rename(columns={"mean": "lost"})
+        whole = len(by_domain) == n_domains
+        tables.append(table[whole | (table["domain"] != "mean")].assign(embedder=embedder))
+    return pd.concat(tables, ignore_index=True)[["embedder", "domain", "lost", "low", "high"]]
+
+
+def open_evaluation(params: EvaluateParams) -> SavedEvaluation:
+    """The evaluation of these parameters, finished or not; its model or descriptors and its data are looked up."""
+    return SavedEvaluation(params)

@@ -1,0 +1,273 @@
+"""The folder of a run: parameters, provenance, records, checkpoints, evaluation.
+
+    outputs/runs/<run>/
+        params.yaml        every parameter, defaults included
+        provenance.json    code, versions, machine and data of each start
+        metrics.jsonl      one record a line: allocation, train, validation, steering
+        control.json, steering.jsonl    what a person asks of the run, and what was done: see `training.steering`
+        ended.json         why it is not being trained now, unless it was killed
+        tensorboard/       the same as curves
+        checkpoints/       last.pt (everything the next step needs), best.pt (the model of the best validation), and
+                           those of the checkpoint before: see `runs.checkpoints`
+        evaluation.csv, evaluation.json, outcomes.csv.gz, neighbours.npz    of the best model on the test queries
+        summary.json       figures of the whole run
+
+A run without summary.json is unfinished, and training it again goes on from last.pt: the same weights, to the bit on a
+CPU in float32, as if nothing had happened. Files are replaced whole, never half-written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from udonlib import fields
+from udonlib.errors import ParameterError, UserError
+from udonlib.evaluation.files import load_table
+from udonlib.files import is_held, whole_lines
+from udonlib.params import TrainParams
+from udonlib.runs.checkpoints import Checkpoint, Checkpoints, load_checkpoint
+from udonlib.training.interventions import Intervention, interventions
+from udonlib.training.steering import read_control
+
+STATES = ("new", "training", "paused", "stopped", "failed", "lost", "finished", "unreadable")
+
+
+class RunFolder:
+    """The files of one run: reading them needs no model and no images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def params(self) -> TrainParams:
+        """The parameters the run was started with."""
+        file = self.path / "params.yaml"
+        values = fields.read_yaml(file)
+        try:
+            return TrainParams(**values)
+        except ParameterError as error:
+            raise UserError(f"{file}: not a run's parameters: {error}") from None
+
+    @property
+    def status(self) -> str:
+        """new (never started), unfinished, or finished."""
+        if (self.path / "summary.json").exists():
+            return "finished"
+        return "unfinished" if (self.path / "params.yaml").exists() else "new"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path)
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints.last
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    def summary(self) -> dict[str, Any]:
+        """Figures of the whole run: steps, seconds, images, skipped images, best step."""
+        file = self.path / "summary.json"
+        try:
+            summary = json.loads(file.read_text())
+            int(summary["steps"])
+        except (OSError, ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}: not a run's summary: {error!r}") from None
+        return summary
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """One note for each start of the run: code, versions, machine, data; none for a run that is new."""
+        file = self.path / "provenance.json"
+        try:
+            notes = json.loads(file.read_text())
+            fits = [isinstance(note["data_fingerprint"], str) for note in notes]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}: not a run's provenance: {error!r}") from None
+        if not (fits and all(fits)):
+            raise UserError(f"{file}: not a run's provenance: expected a note of each start, with its data_fingerprint")
+        return notes
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Records of one kind in their order; a line that is still being written is left out."""
+        file = self.path / "metrics.jsonl"
+        records = []
+        for number, line in enumerate(whole_lines(file.read_bytes()) if file.exists() else [], 1):
+            try:
+                record = json.loads(line)
+                if record["kind"] == kind:
+                    int(record["step"])
+                    records.append(record)
+            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f"{file}, line {number}: not a record: {error!r}") from None
+        return records
+
+    def n_whole_records(self) -> int:
+        """How many records can be read from the first one on, of any kind."""
+        file = self.path / "metrics.jsonl"
+        lines = whole_lines(file.read_bytes()) if file.exists() else []
+        for number, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+                _ = record["kind"], int(record["step"])
+            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
+                return number
+        return len(lines)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from, that all other files of the run fit; None: the run has not come to one.
+
+        Raises:
+            UserError: there was one, and nothing of it can be used, with the way out.
+        """
+        n_records, done = self.n_whole_records(), self.interventions()
+        n_done = sum(entry.matters for entry in done)
+
+        def problem_of(state: Mapping[str, Any]) -> str | None:
+            if n_records < state["n_records"]:
+                return f"it counts {state['n_records']:,} records, metrics.jsonl holds {n_records:,} that can be read"
+            if n_done < state.get("n_interventions", 0):
+                return f"it counts {state['n_interventions']:,} interventions, steering.jsonl holds {n_done:,}"
+            return None
+
+        found = self.checkpoints.find(problem_of)
+        came_to = last_step(self.path)
+        if found is None and any(record["step"] < came_to for record in self.records("validation")):  # each makes one
+            raise UserError(
+                f"{self.last}: missing, though the run came to step {came_to:,}: put back a copy, or begin anew "
+                "(overwrite=true)"
+            )
+        return found
+
+    def losses(self) -> pd.DataFrame:
+        """Mean losses since the record before: step, domain, term, value."""
+        rows = [
+            (record["step"], domain, term, value)
+            for record in self.records("train")
+            for domain, terms in record["losses"].items()
+            for term, value in terms.items()
+        ]
+        return pd.DataFrame(rows, columns=["step", "domain", "term", "value"])
+
+    def allocation(self) -> pd.DataFrame:
+        """The allocation from each start of a window and each intervention on.
+
+        Columns: step, domain, weight (the adaptive one), share (of the steps; another one where a person steered),
+        images_seen (until then).
+        """
+        rows = [
+            (record["step"], domain, weight, record.get("shares", record["weights"])[domain], seen[domain])
+            for record in self.records("allocation")
+            for seen in [record["images_seen"]]
+            for domain, weight in record["weights"].items()
+        ]
+        table = pd.DataFrame(rows, columns=["step", "domain", "weight", "share", "images_seen"])
+        return table.drop_duplicates(["step", "domain"], keep="last", ignore_index=True)  # several changes at a step
+
+    def interventions(self) -> list[Intervention]:
+        """What a person did to the run, in order; empty for a run that was left alone."""
+        return interventions(self.path)
+
+    def state(self) -> RunState:
+        """What is going on with the run, from its small files."""
+        return run_state(self)
+
+    def validation(self) -> pd.DataFrame:
+        """The tables of all validations, one under the other, with the step in front."""
+        tables = [pd.DataFrame(r["table"]).assign(step=r["step"]) for r in self.records("validation")]
+        if not tables:
+            return pd.DataFrame(columns=["step", "embedder", "domain", "index", "r_at_1", "mmp_at_5"])
+        table = pd.concat(tables, ignore_index=True)
+        return table[["step", *(column for column in table if column != "step")]]
+
+    def evaluation(self) -> pd.DataFrame:
+        """The table of the final test. Raises: UserError where its files are missing or damaged."""
+        return load_table(self.path)
+
+    def load_model_state(self) -> dict[str, Any]:
+        """What best.pt holds: `model` (a state dict), `step`, `r_at_1`.
+
+        Raises:
+            UserError: it is missing or damaged, with what can be done.
+        """
+        try:
+            return load_checkpoint(self.best)
+        except UserError as error:
+            other = f"take the last model instead (evaluate.ipynb -p checkpoint {self.last}), " * self.last.exists()
+            raise UserError(f"{error}. Put back a copy, {other}or train the run again (overwrite=true)") from None
+
+
+class RunState(NamedTuple):
+    """What is going on with a run: `name` is one of STATES, `text` says it in a sentence."""
+
+    name: str
+    text: str
+
+
+def run_state(folder: RunFolder) -> RunState:
+    """What is going on with a run; `lost` is one whose process ended without a word, as when it is killed."""
+    try:
+        status = folder.status
+        if status == "new":
+            return RunState("new", "not started yet")
+        steps, step = folder.params.steps, last_step(folder.path)
+        # What a resumed run has yet to repeat stands in the log behind what was done since.
+        last = max(folder.interventions(), key=lambda entry: entry.number, default=None)
+        done = folder.summary()["steps"] if status == "finished" else 0
+    except UserError as error:
+        return RunState("unreadable", str(error))
+    where = f"step {step:,} of {steps:,}"
+    if is_locked(folder.path):
+        paused = last is not None and last.paused and _wants_pause(folder.path)
+        return RunState("paused", f"paused after {where}") if paused else RunState("training", f"training, {where}")
+    if status == "finished":
+        return RunState("finished", f"finished after {done:,} steps")
+    again = "run it again to begin anew"
+    if folder.checkpoints.exist:
+        again = f"run it again{' without overwrite' * folder.params.overwrite} to go on from its last checkpoint"
+    try:
+        ended = json.loads((folder.path / "ended.json").read_text())
+        kind = {"stopped": "stopped", "failed": "failed"}[ended["kind"]]
+        return RunState(kind, f"{kind} after {where} ({ended['reason']}); {again}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return RunState("lost", f"ended without a word after {where}: killed, or its machine went down; {again}")
+
+
+def last_step(path: Path) -> int:
+    """The step of the last record of a run; 0 before the first one. Reads the end of the file only."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return 0
+    with file.open("rb") as records:
+        size = records.seek(0, 2)
+        for length in (1 << 14, 1 << 18, size):  # a validation's table is a long line
+            records.seek(max(0, size - length))
+            lines = whole_lines(records.read())[length < size :]
+            if lines:
+                try:
+                    return int(json.loads(lines[-1])["step"])
+                except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise UserError(f"{file}: the last record cannot be read: {error!r}") from None
+    return 0
+
+
+def _wants_pause(path: Path) -> bool:
+    """Whether a pause is still wanted: it ends with the process, and the log does not say so."""
+    try:
+        return read_control(path).paused
+    except UserError:  # nobody can have asked the run to go on
+        return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process trains the run now."""
+    return is_held(path / "lock")

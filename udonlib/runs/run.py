@@ -1,0 +1,397 @@
+"""Train a run into its folder, or go on with it; evaluate its best model.
+
+    run = open_run(params)
+    for record in run.train(): ...        # every record is in the run's files already
+    run.evaluation()
+
+See `runs.folder` for what the folder holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from udonlib.data.catalog import Catalog, load_catalog
+from udonlib.data.check.datacheck import DataCheck, check_quickly
+from udonlib.data.images import ImageReader, WindowLoader
+from udonlib.errors import UserError
+from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
+from udonlib.evaluation.files import load_neighbours, save_evaluation
+from udonlib.evaluation.reading import loading
+from udonlib.files import write_json
+from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
+from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
+from udonlib.params import WITHOUT_EFFECT, TrainParams
+from udonlib.presets import load as load_preset
+from udonlib.runs.find import run_folder
+from udonlib.runs.folder import RunFolder
+from udonlib.runs.writer import RunWriter, provenance
+from udonlib.training.needs import check_room
+from udonlib.training.steering import Commands, Control, read_control
+from udonlib.training.threads import use_threads
+from udonlib.training.trainer import Record, Trainer, diverged, merged_r_at_1
+
+SIGN_SECONDS = 2.0  # between two signs of life of a run that trains slowly
+
+# What a run may be resumed with although it is another value than it began with.
+CHANGEABLE = WITHOUT_EFFECT - {"seed"}
+
+
+class Run(RunFolder):
+    """A run with its parameters, ready to train; `path` is its folder where that is not as they say. Writes nothing.
+
+    Raises:
+        UserError: a folder that holds a run of other parameters ("... differs in steps: 400 there, 800 here; ...").
+    """
+
+    def __init__(self, params: TrainParams, path: Path | None = None) -> None:
+        super().__init__(path or params.run_dir)
+        goes_on = self.status != "new" and not params.overwrite
+        if params.precision == "auto":  # what the run began with, or what this machine multiplies fast
+            chosen = pick_precision(self.params.precision if goes_on else "auto", pick_device(params.device))
+            params = params.model_copy(update={"precision": chosen})
+        if goes_on:
+            before = self.params
+            if before.precision == "auto":  # written by hand
+                before = before.model_copy(update={"precision": params.precision})
+            differing = _differences(before, params, CHANGEABLE)
+            if differing:
+                raise UserError(
+                    f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
+                    "Give this one another name (run=...), or replace that one (overwrite=true)"
+                )
+        self.__dict__["params"] = params
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What the run trains on and is tested on."""
+        p = self.params
+        catalog = load_catalog(p.data, p.domains, p.images)
+        if p.recipe == "specialist" and len(catalog.domains) > 1:
+            names = ", ".join(catalog.names)
+            raise UserError(f"parameter 'domains': found 'all' ({names}), expected one domain for recipe 'specialist'")
+        return catalog
+
+    def move_data(self, data: str = "auto", images: str | None = None) -> None:
+        """Look for the run's data somewhere else, before anything is read; "auto" and None: where it was.
+
+        The root of the images is not kept where `data` moves without them: then they are under `data`.
+        """
+        p = self.params
+        if data != "auto" or images:
+            root = images or (p.images if data == "auto" else None)
+            self.__dict__["catalog"] = load_catalog(p.data if data == "auto" else data, p.domains, root)
+
+    @cached_property
+    def data_check(self) -> DataCheck | None:
+        """What a few seconds tell of the data, before it is trained on; None where that is over, or was not asked for.
+
+        Takes 3 seconds at most, or one for each million of images to train, up to a minute.
+
+        Raises:
+            UserError: the data is broken: "... images that cannot be read: 2 (...)".
+        """
+        p = self.params
+        if p.check_data == "skip" or (self.status == "finished" and not p.overwrite):
+            return None
+        check = check_quickly(self.catalog, min(60.0, max(3.0, p.steps * p.batch_size / 1e6)), n_threads=n_cores())
+        if p.check_data == "refuse":
+            check.refuse_broken(p.on_bad_image)
+        return check
+
+    def create_model(self) -> EmbeddingModel:
+        """The model before its first step, on the CPU."""
+        return create_model(self.params, self.catalog.n_classes)
+
+    def load_model(self) -> EmbeddingModel:
+        """The best model of the run, in evaluation mode, on the CPU."""
+        there = self.load_model_state()
+        # What the backbone began with is not needed any more, and may be gone.
+        scratch = self.params.model_copy(update={"pretrained": False, "weights": None})
+        model = create_model(scratch, self.catalog.n_classes)
+        model.load_state_dict(there["model"])
+        model.backbone.mean, model.backbone.std = map(tuple, there["statistics"])
+        return model.eval()
+
+    def train(self) -> Iterator[Record]:
+        """Train to the end, then evaluate the best model; yields `start`, the trainer's records, `test` and `end`.
+
+        Goes on from the last checkpoint of an unfinished run. A finished run is left as it is: only `end` comes.
+
+        Raises:
+            UserError: whatever is wrong with parameters or data, before anything is written; a loss that is not finite,
+                with the last checkpoint kept; data that changed since the run began.
+        """
+        p = self.params
+        if not p.overwrite:
+            self._check_origins()
+        if self.status == "finished" and not p.overwrite:
+            summary = self.summary()
+            yield {"kind": "end", "step": summary["steps"]} | summary
+            return
+        replayed = self._replayed()
+        check = self.data_check
+        use_threads(p.n_threads)
+        device = pick_device(p.device)
+        tested = max(len(domain.splits[name]) for domain in self.catalog.domains for name in ("val", "test"))
+        check_room(p, self.catalog.n_classes, tested, device)
+        model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        untrained = copy.deepcopy(model).requires_grad_(False)
+        reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
+        test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
+        load = loading(test_reader, p.n_workers)
+
+        def validate(kept: EmbeddingModel) -> pd.DataFrame:
+            try:
+                return evaluate_model(kept, self.catalog, p, "val", load).table
+            except EmbeddingError as error:  # of weights that are finite, but too large to compute with
+                raise diverged(trainer.step, str(error)) from None
+
+        trainer = Trainer(
+            model,
+            self.catalog,
+            p,
+            WindowLoader(reader, p.n_workers),
+            validate,
+            {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
+        )
+        # Requests of before are void, those made while this process loads are not.
+        before = Control() if p.overwrite else read_control(self.path)
+        writer = RunWriter(self)
+        try:
+            statistics = [list(model.backbone.mean), list(model.backbone.std)]  # may come from a file of weights
+            began = time.perf_counter()
+            if p.overwrite:
+                writer.clear()
+            seconds_before, problems = self._resume(trainer, writer, device)
+            sampler = trainer.sampler
+            commands = Commands(
+                self.path,
+                sampler.names,
+                trainer.n_interventions,
+                sampler.multipliers,
+                sampler.locks,
+                replayed,
+                lambda: sampler.weights.tolist(),
+                before,
+            )
+            trainer.commands, trainer.sign_every = commands, SIGN_SECONDS
+
+            def seconds() -> float:
+                return seconds_before + time.perf_counter() - began - commands.paused_seconds
+
+            start = {
+                "kind": "start",
+                "step": trainer.step,
+                "n_steps": p.steps,
+                "batch_size": p.batch_size,
+                "device": str(device),
+                "n_images": {domain.name: len(domain.splits["train"]) for domain in self.catalog.domains},
+                "n_evaluated": {subset: _n_evaluated(self.catalog, subset) for subset in ("val", "test")},
+            }
+            if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
+                writer.record(start)
+            kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
+            doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
+            said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded)
+            notices = [notice for notice in said if notice]
+            yield start | {"best": kept[-1:], "notices": notices}
+            for record in trainer.train():
+                if record["kind"] == "checkpoint":
+                    state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
+                    state["statistics"] = statistics
+                    writer.save_last(state)
+                elif record["kind"] != "progress":
+                    if record["kind"] == "validation" and record["best"]:
+                        best = {"model": trainer.kept.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
+                        best["statistics"] = statistics
+                        writer.save_best(best)
+                    writer.record(record)
+                yield record
+            train_seconds = seconds()
+            best = self.load_model_state()
+            model.load_state_dict(best["model"])
+            evaluation = evaluate_model(model, self.catalog, p, "test", load, untrained)
+            table = save_evaluation(evaluation, self.path, p.seed)
+            yield {"kind": "test", "step": trainer.step, "table": table}
+            thawed = p.backbone_learning_rate > 0 and trainer.step > p.frozen_steps
+            summary = {
+                "steps": trainer.step,
+                "images": trainer.step * p.batch_size,
+                "train_seconds": round(train_seconds, 1),
+                "images_per_s": self._pace(),
+                **asdict(model_cost(model, p.image_size, thawed)),
+                "seconds": round(seconds(), 1),
+                "best_step": best["step"],
+                "best_validation_r_at_1": best["r_at_1"],
+                "test_r_at_1": merged_r_at_1(table),
+                "skipped_images": {**reader.skipped, **test_reader.skipped},
+                "interventions": trainer.n_interventions,
+            }
+            write_json(self.path / "summary.json", summary)
+            yield {"kind": "end", "step": trainer.step} | summary
+        except BaseException as error:
+            writer.note_end(error)
+            raise
+        finally:
+            writer.close()
+
+    def _replayed(self) -> Path | None:
+        """The folder of the run whose interventions this one repeats.
+
+        Raises:
+            UserError: it is not finished, or its parameters or data are others: they would not mean the same there.
+        """
+        if self.params.replay is None:
+            return None
+        other = run_folder(self.params.replay, self.params.outputs)
+        name = f"parameter 'replay': run '{other.path.name}'"
+        if other.path.resolve() == self.path.resolve():
+            raise UserError(f"{name} cannot repeat itself: give this one another name (run=...)")
+        if other.status != "finished":
+            raise UserError(f"{name} is not finished: {other.state().text}")
+        differing = _differences(other.params, self.params, CHANGEABLE | {"replay"})
+        if differing:
+            raise UserError(f"{name} differs in {'; '.join(differing)}: leave that out")
+        if not any(entry.matters for entry in other.interventions()):
+            raise UserError(f"{name} has nothing to repeat: nobody intervened in it")
+        if other.provenance()[0]["data_fingerprint"] != self.catalog.fingerprint:
+            raise UserError(f"{name} was trained on other data")
+        return other.path
+
+    def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> tuple[float, list[str]]:
+        """Load the last checkpoint that is whole, if there is one.
+
+        Returns:
+            The seconds that were spent until then, and what of the run's files was damaged and what that means.
+        """
+        note = provenance(self.catalog, device) | {"origins": self._origins()}
+        self._check_data()
+        found = self.checkpoint()
+        n_records, seconds, problems = 0, 0.0, []
+        if found is not None:
+            trainer.load_state_dict(found.state)
+            n_records, seconds, problems = found.state["n_records"], found.state["seconds"], found.problems
+        if problems:
+            problems = [*problems, f"the run goes on from step {trainer.step:,}"]
+            note["damaged"] = problems
+        writer.settle(found)
+        writer.start(self.params, note | {"from_step": trainer.step}, n_records)
+        return seconds, problems
+
+    def _check_data(self) -> None:
+        """Refuse to mix a run with other data than it began with."""
+        before = self.provenance()
+        if before and before[0]["data_fingerprint"] != self.catalog.fingerprint:
+            raise UserError(
+                f"run {self.path.name!r} does not fit: the data at {self.params.data!r} has changed since it began. "
+                "Restore the data, or begin anew (overwrite=true)"
+            )
+
+    def _origins(self) -> dict[str, str]:
+        """SHA-256 of each file that the run begins with: weights of the backbone, offline teachers."""
+        files = {}
+        if self.params.weights is not None:
+            files[f"weights {self.params.weights!r}"] = weights_file(self.params.weights)
+        if self.params.offline_teachers is not None:
+            files |= {f"offline teacher of '{d}'": run.best for d, run in self._specialists().items()}
+        digests = {}
+        for name, path in files.items():
+            if path.exists():  # else whoever needs it says so
+                with path.open("rb") as file:
+                    digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
+
+    def _check_origins(self) -> None:
+        """Refuse to go on with, or to pass for the same, a run that began with other weights or teachers."""
+        before = self.provenance()
+        then = before[0].get("origins", {}) if before else {}
+        for name, digest in self._origins().items():
+            if then.get(name, digest) != digest:
+                raise UserError(
+                    f"run {self.path.name!r} does not fit: the {name} has changed since it began. Restore the file, "
+                    "give this run another name (run=...), or begin anew (overwrite=true)"
+                )
+
+    def _specialists(self) -> dict[str, Run]:
+        """The runs whose models teach offline, by domain, trained or not."""
+        p = self.params
+        values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs}
+        names = self.catalog.names
+        return {d: Run(load_preset(str(p.offline_teachers), **values, domains=[d])) for d in names}
+
+    def _offline_teachers(self) -> dict[str, EmbeddingModel]:
+        """The finished specialists that teach, by domain.
+
+        Raises:
+            UserError: "no finished specialist of domain 'flags' ..." with the command that trains it.
+        """
+        p = self.params
+        teachers: dict[str, EmbeddingModel] = {}
+        for domain, specialist in self._specialists().items() if p.offline_teachers is not None else ():
+            if specialist.status != "finished":
+                raise UserError(
+                    f"parameter 'offline_teachers': no finished specialist of domain '{domain}' in {specialist.path}; "
+                    f"train it first: papermill train.ipynb out.ipynb -p preset {p.offline_teachers} "
+                    f"-p domains {domain} -p seed {p.seed}"
+                )
+            if specialist.params.image_size != p.image_size:
+                raise UserError(
+                    f"parameter 'offline_teachers': the specialist of domain '{domain}' sees images of "
+                    f"{specialist.params.image_size} pixels, this run has image_size = {p.image_size}"
+                )
+            specialist._check_data()
+            teachers[domain] = specialist.load_model()
+        return teachers
+
+    def _pace(self) -> float:
+        """Images trained per second: the median over the records, so that pauses do not count."""
+        paces = [record["images_per_s"] for record in self.records("train")]
+        return round(float(np.median(paces)), 1) if paces else 0.0
+
+    def neighbours(self) -> list[Neighbours]:
+        """Neighbours of all test queries in the merged index, for the student and each teacher.
+
+        Raises:
+            UserError: the data has changed, so that positions would name other images.
+        """
+        self._check_data()
+        return load_neighbours(self.path / "neighbours.npz", self.catalog, "test")
+
+
+def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:
+    then, now = (params.model_dump(exclude=set(apart_from)) for params in (there, here))
+    return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
+
+
+def _n_evaluated(catalog: Catalog, subset: Literal["val", "test"]) -> int:
+    """Images that an evaluation embeds: queries and index, each once."""
+    return sum(len({*d.queries(subset).paths, *d.index(subset).paths}) for d in catalog.domains)
+
+
+def open_run(params: TrainParams) -> Run:
+    """The run of these parameters, whether it is new, unfinished or finished; data and domains are read and checked."""
+    run = Run(params)
+    _ = run.catalog
+    return run
+
+
+def load_run(name: str, outputs: str = "auto") -> Run:
+    """An existing run by its name or path. Raises: UserError with the nearest name."""
+    folder = run_folder(name, outputs)
+    update = {"run": folder.path.name, "overwrite": False}
+    if folder.path.parent.name == "runs":  # results may have moved
+        update["outputs"] = str(folder.path.parent.parent)
+    return Run(folder.params.model_copy(update=update), folder.path)

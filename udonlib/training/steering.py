@@ -1,0 +1,273 @@
+"""What a person asks of a run while it trains, and what the run does about it: two files in the run's folder.
+
+    control.json      what is wanted now: multipliers and locks of domains, pause, requests. Whoever steers replaces it.
+    steering.jsonl    every intervention with its step, in order. The run writes it; resuming and `replay` repeat it.
+
+The training loop looks at control.json between two steps (one `stat`), so a run is steered from its own notebook, from
+another one, or from a terminal, and whether papermill or a person started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from udonlib.errors import UserError, nearest
+from udonlib.files import DiskError, replacing, take_lock
+from udonlib.training.interventions import Intervention, Log, Multiplier, Share, interventions
+
+VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
+POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
+
+
+class Control(BaseModel):
+    """The contents of control.json. Requests are counters: a request is made by raising one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: int = Field(VERSION, ge=VERSION, le=VERSION)
+    number: int = Field(0, ge=0, description="changes so far")
+    panel: str = Field("", description="who made the last one")
+    multipliers: dict[str, Multiplier] = Field({}, description="domain -> factor of its adaptive weight; else 1")
+    locks: dict[str, Share] = Field({}, description="domain -> share of the steps that it is pinned to")
+    paused: bool = Field(False, description="wait between two steps")
+    evaluate: int = Field(0, ge=0, description="requests to validate now")
+    save: int = Field(0, ge=0, description="requests to save a checkpoint now")
+    stop: int = Field(0, ge=0, description="requests to stop after this step; the run stays unfinished")
+
+    @field_validator("multipliers")
+    @classmethod
+    def _without_ones(cls, multipliers: dict[str, float]) -> dict[str, float]:
+        return {domain: factor for domain, factor in multipliers.items() if factor != 1}
+
+
+def read_control(folder: Path) -> Control:
+    """Read what is wanted of the run in this folder; nothing where the file is missing.
+
+    Raises:
+        UserError: "<file>: ..." where it cannot be read.
+    """
+    file = folder / "control.json"
+    try:
+        return Control.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return Control()
+    except (OSError, ValidationError) as error:
+        findings = error.errors() if isinstance(error, ValidationError) else []
+        where = ".".join(map(str, findings[0]["loc"])) if findings else ""
+        what = f"{where + ': ' if where else ''}{findings[0]['msg']}" if findings else str(error)
+        raise UserError(f"{file}: {what}; mend it, or remove it") from None
+
+
+def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
+    """Change what is wanted of a run, and leave the rest as others have set it. Returns what is wanted now.
+
+    Args:
+        folder: of the run.
+        panel: who asks.
+        changes: fields of `Control`. `multipliers` and `locks` are mappings that are merged into those there, with None
+            for a domain to be taken out; `evaluate`, `save` and `stop` are True to ask for it once.
+
+    Raises:
+        UserError: a value that is not valid; a control file that cannot be read.
+    """
+    known = _domains(folder)
+    for name in ("multipliers", "locks"):
+        for domain, value in changes.get(name, {}).items():
+            if known and value is not None and domain not in known:
+                raise UserError(f"steering: {name}: no domain '{domain}'; {nearest(domain, known)}")
+    with _locked(folder):
+        before = read_control(folder)
+        # The file may have been removed: then the log knows how far the numbers have come.
+        number = 1 + max([before.number, *(entry.number for entry in interventions(folder))])
+        values = before.model_dump() | {"number": number, "panel": panel}
+        for name, value in changes.items():
+            if name in ("multipliers", "locks"):
+                merged = values[name] | dict(value)
+                values[name] = {domain: number for domain, number in merged.items() if number is not None}
+            elif name in ("evaluate", "save", "stop"):
+                values[name] += bool(value)
+            else:
+                values[name] = value
+        try:
+            after = Control.model_validate(values)
+        except ValidationError as error:
+            finding = error.errors()[0]
+            place = ".".join(map(str, finding["loc"]))
+            raise UserError(f"steering: {place}: found {finding['input']!r}: {finding['msg']}") from None
+        _write_control(folder, after)
+    return after
+
+
+def _domains(folder: Path) -> list[str]:
+    """The domains that the run's first record names; none before there is one that does."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as records:
+            return list(json.loads(records.readline())["n_images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+class Commands:
+    """What the training loop asks between two steps: is there anything to do?
+
+    Interventions in the log that the state of the training does not hold yet come again at their steps, until a person
+    does something new: then the rest of them leaves the log, since the run has taken another way.
+
+    Args:
+        folder: of the run, whose control.json is read and whose steering.jsonl is written.
+        names: the run's domains.
+        n_taken: interventions that matter and that the state holds already.
+        multipliers: of the state.
+        locks: of the state.
+        replay: folder of another run whose interventions to repeat; this one cannot be steered then.
+        weights: the adaptive weights now, in the order of the names; None: all are more than 0.
+        before: what was wanted when this process began: only requests made since then count. None: as now.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        n_taken: int = 0,
+        multipliers: Mapping[str, float] | None = None,
+        locks: Mapping[str, float] | None = None,
+        replay: Path | None = None,
+        weights: Callable[[], Sequence[float]] | None = None,
+        before: Control | None = None,
+    ) -> None:
+        self.paused_seconds = 0.0
+        self._folder, self._names, self._replays = folder, tuple(names), replay is not None
+        self._weights = weights or (lambda: [1.0] * len(names))
+        self._multipliers, self._locks = dict(multipliers or {}), dict(locks or {})
+        self._log = Log(folder, n_taken, replay)
+        last = self._log.last_to_come()
+        then = {
+            "multipliers": self._multipliers if last is None else last.multipliers,
+            "locks": self._locks if last is None else last.locks,
+        }
+        with _locked(folder):
+            for leftover in folder.glob("control.json.*.tmp"):  # of a panel that was killed while writing
+                leftover.unlink()
+            wanted = read_control(folder)
+            before = wanted if before is None else before
+            if self._replays or wanted.number == 0:
+                wanted = wanted.model_copy(update=then)
+            # A pause ends with the process that was paused.
+            _write_control(folder, wanted.model_copy(update={"paused": wanted.paused and not before.paused}))
+        # What is to be repeated is wanted already: only what differs from it is new, such as a slider that was moved
+        # while the run was not running. That comes first.
+        self._seen = before.model_copy(update={**then, "paused": False})
+        self._stamp = (0, 0, 0)
+
+    def _stat(self) -> tuple[int, int, int]:
+        try:
+            found = os.stat(self._folder / "control.json")
+        except FileNotFoundError:
+            return 0, 0, 0
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def take(self, step: int) -> Intervention | None:
+        """What is to be done after `step` steps, one thing at a time; None: train on. Waits while the run is paused."""
+        while (asked := self._asked(step)) is None and self._seen.paused:
+            began = time.monotonic()
+            time.sleep(POLL_SECONDS)
+            self.paused_seconds += time.monotonic() - began
+        return asked
+
+    def _asked(self, step: int) -> Intervention | None:
+        stamp = self._stat()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            asked = self._read(step)
+            if asked is not None:
+                self._log.add(asked)
+                return self._in_force(asked)
+        repeated = self._log.next(step)
+        return None if repeated is None else self._in_force(repeated)
+
+    def _in_force(self, entry: Intervention) -> Intervention:
+        self._multipliers, self._locks = entry.multipliers, entry.locks
+        return entry
+
+    def _read(self, step: int) -> Intervention | None:
+        """What has changed in control.json since it was last read."""
+        values: dict[str, Any] = {"step": step, "multipliers": self._multipliers, "locks": self._locks}
+        try:
+            wanted, before = read_control(self._folder), self._seen
+        except UserError as error:  # what cannot be read is said once, and changes nothing
+            values |= {"refused": str(error), "paused": self._seen.paused}
+            return Intervention(number=self._log.number + 1, **values)
+        asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
+
+        def steers(wanted: Control) -> bool:
+            wished = wanted.multipliers, wanted.locks
+            # A validation ends the repeating too: then what is wanted comes at once.
+            begins = asked["evaluate"] and wished != (self._multipliers, self._locks)
+            return begins or wished != (before.multipliers, before.locks)
+
+        try:
+            if self._replays and (steers(wanted) or asked["evaluate"]):
+                asked["evaluate"] = False
+                raise UserError(
+                    "this run repeats another one's interventions: it can be paused, saved and stopped, not steered"
+                )
+            if steers(wanted):
+                self._check(wanted)
+        except UserError as error:  # the allocation stays; what is asked for besides is done
+            values["refused"] = str(error)
+            wanted = self._taken_back(wanted, before)
+        self._seen = wanted
+        steered = steers(wanted)
+        if not (steered or any(asked.values()) or wanted.paused != before.paused or "refused" in values):
+            return None
+        values |= {"panel": wanted.panel, "paused": wanted.paused, **asked}
+        if steered:
+            values |= {"steers": True, "multipliers": wanted.multipliers, "locks": wanted.locks}
+        return Intervention(number=max(wanted.number, self._log.number + 1), **values)
+
+    def _taken_back(self, wanted: Control, before: Control) -> Control:
+        """Put the allocation that was wanted before a refusal into the file, unless somebody has changed it since."""
+        update = {"multipliers": before.multipliers, "locks": before.locks}
+        with (
+            _locked(self._folder),
+            suppress(UserError),
+        ):  # of a file that was damaged since: it is said at the next look
+            if read_control(self._folder) == wanted:
+                _write_control(self._folder, wanted.model_copy(update=update))
+                self._stamp = self._stat()
+        return wanted.model_copy(update=update)
+
+    def _check(self, wanted: Control) -> None:
+        for field in ("multipliers", "locks"):
+            for name in getattr(wanted, field):
+                if name not in self._names:
+                    raise UserError(f"control.json: {field}: no domain '{name}'; {nearest(name, self._names)}")
+        weights = zip(self._names, self._weights(), strict=True)
+        if not any(wanted.locks.get(name, weight * wanted.multipliers.get(name, 1.0)) > 0 for name, weight in weights):
+            raise UserError("control.json: no domain is left to train: every lock, or weight times multiplier, is 0")
+
+
+def _write_control(folder: Path, control: Control) -> None:
+    with replacing(folder / "control.json") as file:
+        file.write((json.dumps(control.model_dump(), indent=1) + "\n").encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep two writers of control.json from losing each other's change. Waits for the other one."""
+    if not folder.is_dir():
+        raise UserError(f"there is no run in {folder} to be steered")
+    try:
+        file = take_lock(folder / "control.lock")
+    except DiskError as error:
+        raise UserError(f"the run cannot be steered: {error}") from None
+    with file:
+        yield

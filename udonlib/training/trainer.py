@@ -1,0 +1,350 @@
+"""The one training loop: it yields records of what happened and holds all the state that the next step needs.
+
+`Trainer` decides what each step sees (sampler, image order, augmentation), when to log, validate and save, and yields a
+record each time; `training.learner` does the step, `runs.run` writes the files. Training is a pure function of
+parameters and data: every draw comes from a generator whose state is either in `state_dict()` or derived from the seed
+and the number of the step, so a resumed run repeats the bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udonlib.data.augmentation import augment
+from udonlib.data.catalog import Catalog
+from udonlib.data.images import WindowLoader
+from udonlib.errors import UserError
+from udonlib.models.embedding_model import EmbeddingModel
+from udonlib.params import TrainParams
+from udonlib.training.interventions import Intervention
+from udonlib.training.learner import Learner
+from udonlib.training.sampler import ImageOrder, Sampler
+from udonlib.training.steering import Commands
+
+Record = dict[str, Any]
+
+
+class TrainingError(UserError):
+    """The run cannot go on; its last checkpoint is intact."""
+
+
+class RunStoppedError(UserError):
+    """Somebody asked the run to stop after this step; it goes on when it is started again."""
+
+
+class Trainer:
+    """Train a model on a catalog; iterate over `train()` and keep the records.
+
+    Args:
+        model: on its device.
+        catalog: what to train on.
+        params: of the run.
+        loader: reads planned batches of the train splits.
+        validate: evaluates a model as it is and returns the table of `evaluation.evaluate`.
+        offline_teachers: frozen specialists by domain, as for `training.learner.Learner`.
+
+    Attributes:
+        commands: where to ask, between two steps, what a person wants; None: nobody steers.
+        sign_every: seconds without a record after which one of kind `progress` comes; it is for those who wait, and no
+            part of what a run leaves.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        catalog: Catalog,
+        params: TrainParams,
+        loader: WindowLoader,
+        validate: Callable[[EmbeddingModel], pd.DataFrame],
+        offline_teachers: Mapping[str, EmbeddingModel] | None = None,
+    ) -> None:
+        self.params = params
+        self.model = model
+        # What is validated and kept: the model itself, or the moving average of its weights and statistics.
+        self.kept = copy.deepcopy(model).requires_grad_(False) if params.average_decay else model
+        self.learner = Learner(model, params, offline_teachers)
+        self.step = 0  # steps done
+        self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
+        self.n_worse = 0  # validations since the best one
+        self._validated = -1  # the step of the latest one
+        self.n_interventions = 0  # of those that matter: see `training.steering`
+        self.commands: Commands | None = None
+        self.sign_every = math.inf
+        self._loader = loader
+        self._validate = validate
+        self._device = next(model.parameters()).device
+        names = [domain.name for domain in catalog.domains]
+        sizes = [len(domain.train_labels) for domain in catalog.domains]
+        self._labels = {d.name: torch.from_numpy(d.train_labels).to(self._device) for d in catalog.domains}
+        self._kinds = {name: params.augmentation_by_domain.get(name, params.augmentation) for name in names}
+        self.sampler = Sampler(
+            names,
+            sizes,
+            strategy=params.sampler,
+            n_slots=params.steps * params.domains_per_batch,
+            update_every=params.update_every * params.domains_per_batch,
+            initial=params.sampler_init,
+            shares=params.fixed_shares or None,
+            smoothing=params.sampler_smoothing,
+            seed=params.seed,
+        )
+        self._order = ImageOrder(names, sizes, params.seed)
+        self._window_order = self._order.state_dict()  # as it was at the current window's `start`
+        self.images_seen = dict.fromkeys(names, 0)
+        self._allocated = -1  # the slot at which the latest record of the allocation was made
+        self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
+
+    def plan_window(self) -> list[list[tuple[str, np.ndarray]]]:
+        """The images of each step of the current window: per step, domains and positions in their train splits."""
+        self._window_order = self._order.state_dict()
+        n_per_slot = self.params.batch_size // self.params.domains_per_batch
+        plan = []
+        for slots in self.sampler.window().reshape(-1, self.params.domains_per_batch):
+            domains, counts = np.unique(slots, return_counts=True)
+            names = [self.sampler.names[d] for d in domains]
+            shares = (n_per_slot * counts).tolist()
+            plan.append([(name, self._order.take(name, n)) for name, n in zip(names, shares, strict=True)])
+        return plan
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or validations have not improved for `patience` times."""
+        return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse
+
+    def train(self) -> Iterator[Record]:
+        """Run to the end, yielding records: `allocation`, `train`, `validation`, `steering`, `checkpoint`, `progress`.
+
+        `checkpoint` says that `state_dict()` is worth saving now; `steering` is what a person asked for, said before it
+        is done.
+
+        Raises:
+            TrainingError: "step 120: the loss is nan ..." when a loss or a gradient is not finite.
+            RunStoppedError: somebody asked for it.
+        """
+        p = self.params
+        if self.done and self.best == -math.inf:  # nothing is left to train, but there is no model to keep yet
+            yield self._validation_record()
+            yield {"kind": "checkpoint", "step": self.step}
+        yield from self._obey(self._asked())
+        while not self.done:
+            plan = self.plan_window()
+            done = self.step - self.sampler.start // p.domains_per_batch
+            if done == 0 and plan and self._allocated != self.sampler.start:
+                yield self._allocation_record()
+            clock, since = time.perf_counter(), self.step
+            sign = clock
+            for images, slots in self._loader(plan[done:]):
+                self._train_step(images, slots)
+                logs, validates, saves = (
+                    self.step % every == 0 or self.step == p.steps
+                    for every in (p.log_every, p.eval_every, p.checkpoint_every)
+                )
+                ends = self.step * p.domains_per_batch == self.sampler.stop
+                notable = logs or validates or saves or ends
+                if notable:
+                    yield self._train_record(clock, since)
+                if saves or validates:
+                    self._check_weights()
+                if validates:
+                    yield self._validation_record()
+                if saves or validates:
+                    yield {"kind": "checkpoint", "step": self.step}
+                if self.done:
+                    return
+                asked = self._asked()
+                if asked is not None:
+                    if not notable:
+                        yield self._train_record(clock, since)
+                    self._check_weights()
+                    yield from self._obey(asked)
+                    if not ends:
+                        self._order.load_state_dict(self._window_order)
+                    break  # plan again: what is left of the window may be another one
+                if notable:
+                    clock, since = time.perf_counter(), self.step
+                    sign = clock
+                elif time.perf_counter() - sign >= self.sign_every:
+                    sign = time.perf_counter()
+                    yield {"kind": "progress", "step": self.step, "images_per_s": self._pace(clock, since)}
+            if self.step * p.domains_per_batch == self.sampler.stop:
+                self.sampler.advance()
+
+    def _train_record(self, clock: float, since: int) -> Record:
+        """The losses, and the pace since the step `since` at the time `clock`."""
+        return self._flush() | {"images_per_s": self._pace(clock, since)}
+
+    def _pace(self, clock: float, since: int) -> float:
+        return (self.step - since) * self.params.batch_size / (time.perf_counter() - clock)
+
+    def _asked(self) -> Intervention | None:
+        return None if self.commands is None else self.commands.take(self.step)
+
+    def _obey(self, asked: Intervention | None) -> Iterator[Record]:
+        """Do what was asked for after this step, and what is asked for while the run is paused."""
+        while asked is not None:
+            yield asked.record()
+            self.n_interventions += asked.matters
+            if asked.steers:
+                self._steer(asked)
+                if self.sampler.start < self.sampler.stop:  # else the next window's says it, with the new weights
+                    yield self._allocation_record()
+            if asked.evaluate and self._validated != self.step:
+                yield self._validation_record()
+            if asked.evaluate or asked.save or asked.paused or asked.stop:
+                yield {"kind": "checkpoint", "step": self.step}
+            if asked.stop:
+                raise RunStoppedError(
+                    f"the run was stopped after step {self.step:,} of {self.params.steps:,}, as somebody asked for in "
+                    f"its control panel; run the same again{' without overwrite' * self.params.overwrite} to go on"
+                )
+            if self.done:
+                return
+            asked = self._asked()
+
+    def _steer(self, asked: Intervention) -> None:
+        """Draw the rest of the window anew; the images that it had planned go back to their places in the order."""
+        slot = self.step * self.params.domains_per_batch
+        trained = self.sampler.window()[: slot - self.sampler.start]
+        self._order.load_state_dict(self._window_order)
+        for d, n in zip(*np.unique(trained, return_counts=True), strict=True):
+            self._order.take(self.sampler.names[d], int(n) * (self.params.batch_size // self.params.domains_per_batch))
+        self._window_order = self._order.state_dict()
+        self.sampler.steer(asked.multipliers, asked.locks, slot)
+
+    def _allocation_record(self) -> Record:
+        self._allocated = self.sampler.start
+        names = self.sampler.names
+        return {
+            "kind": "allocation",
+            "step": self.step,
+            "weights": dict(zip(names, self.sampler.weights.tolist(), strict=True)),
+            "shares": dict(zip(names, self.sampler.shares.tolist(), strict=True)),
+            "images_seen": dict(self.images_seen),
+        }
+
+    def _train_step(self, images: Tensor, slots: Sequence[tuple[str, np.ndarray]]) -> None:
+        # Dropout and the like draw from the global generator: seeding it by step makes it part of the state for free.
+        torch.manual_seed(self.params.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self._device).manual_seed(self.params.seed * 1_000_003 + self.step)
+        kinds = [self._kinds[name] for name, indices in slots for _ in range(len(indices))]
+        views = augment(images.to(self._device, non_blocking=True), kinds, self.params.image_size, generator)
+        size = self.params.image_size_at(self.step)
+        if size < self.params.image_size:
+            views = F.interpolate(views, (size, size), mode="bilinear", antialias=True)
+        parts = [(name, self._labels[name][torch.from_numpy(indices).to(self._device)]) for name, indices in slots]
+        terms, grad_norm = self.learner.step(self.step, views, parts)
+        self._pending.append(([(name, len(indices)) for name, indices in slots], terms, grad_norm))
+        self.step += 1
+        if self.kept is not self.model:
+            self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the kept model towards the trained one; at first quickly, so that the initial weights are forgotten."""
+        decay = min(self.params.average_decay, self.step / (self.step + 10))
+        kept, now = self.kept.state_dict(), self.model.state_dict()
+        floats = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([kept[name] for name in floats], [now[name] for name in floats], 1 - decay)
+        for name in now.keys() - set(floats):
+            kept[name].copy_(now[name])
+
+    def _flush(self) -> Record:
+        """Fetch the losses of the steps since the last flush: into the sampler's window, and as means for the log."""
+        sums: dict[str, dict[str, float]] = {}
+        counts: dict[str, int] = {}
+        first = self.step - len(self._pending) + 1
+        for offset, (sizes, terms, grad_norm) in enumerate(self._pending):
+            for name, n in sizes:
+                values = {term: value.item() for term, value in terms[name].items()}
+                bad = [term for term, value in values.items() if not math.isfinite(value)]
+                if bad or not math.isfinite(grad_norm.item()):
+                    what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
+                    raise diverged(first + offset, what)
+                loss = values.get("ce_teacher" if self.params.sampler_loss == "teacher" else "ce_student")
+                self.images_seen[name] += n
+                self.sampler.record(name, n * (values["ce_student"] if loss is None else loss), n)
+                domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
+                for term, value in values.items():
+                    domain[term] += n * value
+                counts[name] = counts.get(name, 0) + n
+        self._pending.clear()
+        return {
+            "kind": "train",
+            "step": self.step,
+            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "images_seen": dict(self.images_seen),
+            "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
+        }
+
+    @torch.no_grad()
+    def _check_weights(self) -> None:
+        """Refuse to keep or to validate weights that are no numbers: a loss shows them only at the step after."""
+        for model in {id(model): model for model in (self.model, self.kept)}.values():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise diverged(self.step, f"{name} is not finite any more")
+
+    def _validation_record(self) -> Record:
+        table, self._validated = self._validate(self.kept), self.step
+        value = merged_r_at_1(table)
+        best = value > self.best
+        self.best = max(self.best, value)
+        self.n_worse = 0 if best else self.n_worse + 1
+        return {"kind": "validation", "step": self.step, "r_at_1": value, "best": best, "table": table}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on. To be taken when `train()` has yielded `checkpoint`."""
+        return {
+            "step": self.step,
+            "best": self.best,
+            "n_worse": self.n_worse,
+            "validated": self._validated,
+            "model": self.model.state_dict(),
+            "average": self.kept.state_dict() if self.kept is not self.model else None,
+            "optimizer": self.learner.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "order": self._window_order,
+            "images_seen": dict(self.images_seen),
+            "allocated": self._allocated,
+            "n_interventions": self.n_interventions,
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Continue from `state_dict()`: the next step is the one that would have come next."""
+        self.model.load_state_dict(state["model"])
+        if state["average"] is not None:
+            self.kept.load_state_dict(state["average"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+        self._order.load_state_dict(state["order"])
+        self._window_order = state["order"]
+        before, n_images = self._order.n_seen(), self.sampler.n_images.tolist()
+        seen = {name: before[name] + n for name, n in zip(self.sampler.names, n_images, strict=True)}
+        self.images_seen = dict(state.get("images_seen", seen))  # older states have none of this and what follows
+        self._allocated, self._validated = state.get("allocated", -1), state.get("validated", -1)
+        self.n_interventions = state.get("n_interventions", 0)
+        self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
+
+
+def diverged(step: int, what: str) -> TrainingError:
+    """The error of a run whose numbers have left all bounds."""
+    return TrainingError(
+        f"step {step}: {what}; the last checkpoint is kept. Lower 'learning_rate' or 'backbone_learning_rate', add "
+        "'warmup_steps', or set 'max_grad_norm'"
+    )
+
+
+def merged_r_at_1(table: pd.DataFrame) -> float:
+    """The figure that selects checkpoints: the student's R@1 in the merged index, mean over domains, in percent."""
+    row = table[(table["embedder"] == "student") & (table["index"] == "merged") & (table["domain"] == "mean")]
+    return float(row["r_at_1"].iloc[0])
