@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from udonlib.errors import UserError
+from udonlib.models.depthwise import quicken
 
 
 def _import_timm() -> ModuleType:
@@ -156,6 +157,7 @@ def create_backbone(
             f"parameter 'pretrained': the weights of {name!r} could not be loaded ({type(error).__name__}: {error}); "
             "connect once so that they are cached, or set pretrained=false"
         ) from error
+    quicken(encoder)
     config = encoder.pretrained_cfg
     probe = _probe(name, encoder, image_size)
     return Backbone(name, encoder, probe, tuple(config.get("mean", (0.5,) * 3)), tuple(config.get("std", (0.5,) * 3)))
