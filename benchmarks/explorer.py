@@ -30,10 +30,10 @@ from tests.browser.lab import Lab, Server, browser, find_chromium
 
 PREPARE = """
 import dataclasses, time, numpy as np
-from udonlib import embeddingmaps, explorer
+from udonlib.lab.explore import embedding_explorer, embedding_map
 from udonlib.presets import EmbeddingsParams
 
-found = embeddingmaps.open_map(EmbeddingsParams(run=RUN, outputs=OUTPUTS, max_points=10**7))
+found = embedding_map.open_map(EmbeddingsParams(run=RUN, outputs=OUTPUTS, max_points=10**7))
 found.embed()
 rng = np.random.default_rng(0)
 rows = np.arange(N) % len(found.points)
@@ -43,7 +43,7 @@ found.model
 """
 SHOW = """
 began = time.perf_counter()
-shown = explorer.Explorer(found)
+shown = embedding_explorer.Explorer(found)
 built = time.perf_counter() - began
 shown.box
 """
@@ -54,7 +54,7 @@ def seconds(call):
     return time.perf_counter() - began
 
 region = rng.permutation(N)[: N // 10]
-asked = [seconds(lambda: explorer.thumbnail(found.catalog, path)) for path in found.points["path"][:500]]
+asked = [seconds(lambda: embedding_explorer.thumbnail(found.catalog, path)) for path in found.points["path"][:500]]
 print({"build": built, "region": seconds(lambda: shown._described(region)), "thumbnail": float(np.median(asked))})
 """
 # Both maps hold points: pixels that differ from the first one's. A map has further canvases, which stay empty.

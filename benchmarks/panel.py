@@ -15,7 +15,8 @@ from nbclient import NotebookClient
 
 CODE = """
 import statistics, time
-from udonlib import presets, runs, widgets
+from udonlib import presets, runs
+from udonlib.lab.views import panel as panels
 
 def pace(name, with_panel):
     values = dict(outputs=OUTPUTS, run=name, n_threads=THREADS, log_every=5, update_every=20, eval_every=10**6)
@@ -24,7 +25,7 @@ def pace(name, with_panel):
     records = run.train()
     for record in records:
         if record["kind"] == "start" and with_panel:
-            panel = widgets.steer(run)
+            panel = panels.steer(run)
         if record["kind"] == "train" and record["step"] >= 20 and began is None:
             began, first = time.perf_counter(), record["step"]
         if record["kind"] == "train" and record["step"] >= 20 + STEPS:
