@@ -1,4 +1,4 @@
-"""NEW"""
+"""Values as people write them, in cells, files and at papermill: read, bounded, or refused in one line."""
 
 from typing import Annotated, Any, Literal
 

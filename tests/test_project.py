@@ -93,6 +93,7 @@ WITHOUT_IMPORT = {
 }
 # Packages whose module has another name, or that come along with another one.
 PACKAGES = {
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "PIL": "pillow",
     "faiss": "faiss-cpu",

@@ -1,4 +1,4 @@
-"""NEW"""
+"""What a run needs of memory and of its data is known before it takes either."""
 
 import math
 

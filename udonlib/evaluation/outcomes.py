@@ -1,4 +1,4 @@
-"""NEW"""
+"""Outcomes, one row a query: those of several embedders side by side, and who of them finds a right first neighbour."""
 
 from __future__ import annotations
 
