@@ -29,7 +29,7 @@ MAX_STEPS = 1000  # of L-BFGS
 
 def deal(
     labels: Int[np.ndarray, "image"], share: float, generator: np.random.Generator
-) -> tuple[Int[np.ndarray, "image"], Int[np.ndarray, "query"]]:
+) -> tuple[Int[np.ndarray, "row"], Int[np.ndarray, "query"]]:
     """Deal the images of every class into labelled ones and ones to be classified, at random.
 
     Of a class of n images max(1, round(share n)) are labelled, and at least one is asked for; a class of one image can
