@@ -242,7 +242,7 @@ def test_headings_that_a_document_links_to_exist(name):
 
 
 def test_the_readmes_pictures_are_small():
-    pictures = [PROJECT / picture for picture in re.findall(r'src="([^"]+)"', README)]
+    pictures = [PROJECT / picture for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)]
     assert len(pictures) == 2
     assert 50_000 < sum(picture.stat().st_size for picture in pictures) < 400_000
 
@@ -345,6 +345,61 @@ def test_a_room_holds_few_modules():
     assert len(modules_of(PROJECT / "udonlib")) <= HALL
     folders = {path.parent for path in MODULES} - {PROJECT / "udonlib", PROJECT / "udonlib/data/miniuned"}
     assert {str(folder): n for folder in folders if (n := len(modules_of(folder))) > ROOM} == {}
+
+
+def docstrings(source: str) -> str:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return "\n".join(filter(None, map(ast.get_docstring, nodes)))
+
+
+def missing_references(words: str) -> list[str]:
+    """What docstrings name and there is not: modules of the thin rooms and what is in them, files, golden numbers."""
+    missing = []
+    for room, module, name in re.findall(
+        rf"`({'|'.join(ROOMS - {'lab'})})\.(\w+)(?:\.(\w+))?[\w.]*(?:\(.*?\))?`", words
+    ):
+        file = PROJECT / "udonlib" / room / f"{module}.py"
+        if file.exists():
+            there = not name or re.search(rf"^(?:class |def )?{name}\b", file.read_text(), flags=re.MULTILINE)
+        else:
+            there = file.with_suffix("").is_dir() and (not name or (file.with_suffix("") / f"{name}.py").exists())
+        missing += [] if there else [f"{room}.{module}.{name}".rstrip(".")]
+    golden = PROJECT / "tests" / "golden" / "data"
+    files = re.findall(r"\b(?:tests|benchmarks)/[\w/]+\.py\b", words)
+    missing += [file for file in files if not (PROJECT / file).exists()]
+    numbers = re.findall(r"\bgolden/(\w+(?:\.npz)?)", words)
+    return missing + [f"golden/{file}" for file in numbers if not (golden / file).exists()]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PROJECT / "udonlib").as_posix())
+def test_what_docstrings_refer_to_exists(path):
+    assert missing_references(docstrings(path.read_text())) == []
+
+
+def test_references_that_lead_nowhere_are_found():
+    words = (
+        "`runs.find`, `runs.lookup`, `training.steering.change_control`, `data.packing.unpack`, `models.files.layouts`"
+    )
+    words += " tests/runs/test_run.py tests/test_runs.py golden/knn.npz golden/ckpt golden/none.npz"
+    found = ["runs.lookup", "data.packing.unpack", "tests/test_runs.py", "golden/none.npz"]
+    assert missing_references(words) == found
+
+
+PUBLIC = [path for path in MODULES if not {"lab", "miniuned"} & {*path.relative_to(PROJECT).parts}]
+
+
+@pytest.mark.parametrize("path", PUBLIC, ids=lambda path: path.relative_to(PROJECT / "udonlib").as_posix())
+def test_every_public_function_of_the_thin_package_says_what_it_does(path):
+    tree = ast.parse(path.read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    functions = [node for owner in [tree, *classes] for node in owner.body if isinstance(node, ast.FunctionDef)]
+    public = [
+        *classes,
+        *(node for node in functions if not re.match("_|forward$", node.name)),
+    ]  # a class says what it maps
+    public = [node for node in public if "overload" not in map(ast.unparse, node.decorator_list)]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
 # Modules that are tested with another one, in its tests: who reads what it writes, or draws what it finds.

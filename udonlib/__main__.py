@@ -34,6 +34,7 @@ def make_workspace(folder: Path) -> list[Path]:
 
 
 def main() -> None:
+    """Do what the command line says; a mistake of the user's ends the process with one line."""
     parser = argparse.ArgumentParser(prog="python -m udonlib", description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(required=True, metavar="workspace")
     command = commands.add_parser("workspace", help="copy notebooks/ and params/, and make outputs/")

@@ -319,7 +319,15 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate student and teachers; beside an untrained model, baselines and shorter embeddings as well.
 
-    The model is left in evaluation mode.
+    The model is left in evaluation mode. Embedders are called `student`; `teacher`, where the model has some; and
+    beside an untrained model `student_<dim>` for each of `nested_dims`, `features` (its unit features) and `pixels`.
+
+    Args:
+        params: of the run: k, precision, eval_batch_size and nested_dims.
+        load: reads images of the side that the model sees: `loading(reader)`.
+        untrained: the model before its first step, on the same device.
+
+    Raises: what `evaluate` raises.
     """
     model.eval()
     device = next(model.parameters()).device

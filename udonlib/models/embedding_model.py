@@ -136,7 +136,8 @@ class EmbeddingModel(nn.Module):
 def weights_file(name: str) -> Path:
     """The file that the parameter `weights` names: from the working folder, where udonlib is, or an installed package.
 
-    `some_package/models/file.pth` is a file of the package `some_package`, which is not imported for it.
+    `some_package/models/file.pth` is a file of the package `some_package`, which is not imported for it. Where there is
+    no such file at all, the path from the working folder is returned, for a message.
     """
     if name.startswith("udonlib/miniuned/"):  # as runs of before the rooms say
         name = name.replace("udonlib/", "udonlib/data/", 1)
@@ -152,6 +153,10 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
 
     Args:
         n_classes: training classes of each domain, in the order of the domains.
+
+    Raises:
+        UserError: "parameter 'weights': ... is no file ..."; whatever `create_backbone` and `load_backbone_weights`
+            refuse.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)

@@ -46,6 +46,7 @@ class Head(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, features: Float[Tensor, "*batch in_dim"]) -> Float[Tensor, "*batch out_dim"]:
+        """Embeddings of features: unit rows."""
         return unit(self.layers(features))
 
 
@@ -57,6 +58,7 @@ class FeatureHead(nn.Module):
         self.out_dim = dim
 
     def forward(self, features: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Features as unit rows."""
         return unit(features)
 
 

@@ -63,14 +63,17 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints, whether there are any or not."""
         return Checkpoints(self.path)
 
     @property
     def last(self) -> Path:
+        """The file of the checkpoint to go on from; it need not exist."""
         return self.checkpoints.last
 
     @property
     def best(self) -> Path:
+        """The file of the best model; it need not exist."""
         return self.path / "checkpoints" / "best.pt"
 
     def summary(self) -> dict[str, Any]:

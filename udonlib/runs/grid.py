@@ -58,10 +58,12 @@ class Job:
 
     @cached_property
     def name(self) -> str:
+        """Of the run: from its parameters."""
         return self.params.run_name
 
     @cached_property
     def run(self) -> RunFolder:
+        """The run's folder, whether it exists or not."""
         return RunFolder(self.params.run_dir)
 
     def step(self) -> int:
@@ -96,6 +98,7 @@ class Progress:
     seconds_left: float | None = None
 
     def count(self, status: str) -> int:
+        """How many jobs stand at `status`: waiting, running, finished or failed."""
         return sum(state.status == status for state in self.states)
 
 

@@ -382,7 +382,12 @@ def _n_evaluated(catalog: Catalog, subset: Literal["val", "test"]) -> int:
 
 
 def open_run(params: TrainParams) -> Run:
-    """The run of these parameters, whether it is new, unfinished or finished; data and domains are read and checked."""
+    """The run of these parameters, whether it is new, unfinished or finished; data and domains are read and checked.
+
+    Raises:
+        UserError: data that is missing or wrong, with the file and the entry; an unknown domain, with the nearest name;
+            a folder of that name which holds a run of other parameters.
+    """
     run = Run(params)
     _ = run.catalog
     return run

@@ -136,6 +136,7 @@ class RunWriter:
                 write_json(self.folder.path / "ended.json", {"kind": kind, "reason": reason})
 
     def close(self) -> None:
+        """Close all files, and give the run free for other processes."""
         with suppress(OSError):  # curves that no longer fit on the disk
             if hasattr(self, "_curves"):
                 self._curves.close()

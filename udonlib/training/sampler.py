@@ -305,7 +305,9 @@ class ImageOrder:
         return {name: self._passes[name] * self._sizes[name] + self._positions[name] for name in self.names}
 
     def state_dict(self) -> dict[str, dict[str, int]]:
+        """Two integers per domain: passes that are over, and the place in the present one."""
         return {"passes": dict(self._passes), "positions": dict(self._positions)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Continue from `state_dict()`: the next images are those that would have come next."""
         self._passes, self._positions = dict(state["passes"]), dict(state["positions"])

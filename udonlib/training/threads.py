@@ -58,6 +58,7 @@ class Watcher(threading.Thread):
         self._at = time.monotonic()
 
     def run(self) -> None:
+        """Look every LOOK_SECONDS, as long as the process lives."""
         while True:
             time.sleep(LOOK_SECONDS)
             self.look(time.monotonic())
@@ -89,6 +90,7 @@ class Team:
         self._ended.wait()
 
     def end(self) -> None:
+        """Let these threads end, and wait until they have."""
         self._ended.set()
         self._thread.join()
 
