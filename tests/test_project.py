@@ -121,7 +121,7 @@ PACKAGES = {
 }
 PACKAGES |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}
 # Used where somebody has installed them.
-OPTIONAL = {"pillow_heif", "pillow_jxl"}
+OPTIONAL = {"onnxruntime", "pillow_heif", "pillow_jxl"}
 
 
 def imported_packages(source: str) -> set[str]:

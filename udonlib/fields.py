@@ -291,3 +291,63 @@ def different(values: tuple, expected: str = "one or more different values, with
     if not values or "" in values or len(set(values)) < len(values):
         raise ValueError(f"expected {expected}")
     return values
+
+
+class TeacherParams(BaseModel):
+    """A frozen teacher of recipe `unic`: an encoder of timm's, a run or released model of ours, or an ONNX file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    backbone: str | None = Field(None, min_length=1, description="name of an encoder, as the parameter 'backbone'")
+    backbone_args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    pretrained: bool = Field(False, description="with timm's released weights")
+    weights: str | None = Field(None, min_length=1, description="file of its weights, as the parameter 'weights'")
+    run: str | None = Field(None, min_length=1, description="a finished run of ours, or a checkpoint of one")
+    onnx: str | None = Field(None, min_length=1, description="an ONNX file, which onnxruntime executes")
+    image_size: Side | None = Field(None, description="side of the images that it sees, pixels; None: a run's own")
+    mean: tuple[float, float, float] | None = Field(
+        None, description="of each channel, in 0..1; None: its weights' own"
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description="the same of the deviation")
+    kinds: tuple[Literal["class", "patches"], ...] = Field(
+        ("class", "patches"), description="tokens of it that count: class, patches"
+    )
+    embedding: bool = Field(False, description="of a run: its embedding is the class token, not the backbone's feature")
+    weight: Positive = Field(1.0, description="of its loss beside the other teachers'")
+    licence: str = Field("", description="of its weights, to be told with what is made of them")
+
+    def __init__(self, /, **values: Any) -> None:
+        """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
+        try:
+            fields = type(self).model_fields
+            read = {name: read_as(fields[name].annotation, value) for name, value in values.items() if name in fields}
+            super().__init__(**values | read)
+        except ValidationError as error:
+            raise ParameterError(problems(type(self), error, values)) from None
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(different(kinds, "class, patches, or both")))
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TeacherParams":
+        given = [name for name in ("backbone", "run", "onnx") if getattr(self, name) is not None]
+        if len(given) != 1:
+            text = f"found {' and '.join(given) or 'none'} of backbone, run and onnx, expected exactly one"
+            raise ParameterError({given[-1] if given else "backbone": text})
+        wrong = {}
+        if self.backbone is not None and self.pretrained == (self.weights is not None):
+            found = "both" if self.pretrained else "neither: it would know nothing"
+            wrong["weights"] = f"found {found} of weights and pretrained, expected one of them"
+        if self.backbone is None and (self.pretrained or self.weights is not None or self.backbone_args):
+            wrong["backbone"] = f"found None beside what only a backbone has, expected {given[0]} alone"
+        if self.backbone is not None and self.image_size is None:
+            wrong["image_size"] = "found None, expected the side of the images that the encoder sees"
+        if self.onnx is not None and None in (self.image_size, self.mean, self.std):
+            wrong["onnx"] = "expected image_size, mean and std beside it: an ONNX file does not say them"
+        if self.embedding and (self.run is None or self.kinds != ("class",)):
+            wrong["embedding"] = "found True, expected a run and kinds: [class]: an embedding is one of a whole image"
+        if wrong:
+            raise ParameterError(wrong)
+        return self

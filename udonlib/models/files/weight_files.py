@@ -32,6 +32,7 @@ UNFOLDS, SMALL = 32, 2**26
 
 # How files begin that stand where weights, checkpoints or descriptors should be: pattern of the first bytes -> what
 # that is.
+ONNX = "an ONNX graph"
 SIGNATURES: Mapping[bytes, str] = {
     rb"\Z": "an empty file",
     rb"\0+\Z": "nothing but zero bytes, as a write that was cut off leaves",
@@ -39,7 +40,7 @@ SIGNATURES: Mapping[bytes, str] = {
     rb"\s*(?i:<!doctype|<html|<head|<\?xml)": "a web page, as a download that was refused leaves",
     rb"\s*[{\[]\s*[\"\[{\]}0-9-]": "a JSON text",
     rb"\x89HDF": "an HDF5 file, as Keras writes",
-    rb"\x08[\x01-\x0f]\x12.{0,80}?(?i:pytorch|onnx|tf2onnx)": "an ONNX graph",
+    rb"\x08[\x01-\x0f]\x12.{0,80}?(?i:pytorch|onnx|tf2onnx)": ONNX,
     rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd": "a packed file: unpack it first",
     rb".{257}ustar": "a tar archive: unpack it first",
     rb"[\t\n\r -~]+\Z": "a text",
@@ -53,10 +54,10 @@ def what_it_is(path: Path) -> str | None:
     return next((words for pattern, words in SIGNATURES.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
-WEIGHTS = "weights (safetensors, PyTorch's .pth, .pt or .bin, AugReg's .npz, CLIP's .npy)"
+WEIGHTS = "weights (safetensors, PyTorch's .pth, .pt or .bin, AugReg's .npz, CLIP's .npy, an ONNX graph)"
 
 
-def kind_of_weights(path: Path) -> Literal["safetensors", "torch", "npz", "npy"]:
+def kind_of_weights(path: Path) -> Literal["safetensors", "torch", "npz", "npy", "onnx"]:
     """Say of what kind a file of weights is, by its content: names end in anything.
 
     Raises: UserError "<path>: ..." for a file that is missing or of another kind; what it is, where that can be seen.
@@ -73,7 +74,10 @@ def kind_of_weights(path: Path) -> Literal["safetensors", "torch", "npz", "npy"]
             return "torch"
         if head[8:] == b"{":
             return "safetensors"
-        raise UserError(f"{what_it_is(path) or 'of no known kind'}, expected {WEIGHTS}")
+        found = what_it_is(path)
+        if found == ONNX:
+            return "onnx"
+        raise UserError(f"{found or 'of no known kind'}, expected {WEIGHTS}")
 
 
 @contextmanager
