@@ -101,8 +101,8 @@ class TrainParams(ComputeParams):
         None,
         min_length=1,
         description=(
-            "file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy): here, in the project, or in an "
-            "installed package (PACKAGE/FILE)"
+            "file of the backbone's weights (.safetensors, .pth, .bin, .npz, .npy, .onnx): here, in the project, or in "
+            "an installed package (PACKAGE/FILE)"
         ),
     )
     image_size: Side = Field(224, description="side of the image that the backbone sees, pixels")
