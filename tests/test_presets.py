@@ -275,6 +275,11 @@ def test_a_replay_keeps_where_the_notebook_computes_and_writes(steered, tmp_path
     assert (params.device, params.outputs, params.seed) == ("cpu", str(tmp_path / "elsewhere"), there.seed)
 
 
+def test_a_preset_that_a_notebook_is_given_is_named_with_its_parameter():
+    said = complaint(presets.from_notebook, [CELL, injected(preset="smokes")])
+    assert said.startswith("parameter 'preset': no preset 'smokes'; ")
+
+
 def test_a_replay_of_a_run_that_is_not_there_is_reported_by_its_name(steered):
     steered("mine")
     assert re.match(

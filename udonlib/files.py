@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from filelock import lock_descriptor
 
-from udonlib.errors import UserError, nearest
+from udonlib.errors import ParameterError, UserError, nearest
 
 try:
     import fcntl
@@ -293,16 +293,24 @@ def runs_folder(outputs: str = "auto") -> Path:
     return results_folder(outputs) / "runs"
 
 
-def run_path(name: str, outputs: str = "auto") -> Path:
-    """Folder of an existing run, by its name or path. Raises: UserError "no run ..." with the nearest name."""
+def run_path(name: str, outputs: str = "auto", parameter: str = "run") -> Path:
+    """Folder of an existing run, by its name or path.
+
+    Args:
+        parameter: the one that `name` was given by, for messages.
+
+    Raises:
+        ParameterError: "no run ..." with the nearest name.
+    """
     folder, problem = runs_folder(outputs), long_name(name)
     if problem:
-        raise UserError(f"no run {name[:40]!r}...: {problem}")
+        raise ParameterError({parameter: f"no run {name[:40]!r}...: {problem}"})
     for path in (folder / name, Path(name).expanduser().absolute()):
         if (path / "params.yaml").exists():
             return path
     names = [path.parent.name for path in folder.glob("*/params.yaml")]
-    raise UserError(f"no run {name!r} in {folder}; {nearest(name, names) if names else 'it holds no runs yet'}")
+    hint = nearest(name, names) if names else "it holds no runs yet"
+    raise ParameterError({parameter: f"no run {name!r} in {folder}; {hint}"})
 
 
 def located(path: str | None) -> str | None:

@@ -35,6 +35,7 @@ from udonlib.files import long_name, run_path
 from udonlib.params import RECIPES, Strategy, TrainParams
 
 Model = TypeVar("Model", bound=DataParams)
+PRESET = "parameter 'preset': "
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
 
 
@@ -51,7 +52,7 @@ def own_values(preset: str | Path) -> dict[str, Any]:
 
     Raises UserError as `load` does.
     """
-    values = fields.read_yaml(_find(preset, []), empty=True)
+    values = fields.read_yaml(_find(preset), empty=True)
     values.pop("preset", None)
     return values
 
@@ -94,16 +95,13 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     preset = given.get("preset", "paper")
     if given.get("replay") is not None and issubclass(model, TrainParams):
         # The parameters of the run to be repeated take the place of the preset and of the parameters cell.
-        try:
-            preset = str(run_path(str(given["replay"]), str(given.get("outputs", "auto"))) / "params.yaml")
-        except UserError as error:
-            raise UserError(f"parameter 'replay': {error}") from None
+        preset = str(run_path(str(given["replay"]), str(given.get("outputs", "auto")), "replay") / "params.yaml")
         kept = ("replay", "outputs", "device", "overwrite")
         chosen = {"run": "auto", "overwrite": False} | {name: chosen[name] for name in kept if name in chosen}
     layers = [("", {name: value for name, value in layer.items() if name != "preset"}) for layer in (chosen, injected)]
     # A misspelt name is reported even where its value is None, and so even where nobody has set it.
     layers.insert(0, ("", {name: None for name in own if name not in known}))
-    return _build(model, [*_preset_layers(preset), *layers])
+    return _build(model, [*_preset_layers(preset, PRESET), *layers])
 
 
 def friendly_errors() -> None:
@@ -182,12 +180,16 @@ def _build(model: type[Model], layers: Sequence[Layer]) -> Model:
         raise ParameterError({name: text + where_set[name] for name, text in error.problems.items()}) from None
 
 
-def _preset_layers(preset: object) -> list[Layer]:
-    """Follow a preset to 'paper'. Returns the values of its files, the most refined last."""
+def _preset_layers(preset: object, place: str = "") -> list[Layer]:
+    """Follow a preset to 'paper'. Returns the values of its files, the most refined last.
+
+    Args:
+        place: what stands before a message on the first preset, which no file names.
+    """
     layers: list[Layer] = []
     chain: list[Path] = []
     while preset != "paper":
-        path = _find(preset, chain)
+        path = _find(preset, chain, place)
         if path in chain:
             raise UserError(
                 f"{chain[-1]}: preset '{preset}' refines itself: " + " -> ".join(p.stem for p in [*chain, path])
@@ -199,14 +201,14 @@ def _preset_layers(preset: object) -> list[Layer]:
     return layers
 
 
-def _find(preset: object, chain: Sequence[Path]) -> Path:
+def _find(preset: object, chain: Sequence[Path] = (), place: str = "") -> Path:
     """Find the file of a preset: a name under params/, or a path, also relative to the file that refers to it."""
-    place = f"{chain[-1]}: " if chain else ""
+    file = f"{chain[-1]}: " if chain else ""
     if not isinstance(preset, str | Path) or not str(preset):
-        raise UserError(f"{place}parameter 'preset': found {preset!r}, expected the name or the path of a preset")
+        raise UserError(f"{file}{PRESET}found {preset!r}, expected the name or the path of a preset")
     problem = long_name(str(preset))
     if problem:
-        raise UserError(f"{place}parameter 'preset': {problem}")
+        raise UserError(f"{file}{PRESET}{problem}")
     folders = [folder / "params" for folder in (files.working_folder(), files.SHARE)]
     if str(preset).endswith((".yaml", ".yml")):
         given = Path(preset).expanduser()
@@ -218,14 +220,16 @@ def _find(preset: object, chain: Sequence[Path]) -> Path:
             return candidate.resolve()
     found = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
     names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in found)}
-    raise UserError(f"{place}no preset '{preset}'; {nearest(preset, names)}")
+    raise UserError(f"{file or place}no preset '{preset}'; {nearest(preset, names)}")
 
 
 class GapParams(RunDataParams):
     """What gaps.ipynb compares: student, teachers and specialists of a finished run. Nothing is trained."""
 
     run: str = Field(
-        "latest", min_length=1, description="name or path of a finished run; 'latest': the last one with teachers"
+        "latest",
+        min_length=1,
+        description="name or path of a finished run with teachers; 'latest': the last that finished",
     )
     specialists: str = Field(
         "auto",
@@ -253,7 +257,11 @@ class EvaluateParams(ComputeParams):
     data: str = Field(
         "auto", min_length=1, description="'auto': the run's own, or miniuned where there is none; or a folder or zip"
     )
-    run: str | None = Field(None, min_length=1, description="name or path of a run, or 'latest': its best checkpoint")
+    run: str | None = Field(
+        None,
+        min_length=1,
+        description="name or path of a run, whose best model is taken; 'latest': the last to keep one",
+    )
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
     descriptors: str | None = Field(
         None, min_length=1, description="vectors of the images: .json, .npz, or UnED's descriptors_step_N.pkl"
@@ -319,9 +327,10 @@ class SamplerParams(RunDataParams):
     curves: str = Field(
         "auto",
         min_length=1,
-        description="learning curves: name or path of a finished run to fit them to; 'latest', the last one, if there "
-        "is one a dynamic one without offline teachers; 'drawn', from numbers of classes and images; "
-        "'auto': 'latest' where a run has finished, else 'drawn'",
+        description="learning curves: name or path of a finished run to fit them to; 'latest', the last of several "
+        "domains that finished, if there is one a dynamic one without offline teachers; 'drawn', from numbers of "
+        "classes and images; "
+        "'auto': 'latest' where there is one, else 'drawn'",
     )
     start_loss: dict[str, Positive] = Field(
         {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
@@ -351,7 +360,8 @@ class SamplerParams(RunDataParams):
     check: str = Field(
         "auto",
         min_length=1,
-        description="dynamic run whose recorded allocation the simulation is held against; 'auto': that of `curves`",
+        description="dynamic run whose recorded allocation the simulation is held against; 'latest', the last that "
+        "finished; 'auto': that of `curves`",
     )
     runs: tuple[str, ...] = Field(
         ("auto",),
@@ -366,7 +376,9 @@ class SamplerParams(RunDataParams):
 class EmbeddingsParams(RunDataParams, ComputeParams):
     """What embeddings.ipynb shows: the test images of a finished run in two dimensions, and who is near whom."""
 
-    run: str = Field("latest", min_length=1, description="name or path of a finished run; 'latest': the last one")
+    run: str = Field(
+        "latest", min_length=1, description="name or path of a finished run; 'latest': the last that finished"
+    )
     embedder: Literal["student", "teacher"] = Field(
         "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
     )
@@ -389,9 +401,10 @@ class RunsParams(ResultParams):
     run_a: str = Field(
         "auto",
         min_length=1,
-        description="name of a run, 'latest', or 'auto': the best of another recipe than B",
+        description="name or path of a run; 'latest': the one that trains, or wrote last; 'auto': the best of another "
+        "recipe than B",
     )
-    run_b: str = Field("auto", min_length=1, description="name of a run, 'latest', or 'auto': the best one")
+    run_b: str = Field("auto", min_length=1, description="the same of B; 'auto': the best one")
     k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
     n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
     seed: Seed = Field(0, description="seed of the galleries' choice")
@@ -401,5 +414,5 @@ class SteerParams(ResultParams):
     """Which run steer.ipynb looks at and steers."""
 
     run: str = Field(
-        "latest", min_length=1, description="name or path of a run; 'latest': the one that trains, or that wrote last"
+        "latest", min_length=1, description="name or path of a run; 'latest': the one that trains, or wrote last"
     )

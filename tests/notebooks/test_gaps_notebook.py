@@ -81,6 +81,6 @@ def test_exported_html_holds_every_figure(executed):
 def test_a_folder_without_runs_ends_in_one_message(tmp_path, warm_papermill):
     done = warm_papermill(NOTEBOOK, tmp_path / "out.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
     assert done.returncode != 0
-    assert "no finished run with teachers in" in done.stderr
+    assert "parameter 'run': found 'latest', but there is no finished run with teachers in" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(tmp_path / "out.ipynb"))
     assert not (tmp_path / "nothing").exists()

@@ -271,7 +271,7 @@ def test_parameters_that_do_not_fit_are_refused(values, message):
 
 def test_what_is_not_there_is_named_with_what_is(run, evaluated, tmp_path):
     home = str(run.path.parent.parent)
-    with pytest.raises(UserError, match=r"no run 'smal' in .*; did you mean 'small'\?"):
+    with pytest.raises(UserError, match=r"parameter 'run': no run 'smal' in .*; did you mean 'small'\?"):
         evaluated(run="smal", outputs=home)
     with pytest.raises(UserError, match=r"parameter 'checkpoint': no file '.*bets\.pt'; did you mean 'best\.pt'\?"):
         evaluated(checkpoint=str(run.path / "checkpoints" / "bets.pt"))
@@ -547,7 +547,7 @@ def test_results_that_were_cut_are_not_shown_as_the_whole(evaluated):
 def test_the_latest_run_is_the_one_whose_model_was_kept_last(run, tmp_path):
     outputs = tmp_path / "results"
     values = {**SETTINGS, "outputs": str(outputs), "run": "latest"}
-    with pytest.raises(UserError, match=r"'run': found 'latest', but no run in .* has a checkpoint"):
+    with pytest.raises(UserError, match=r"'run': found 'latest', but there is no run with a checkpoint in"):
         open_evaluation(EvaluateParams(**values))
     for age, name in enumerate(("second", "last", "first")):
         shutil.copytree(run.path, outputs / "runs" / name)

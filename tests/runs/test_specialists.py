@@ -14,7 +14,6 @@ from udonlib.errors import UserError
 from udonlib.models.backbones import create_backbone
 from udonlib.models.files.importers import save_backbone_weights
 from udonlib.params import TrainParams
-from udonlib.runs import find
 from udonlib.runs.run import load_run, open_run
 from udonlib.runs.specialists import evaluate_assembly, find_specialists
 
@@ -206,7 +205,7 @@ def test_the_best_checkpoint_holds_the_moving_average(home):
 
 
 def test_specialists_are_found_by_recipe_pattern_or_not_at_all(outputs):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught"))).path))
+    run = load_run(str(write_run(outputs, "taught")))
     assert find_specialists(run, "auto", str(outputs)) == {}
     write_specialists(outputs)
     write_run(outputs, "other-emoji", ["emoji"], ["student"], recipe="us_rr", sampler_loss="student")
@@ -220,7 +219,7 @@ def test_specialists_are_found_by_recipe_pattern_or_not_at_all(outputs):
 
 
 def test_of_several_specialists_the_runs_seed_goes_first_then_the_last_one(outputs):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught", seed=1))).path))
+    run = load_run(str(write_run(outputs, "taught", seed=1)))
     write_specialists(outputs, seed=0, age=0)
     write_specialists(outputs, seed=1, age=30)
     write_specialists(outputs, seed=1, age=60)
@@ -229,7 +228,7 @@ def test_of_several_specialists_the_runs_seed_goes_first_then_the_last_one(outpu
 
 
 def test_a_preset_names_specialists_of_the_runs_data_and_seed(outputs, tmp_path):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught"))).path))
+    run = load_run(str(write_run(outputs, "taught")))
     preset = tmp_path / "alone.yaml"
     preset.write_text("preset: paper\nrecipe: specialist\n")
     for domain in DOMAINS:
@@ -240,7 +239,7 @@ def test_a_preset_names_specialists_of_the_runs_data_and_seed(outputs, tmp_path)
 
 
 def test_some_specialists_are_not_enough(outputs):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught"))).path))
+    run = load_run(str(write_run(outputs, "taught")))
     write_specialists(outputs, domains=["emoji"])
     assert find_specialists(run, "auto", str(outputs)) == {}
     with pytest.raises(UserError, match=r"'specialists': 'spec\*' has no finished run of flags alone"):
@@ -248,6 +247,6 @@ def test_some_specialists_are_not_enough(outputs):
 
 
 def test_neither_a_run_nor_a_preset(outputs):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught"))).path))
+    run = load_run(str(write_run(outputs, "taught")))
     with pytest.raises(UserError, match="'specialists': found 'taugt', but no finished run .*did you mean 'taught'"):
         find_specialists(run, "taugt", str(outputs))

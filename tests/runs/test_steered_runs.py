@@ -28,7 +28,7 @@ from udonlib.data.catalog import load_catalog
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
 from udonlib.runs import run as run_module
-from udonlib.runs.find import find_run
+from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import STATES, RunFolder, last_step
 from udonlib.runs.run import open_run
 from udonlib.runs.writer import RunWriter
@@ -824,18 +824,18 @@ def test_a_run_that_somebody_always_asks_about_starts_and_finishes(data, tmp_pat
 
 def test_the_latest_run_is_the_one_that_trains_or_else_the_one_that_wrote_last(steered, tmp_path):
     home = tmp_path / "runs"
-    with pytest.raises(UserError, match="parameter 'run': found 'latest', but there are no runs in"):
-        find_run("latest", str(tmp_path))
+    with pytest.raises(UserError, match="parameter 'run': found 'latest', but there is no run in"):
+        find_run("latest", RUN, str(tmp_path))
     for name, age in (("old", 300), ("new", 100), ("older", 500)):
         shutil.copytree(steered.path, home / name)
         os.utime(home / name / "metrics.jsonl", (time.time() - age,) * 2)
-    assert find_run("latest", str(tmp_path)).path.name == "new"
-    assert find_run("old", str(tmp_path)).path.name == "old"
-    with pytest.raises(UserError, match="no run 'odl' in .*did you mean 'old'?"):
-        find_run("odl", str(tmp_path))
+    assert find_run("latest", RUN, str(tmp_path)).path.name == "new"
+    assert find_run("old", RUN, str(tmp_path)).path.name == "old"
+    with pytest.raises(UserError, match="parameter 'run': no run 'odl' in .*did you mean 'old'?"):
+        find_run("odl", RUN, str(tmp_path))
     with (home / "older" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert find_run("latest", str(tmp_path)).path.name == "older"
+        assert find_run("latest", RUN, str(tmp_path)).path.name == "older"
 
 
 # What a run that went another way must not keep

@@ -1,82 +1,118 @@
-"""Runs looked up by name, path or age: what each question means by "latest"."""
+"""One way to look up a run: by its name, by its path, or "latest".
+
+What is asked of a run is a `Question`. It says which runs can answer, and so which of them "latest" is: the one that
+wrote the question's file last.
+
+| question | who asks | "latest" |
+|---|---|---|
+| RUN | steer, runs | the run that is trained now, or else that wrote a record last |
+| KEPT | evaluate | the run whose best model so far was kept last |
+| ANSWERED | specialists of gaps | of the finished runs that kept how each query was answered, the last one |
+| that_tested("student") | embeddings | the same, with the student's neighbours |
+| that_tested("teacher") | gaps | the same, with teachers |
+
+Those of the sampler's notebook stand where it reads runs.
+"""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from udonlib.errors import UserError
+from udonlib.errors import ParameterError
 from udonlib.files import run_path, runs_folder
 from udonlib.runs.folder import RunFolder, is_locked
 
 
-def run_folder(name: str, outputs: str = "auto") -> RunFolder:
-    """An existing run by its name or path.
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a run.
 
-    Raises:
-        UserError: "no run ..." with the nearest name.
+    what: which runs answer, for messages: "finished run with teachers".
+    file: in the folder of each that does; the latest is the run that wrote its own last.
+    lacks: why a run does not answer, as what follows its name; "" where it does.
+    rank: of runs that answer, those of the lowest rank come first, and the latest of them is the latest.
+    advice: what to do where none answers.
     """
-    return RunFolder(run_path(name, outputs))
+
+    what: str
+    file: str
+    lacks: Callable[[RunFolder], str] = lambda run: ""
+    rank: Callable[[RunFolder], Any] | None = None
+    advice: str = "train one: make train"
+
+    @property
+    def several(self) -> str:
+        return self.what.replace("run", "runs", 1)
 
 
-def find_run(name: str, outputs: str = "auto") -> RunFolder:
-    """An existing run by its name or path, or "latest": the one that is being trained now, or that wrote last.
+def find_run(name: str, question: Question, outputs: str = "auto", parameter: str = "run") -> RunFolder:
+    """An existing run that answers a question: by its name or path, or "latest".
+
+    Args:
+        parameter: the one that `name` was given by, for messages.
 
     Raises:
-        UserError: "no run ..." with the nearest name.
+        ParameterError: no run is called so, with the nearest name; it does not answer, with those that do; none does.
     """
     if name != "latest":
-        return run_folder(name, outputs)
-    home = runs_folder(outputs)
-    found = [(is_locked(file.parent), file.stat().st_mtime, file.parent) for file in home.glob("*/metrics.jsonl")]
-    if not found:
-        raise UserError(f"parameter 'run': found 'latest', but there are no runs in {home}; train one: train.ipynb")
-    return RunFolder(max(found)[2])
-
-
-def finished_runs(outputs: str = "auto") -> list[RunFolder]:
-    """The finished runs of a folder of results, the last one first."""
-    files = sorted(runs_folder(outputs).glob("*/summary.json"), key=lambda file: -file.stat().st_mtime_ns)
-    return [RunFolder(file.parent) for file in files]
-
-
-def find_tested(name: str = "latest", embedder: str = "student", outputs: str = "auto") -> RunFolder:
-    """A finished run that tested an embedder: by name or path, or 'latest', the one that finished last.
-
-    Raises:
-        UserError: there is none of this name, or it is unfinished, or it lacks the embedder; with the names of others.
-    """
-    taught = " with teachers" if embedder == "teacher" else ""
-    others = (folder for folder in answered_runs(outputs) if _tested(folder, embedder))
-    if name == "latest":
-        last = next(others, None)
-        if last is None:
-            raise UserError(f"no finished run{taught} in {runs_folder(outputs)}; train one: make train")
-        return last
-    run = run_folder(name, outputs)
-    if run.status == "finished" and _tested(run, embedder):
+        run = RunFolder(run_path(name, outputs, parameter))
+        if lacks := question.lacks(run):
+            others = ", ".join(other.path.name for other in islice(runs_for(question, outputs), 8)) or "none yet"
+            raise ParameterError({parameter: f"run {run.path.name!r} {lacks}; {question.several}: {others}"})
         return run
-    lacks = f"is {run.status}" if run.status != "finished" else f"(recipe {run.params.recipe!r}) has no {embedder}"
-    valid = ", ".join(folder.path.name for folder in itertools.islice(others, 8)) or "none yet"
-    raise UserError(f"run {run.path.name!r} {lacks}; finished runs{taught}: {valid}")
+    latest = next(runs_for(question, outputs), None)
+    if latest is None:
+        problem = f"found 'latest', but there is no {question.what} in {runs_folder(outputs)}; {question.advice}"
+        raise ParameterError({parameter: problem})
+    return latest
 
 
-def answered_runs(outputs: str) -> list[RunFolder]:
-    """The finished runs that say how each query was answered, the last one first."""
-    return [folder for folder in finished_runs(outputs) if (folder.path / "outcomes.csv.gz").exists()]
+def runs_for(question: Question, outputs: str = "auto") -> Iterator[RunFolder]:
+    """The runs that answer a question, the latest one first. One that is damaged, or of another version, does not."""
+    home = runs_folder(outputs)
+    files = sorted(home.glob(f"*/{question.file}"), key=lambda file: -file.stat().st_mtime_ns)
+    runs = (RunFolder(home / file.relative_to(home).parts[0]) for file in files)
+    answering = (run for run in runs if _answers(run, question))
+    return iter(sorted(answering, key=question.rank)) if question.rank else answering
 
 
-def _tested(folder: RunFolder, embedder: str) -> bool:
-    """Whether a run of this version has tested an embedder and kept its neighbours."""
+def _answers(run: RunFolder, question: Question) -> bool:
     try:
-        there = embedder in set(folder.evaluation()["embedder"]) and recipe_of(folder) is not None
-    except (OSError, KeyError, ValueError):  # no evaluation, or a damaged one
+        return not question.lacks(run)
+    except (OSError, KeyError, ValueError):  # UserError is one of the last
         return False
-    return there and (folder.path / "neighbours.npz").exists()
 
 
-def recipe_of(folder: RunFolder) -> str | None:
-    """The recipe of a run; None where its parameters are of another version."""
-    try:
-        return folder.params.recipe
-    except UserError:
-        return None
+def _unfinished(run: RunFolder) -> str:
+    return "" if run.status == "finished" else f"is {run.status}"
+
+
+def _not_answered(run: RunFolder) -> str:
+    return _unfinished(run) or ("" if run.params and (run.path / OUTCOMES).exists() else f"has no {OUTCOMES}")
+
+
+def _not_kept(run: RunFolder) -> str:
+    coming = f"its first validation comes at step {run.params.eval_every:,}"
+    return "" if run.best.exists() else f"has no checkpoint yet: it is {run.status}, and {coming}"
+
+
+def that_tested(embedder: str) -> Question:
+    """Ask for a finished run that tested an embedder and kept its queries' neighbours."""
+
+    def lacks(run: RunFolder) -> str:
+        if missing := _not_answered(run):
+            return missing
+        if embedder not in set(run.evaluation()["embedder"]):
+            return f"(recipe {run.params.recipe!r}) has no {embedder}"
+        return "" if (run.path / NEIGHBOURS).exists() else f"has no {NEIGHBOURS}"
+
+    return Question("finished run" + " with teachers" * (embedder == "teacher"), "summary.json", lacks)
+
+
+OUTCOMES, NEIGHBOURS = "outcomes.csv.gz", "neighbours.npz"
+RUN = Question("run", "metrics.jsonl", rank=lambda run: not is_locked(run.path))
+KEPT = Question("run with a checkpoint", "checkpoints/best.pt", _not_kept)
+ANSWERED = Question("finished run", "summary.json", _not_answered)

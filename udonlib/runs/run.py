@@ -30,12 +30,12 @@ from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
 from udonlib.evaluation.files import load_neighbours, save_evaluation
 from udonlib.evaluation.reading import loading
-from udonlib.files import write_json
+from udonlib.files import run_path, write_json
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
-from udonlib.runs.find import run_folder
+from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.writer import RunWriter, provenance
 from udonlib.training.needs import check_room
@@ -256,7 +256,7 @@ class Run(RunFolder):
         """
         if self.params.replay is None:
             return None
-        other = run_folder(self.params.replay, self.params.outputs)
+        other = RunFolder(run_path(self.params.replay, self.params.outputs, "replay"))
         name = f"parameter 'replay': run '{other.path.name}'"
         if other.path.resolve() == self.path.resolve():
             raise UserError(f"{name} cannot repeat itself: give this one another name (run=...)")
@@ -393,9 +393,13 @@ def open_run(params: TrainParams) -> Run:
     return run
 
 
-def load_run(name: str, outputs: str = "auto") -> Run:
-    """An existing run by its name or path. Raises: UserError with the nearest name."""
-    folder = run_folder(name, outputs)
+def load_run(run: RunFolder | str, outputs: str = "auto") -> Run:
+    """An existing run: its folder, its name or path, or "latest", see `runs.find`.
+
+    Raises:
+        ParameterError: no run is called so, with the nearest name.
+    """
+    folder = find_run(run, RUN, outputs) if isinstance(run, str) else run
     update = {"run": folder.path.name, "overwrite": False}
     if folder.path.parent.name == "runs":  # results may have moved
         update["outputs"] = str(folder.path.parent.parent)

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from udonlib.data.catalog import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
-from udonlib.files import runs_folder
 from udonlib.models.embedding_model import EmbeddingModel, create_model
 from udonlib.models.files.torch_files import read_torch
 from udonlib.models.heads import ByDomain
 from udonlib.models.reference import import_checkpoint
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import EvaluateParams
-from udonlib.runs.find import run_folder
+from udonlib.runs.find import KEPT, find_run
 from udonlib.runs.folder import RunFolder
 
 # How to evaluate what is no checkpoint of ours.
@@ -130,12 +129,7 @@ def find_source(params: EvaluateParams) -> Source:
         UserError: nothing there, with the nearest name; a run without a checkpoint; a .pt without its params.yaml.
     """
     if params.run is not None:
-        folder = _run(params.run, params.outputs)
-        if not folder.best.exists():
-            raise UserError(
-                f"run {folder.path.name!r} has no checkpoint yet: it is {folder.status}, and its first validation "
-                f"comes at step {folder.params.eval_every:,}"
-            )
+        folder = find_run(params.run, KEPT, params.outputs)
         return Source("run", folder.path.name, folder.best, folder.params)
     kind = "descriptors" if params.checkpoint is None else "checkpoint"
     path = Path(params.checkpoint or params.descriptors or "").expanduser()
@@ -157,17 +151,6 @@ def find_source(params: EvaluateParams) -> Source:
         f"{path}: no params.yaml beside it or above: put that of its run there, it says how to build the model. "
         f"{OTHERS}"
     )
-
-
-def _run(name: str, outputs: str) -> RunFolder:
-    """A run by its name or path, or "latest": the one whose best model so far was kept last."""
-    if name != "latest":
-        return run_folder(name, outputs)
-    home = runs_folder(outputs)
-    kept = max(home.glob("*/checkpoints/best.pt"), key=lambda file: file.stat().st_mtime_ns, default=None)
-    if kept is None:
-        raise UserError(f"parameter 'run': found 'latest', but no run in {home} has a checkpoint: train one")
-    return RunFolder(kept.parent.parent)
 
 
 def find_catalog(params: EvaluateParams, source: Source) -> Catalog:

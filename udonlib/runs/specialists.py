@@ -31,7 +31,7 @@ from udonlib.files import results_folder, runs_folder
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
 from udonlib.params import WITHOUT_EFFECT
-from udonlib.runs.find import answered_runs, recipe_of
+from udonlib.runs.find import ANSWERED, runs_for
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import Run, load_run
 
@@ -135,9 +135,9 @@ def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> di
     """
     if which == "none":
         return {}
-    finished = answered_runs(outputs)
+    finished = list(runs_for(ANSWERED, outputs))
     if which == "auto":  # the setting that finished last and has every domain
-        candidates = [folder for folder in finished if recipe_of(folder) == "specialist"]
+        candidates = [folder for folder in finished if folder.params.recipe == "specialist"]
         settings = dict.fromkeys(map(_setting, candidates))
         groups = [[folder for folder in candidates if _setting(folder) == setting] for setting in settings]
         whole = [found for group in groups if len(found := _by_domain(run, group)) == len(run.catalog.names)]
@@ -187,7 +187,7 @@ def specialist_outcomes(run: Run, specialists: Mapping[str, RunFolder], outputs:
         digest.update(f"{domain}\0{folder.path.absolute()}\0".encode() + (folder.path / "evaluation.csv").read_bytes())
     file = results_folder(outputs) / KEPT.format(digest.hexdigest()[:16])
     if not file.exists():
-        outcomes = evaluate_assembly([load_run(str(folder.path)) for folder in specialists.values()]).outcomes
+        outcomes = evaluate_assembly([load_run(folder) for folder in specialists.values()]).outcomes
         save_outcomes(outcomes[outcomes["embedder"] == "specialist"], file)
     return load_outcomes(file)
 

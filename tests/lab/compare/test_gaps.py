@@ -20,7 +20,7 @@ from udonlib.evaluation.evaluate import Evaluation, MergedIndex, Neighbours
 from udonlib.evaluation.outcomes import EMBEDDERS
 from udonlib.lab.compare import gaps
 from udonlib.presets import GapParams
-from udonlib.runs import find, specialists
+from udonlib.runs import specialists
 from udonlib.runs.run import load_run
 
 N_INDEX = {"emoji": 4, "flags": 3, "earth": 5}
@@ -275,7 +275,7 @@ def test_domains_may_be_called_by_digits(tmp_path):
 
 
 def test_specialists_search_once_and_again_when_one_of_them_changes(outputs, monkeypatch):
-    run = load_run(str(find.find_tested(str(write_run(outputs, "taught"))).path))
+    run = load_run(str(write_run(outputs, "taught")))
     write_specialists(outputs)
     calls = []
 

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.runfolders import write_run
 from udonlib.errors import UserError
 from udonlib.lab.compare import overview, runs_table
-from udonlib.lab.compare.overview import RunReader, RunRow, choose_two, find_row, with_changes
+from udonlib.lab.compare.overview import RunReader, RunRow, choose_two, with_changes
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.writer import RunWriter
 from udonlib.training.interventions import Intervention
@@ -173,7 +173,7 @@ def test_while_nothing_changes_nothing_is_read_again(tmp_path, monkeypatch):
     second = reader.read()
     assert read == ["two"]
     assert second is not first
-    assert find_row(second, "two", "run_a").step == 12
+    assert next(row for row in second if row.run == "two").step == 12
     (tmp_path / "runs" / "one").rename(tmp_path / "one")
     assert {row.run for row in reader.read()} == {"two", "three"}
     assert reader.signature("one") == ()
@@ -273,11 +273,6 @@ def test_the_best_trained_run_is_compared_with_the_best_of_another_recipe_on_its
     assert choose_two(listed[:2]) == ("features", "alone")
     assert choose_two(listed[:1]) is None
     assert choose_two([listed[0], RunRow("damaged")]) is None
-
-
-def test_an_unknown_run_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"^parameter 'run_b': no run 'bset'; did you mean 'best'\?$"):
-        find_row([row("best", "udon", 1.0)], "bset", "run_b")
 
 
 def test_the_table_has_a_column_for_everything(tmp_path):

@@ -204,7 +204,7 @@ def test_other_points_of_a_run_are_embedded_for_themselves(results):
 
 
 def test_what_cannot_be_shown_is_refused_in_one_message(results, tmp_path, found):
-    with pytest.raises(UserError, match="no finished run in .*nothing.*make train"):
+    with pytest.raises(UserError, match="'run': found 'latest', but there is no finished run in .*nothing.*make train"):
         open_small(tmp_path / "nothing")
     with pytest.raises(UserError, match="no run 'smal'.*did you mean 'small'"):
         open_small(results, run="smal")

@@ -75,7 +75,9 @@ def test_without_a_run_curves_are_drawn_from_the_data(tmp_path):
     assert {name: curve.start for name, curve in e.curves.items()} == dict.fromkeys(DOMAINS, pytest.approx(np.log(3)))
     assert sampler_study.checked(e).empty
     assert len(e.simulations) == 4
-    with pytest.raises(UserError, match="'curves': no finished run of several domains in .*curves=drawn"):
+    with pytest.raises(
+        UserError, match="'curves': found 'latest', but there is no finished run of several domains in .*curves=drawn"
+    ):
         opened(tmp_path / "nothing", curves="latest")
 
 
@@ -139,10 +141,13 @@ def test_other_data_than_the_runs_may_be_named_where_it_has_moved(outputs):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"curves": "udon-s9"}, "no run 'udon-s9' in .*did you mean 'udon-s0'|'udon-s1'"),
-        ({"curves": "half"}, "run 'half' is unfinished; finished runs of several domains: turns, udon-s0, udon-s1"),
+        ({"curves": "udon-s9"}, "'curves': no run 'udon-s9' in .*did you mean 'udon-s0'|'udon-s1'"),
+        ({"curves": "half"}, "'curves': run 'half' is unfinished; finished runs with losses: turns, udon-s0, udon-s1"),
         ({"runs": "udom-*"}, "parameter 'runs': no finished run .* is called 'udom-\\*'; "),
-        ({"check": "turns"}, "'check': run 'turns' has sampler 'round_robin'.*dynamic ones: udon-s0, udon-s1"),
+        (
+            {"check": "turns"},
+            "'check': run 'turns' has sampler 'round_robin'.*; finished runs with a dynamic sampler: udon-s0, udon-s1",
+        ),
         (
             {"check": "udon-s1", "domains": "emoji,flags"},
             "'check': run 'udon-s1' trained emoji, flags, logos, but there",

@@ -20,7 +20,7 @@ from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.intervals import bootstrap_interval
 from udonlib.evaluation.outcomes import GROUPS, KEYS, _groups, paired
 from udonlib.presets import GapParams
-from udonlib.runs.find import find_tested
+from udonlib.runs.find import find_run, that_tested
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import Run, load_run
 from udonlib.runs.specialists import _outcomes, find_specialists, specialist_outcomes
@@ -273,7 +273,7 @@ def open_gaps(params: GapParams) -> GapRun:
         UserError: no such run, or an unfinished one, or one without teachers, with the names of runs that have some;
             k beyond the neighbours that were kept; specialists that do not exist, or were tested on other queries.
     """
-    run = load_run(str(find_tested(params.run, "teacher", params.outputs).path))
+    run = load_run(find_run(params.run, that_tested("teacher"), params.outputs))
     if params.data != "auto" or params.images:
         run.move_data(params.data, params.images)
     neighbours = run.neighbours()

@@ -332,14 +332,6 @@ def table(rows: Sequence[RunRow]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__))
 
 
-def find_row(rows: Sequence[RunRow], name: str, parameter: str) -> RunRow:
-    """The row of a run. Raises: UserError naming the parameter, with the nearest name."""
-    found = next((row for row in rows if row.run == name), None)
-    if found is None:
-        raise UserError(f"parameter '{parameter}': no run {name!r}; {nearest(name, [row.run for row in rows])}")
-    return found
-
-
 def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = None) -> tuple[str, str] | None:
     """Two runs that are worth comparing, (A, B): B is the best that was trained, A the best of another recipe.
 

@@ -177,7 +177,7 @@ def neighbours(
     for run in (pair.a, pair.b):
         if run.params.recipe == "features":
             raise UserError(f"run {run.path.name!r} is of recipe 'features', whose neighbours are not kept")
-        loaded = load_run(str(run.path))
+        loaded = load_run(run)
         if data != "auto" or images:
             loaded.move_data(data, images)
         opened.append(loaded)

@@ -9,7 +9,6 @@ more, or another page is opened in the same kernel.
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,15 +21,16 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from udonlib.errors import UserError
+from udonlib.errors import ParameterError, UserError
 from udonlib.lab.compare import pair_views, runs_table
 from udonlib.lab.compare.ablation_views import plain_table
-from udonlib.lab.compare.overview import DAMAGED, RunReader, RunRow, choose_two, find_row
+from udonlib.lab.compare.overview import DAMAGED, RunReader, RunRow, choose_two
 from udonlib.lab.compare.pairs import Pair, open_pair
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.sheets import Table
 from udonlib.presets import RunsParams
+from udonlib.runs.find import RUN, find_run, runs_for
 from udonlib.runs.folder import RunFolder
 
 POLL_SECONDS = 1.0
@@ -86,7 +86,7 @@ class RunPage:
         live: whether a person looks at the cells; None: as `live.has_front_end` says.
 
     Raises:
-        UserError: run_a or run_b is not among the runs, with the nearest name.
+        ParameterError: run_a or run_b is not among the runs, with the nearest name.
     """
 
     _open: RunPage | None = None  # of this kernel: the one whose thread may run
@@ -108,22 +108,31 @@ class RunPage:
         self._wake, self._ended = threading.Event(), threading.Event()
         self._drawing = threading.Lock()
         self._thread: threading.Thread | None = None
-        for parameter in ("run_a", "run_b"):
-            if (name := getattr(params, parameter)) not in ("auto", "latest"):
-                find_row(self.rows, name, parameter)
+        self._wanted = [self._named(parameter) for parameter in ("run_a", "run_b")]
         if RunPage._open is not None:
             RunPage._open.close()
         RunPage._open = self
+
+    def _named(self, parameter: str) -> str:
+        """The name of the run that a parameter means; "auto" and "latest" stay: they may come to mean another one."""
+        name = str(getattr(self.params, parameter))
+        if name in ("auto", "latest"):
+            return name
+        name = find_run(name, RUN, self.params.outputs, parameter).path.name
+        if all(row.run != name for row in self.rows):
+            raise ParameterError({parameter: f"run {name!r} is not among those listed: runs = {self.params.runs!r}"})
+        return name
 
     def chosen(self) -> tuple[str, str] | None:
         """The names of A and B: the person's choice, else the notebook's, else `choose_two`'s; None: too few runs."""
         there = {row.run for row in self.rows}
         picked = (self.widget.a, self.widget.b) if self.widget else ("", "")
-        latest = max(self.rows, key=_age).run if self.rows else None
         names: list[str | None] = []
-        for pick, wanted in zip(picked, (self.params.run_a, self.params.run_b), strict=True):
-            otherwise = latest if wanted == "latest" else None
-            names.append(next((name for name in (pick, wanted) if name in there), otherwise))
+        for pick, wanted in zip(picked, self._wanted, strict=True):
+            if wanted == "latest" and pick not in there:
+                runs = (run.path.name for run in runs_for(RUN, self.params.outputs))
+                wanted = next((name for name in runs if name in there), "")
+            names.append(next((name for name in (pick, wanted) if name in there), None))
         return choose_two(self.rows, *names)
 
     # What the cells show
@@ -288,8 +297,3 @@ def _bundle(made: Any, quick: bool = False) -> dict[str, Any]:
         return {PLOTLY: json.loads(made.to_json())} if quick else made._repr_mimebundle_()
     formatter = getattr(get_ipython(), "display_formatter", None) or DisplayFormatter()
     return formatter.format(made)[0]
-
-
-def _age(row: RunRow) -> float:
-    """When a run began; of one that does not say, before all others."""
-    return -math.inf if math.isnan(row.began) else row.began

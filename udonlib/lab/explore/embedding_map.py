@@ -31,7 +31,7 @@ from udonlib.lab.explore.projections import fingerprint, kept
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
 from udonlib.presets import EmbeddingsParams
-from udonlib.runs.find import find_tested
+from udonlib.runs.find import find_run, that_tested
 from udonlib.runs.run import Run, load_run
 from udonlib.runs.sources import Source
 from udonlib.training.threads import use_threads
@@ -228,7 +228,7 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
         UserError: no such run, or an unfinished one; a run without the wanted embedder; unknown domains; k beyond the
             neighbours that were kept; changed data.
     """
-    run = load_run(str(find_tested(params.run, params.embedder, params.outputs).path))
+    run = load_run(find_run(params.run, that_tested(params.embedder), params.outputs))
     if params.data != "auto" or params.images:
         run.move_data(params.data, params.images)
     neighbours, catalog = run.neighbours(), run.catalog

@@ -30,7 +30,7 @@ from udonlib.lab.explore.simulation import (
 )
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import SamplerParams
-from udonlib.runs.find import finished_runs, run_folder
+from udonlib.runs.find import Question, find_run, runs_for
 from udonlib.runs.folder import RunFolder
 from udonlib.training.interventions import Intervention
 
@@ -171,16 +171,36 @@ def steerings(run: RunFolder) -> list[Intervention]:
     return [entry for entry in run.interventions() if entry.steers]
 
 
-def _usable(outputs: str) -> list[RunFolder]:
-    """Finished runs of this version that shared their steps among several domains, the last one first."""
-    return [folder for folder in finished_runs(outputs) if _readable(folder) and len(_domains(folder)) > 1]
+def _not_trained(run: RunFolder) -> str:
+    if run.status != "finished":
+        return f"is {run.status}"
+    trained = run.params.steps and _domains(run)
+    return "" if trained else f"(recipe {run.params.recipe!r}) trained nothing: it has no losses"
 
 
-def _readable(folder: RunFolder) -> bool:
-    try:
-        return folder.params.steps > 0
-    except UserError:  # parameters of another version
-        return False
+def _not_shared(run: RunFolder) -> str:
+    return _not_trained(run) or ("" if len(_domains(run)) > 1 else f"trained {_domains(run)[0]} alone")
+
+
+def _not_dynamic(run: RunFolder) -> str:
+    if (lacks := _not_trained(run)) or run.params.sampler == "dynamic":
+        return lacks
+    return f"has sampler {run.params.sampler!r}, whose allocation no loss decides"
+
+
+# Finished runs whose steps were shared among several domains. Of one domain there is nothing to allocate: such a run is
+# looked at where it is named, and never the latest.
+SHARED = Question("finished run of several domains", "summary.json", _not_shared)
+TRAINED = Question("finished run with losses", "summary.json", _not_trained)
+# The losses of finished (offline) teachers do not fall: a run that trains its own shows more.
+FITTED = dataclasses.replace(
+    SHARED,
+    rank=lambda run: (run.params.sampler != "dynamic", run.params.offline_teachers is not None),
+    advice="train one, or draw the curves: curves=drawn",
+)
+DYNAMIC = Question(
+    "finished run with a dynamic sampler", "summary.json", _not_dynamic, rank=lambda run: len(_domains(run)) == 1
+)
 
 
 def _domains(folder: RunFolder) -> list[str]:
@@ -196,29 +216,11 @@ def _domains(folder: RunFolder) -> list[str]:
 
 def _source(curves: str, outputs: str) -> RunFolder | None:
     """The run that curves are fitted to; "latest": the last one, dynamic ones and new teachers first."""
-    if curves == "drawn":
+    if curves == "drawn" or (curves == "auto" and not any(runs_for(FITTED, outputs))):
         return None
     if curves in ("auto", "latest"):
-        found = _usable(outputs)
-        if not found and curves == "latest":
-            raise UserError(
-                f"parameter 'curves': no finished run of several domains in {runs_folder(outputs)}; train one, or draw "
-                "the curves: curves=drawn"
-            )
-        # The losses of finished (offline) teachers do not fall: a run that trains its own shows more.
-        found.sort(key=lambda run: (run.params.sampler != "dynamic", run.params.offline_teachers is not None))
-        return found[0] if found else None
-    return _finished(curves, outputs)
-
-
-def _finished(name: str, outputs: str) -> RunFolder:
-    folder = run_folder(name, outputs)
-    if folder.status != "finished":
-        usable = ", ".join(run.path.name for run in _usable(outputs)[:8]) or "none yet"
-        raise UserError(f"run {folder.path.name!r} is {folder.status}; finished runs of several domains: {usable}")
-    if not _domains(folder):
-        raise UserError(f"run {folder.path.name!r} (recipe {folder.params.recipe!r}) trained nothing: it has no losses")
-    return folder
+        return find_run("latest", FITTED, outputs, "curves")
+    return find_run(curves, TRAINED, outputs, "curves")
 
 
 def _catalog(
@@ -292,31 +294,22 @@ def _check(params: SamplerParams, source: RunFolder | None) -> RunFolder | None:
     if params.check == "auto":
         changed = any(getattr(params, name) for name in SHAPES)  # what-if curves are not the run's
         return source if source and source.params.sampler == "dynamic" and not changed else None
-    folder = _finished(params.check, params.outputs)
-    if folder.params.sampler != "dynamic":
-        dynamic = [run.path.name for run in _usable(params.outputs) if run.params.sampler == "dynamic"]
-        raise UserError(
-            f"parameter 'check': run {folder.path.name!r} has sampler {folder.params.sampler!r}, whose allocation no "
-            f"loss decides; dynamic ones: {', '.join(dynamic[:8]) or 'none yet'}"
-        )
-    return folder
+    return find_run(params.check, DYNAMIC, params.outputs, "check")
 
 
 def _runs(params: SamplerParams, source: RunFolder | None) -> list[RunFolder]:
     """The runs whose allocations are overlaid, in the order asked for, each once; at most MAX_RUNS."""
-    usable = _usable(params.outputs)
+    usable = list(runs_for(SHARED, params.outputs))
     found: dict[Path, RunFolder] = {}
     for name in params.runs:
         if name == "auto":
             chosen = [source, *_other_seeds(source, usable)] if source else []
-        elif name == "latest":
-            chosen = usable[:1]
         elif any(sign in name for sign in "*?["):
             chosen = sorted(
                 (run for run in usable if fnmatch.fnmatchcase(run.path.name, name)), key=lambda run: run.path.name
             )
         else:
-            chosen = [_finished(name, params.outputs)]
+            chosen = [find_run(name, SHARED if name == "latest" else TRAINED, params.outputs, "runs")]
         if not chosen and name != "auto":
             names = [run.path.name for run in usable]
             raise UserError(

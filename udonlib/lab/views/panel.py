@@ -27,7 +27,7 @@ from udonlib.lab.views import panel_controls, panel_views
 from udonlib.lab.views.front_end import Still, button, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.panel_controls import DomainRow
-from udonlib.runs.find import find_run
+from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.watch import Watch
 from udonlib.training.steering import Control, change_control, read_control
@@ -49,7 +49,7 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
     Raises: UserError "no run ..." with the nearest name; or for a run whose parameters cannot be read.
     """
     if isinstance(run, str):
-        run = find_run(run, outputs)
+        run = find_run(run, RUN, outputs)
     _ = run.params
     finished = run.status == "finished" and not run.params.overwrite
     if has_front_end() and not finished:
