@@ -124,10 +124,16 @@ def test_only_named_files_are_removed_and_what_is_left_of_their_writing(tmp_path
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(others)
 
 
-def test_a_line_that_was_cut_off_is_no_line():
-    assert whole_lines(b"one\ntwo\nthr") == [b"one", b"two"]
-    assert whole_lines(b"one\n") == [b"one"]
-    assert whole_lines(b"") == []
+def test_a_line_that_was_cut_off_is_no_line(tmp_path):
+    file = tmp_path / "lines"
+    assert whole_lines(file) == []
+    for content, lines in ((b"one\ntwo\nthr", [b"one", b"two"]), (b"one\n", [b"one"]), (b"", [])):
+        file.write_bytes(content)
+        assert whole_lines(file) == lines
+    file.write_bytes(b"one\ntwo\nthree\n")
+    assert whole_lines(file, 4) == [b"two", b"three"]
+    assert whole_lines(file, -8) == [b"three"]  # it falls into the second line
+    assert whole_lines(file, -100) == [b"one", b"two", b"three"]
 
 
 def test_a_lock_is_held_by_one_and_free_when_it_is_closed(tmp_path):

@@ -209,9 +209,23 @@ def replacing_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             fresh.rmdir()
 
 
-def whole_lines(data: bytes) -> list[bytes]:
-    """The lines that were written to their end; one that is still being written, or that was cut off, is left out."""
-    return data.split(b"\n")[:-1]
+def whole_lines(file: Path, start: int = 0) -> list[bytes]:
+    """The lines of a file that were written to their end, without their ends; none of a file that is missing.
+
+    The last one is left out while it is still being written, or where it was cut off: nobody is told of it here.
+
+    Args:
+        start: byte that the first line begins at; less than 0: counted from the file's end, and the line that it falls
+            into is left out.
+    """
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            begin = opened.seek(start if start >= 0 else max(0, size + start))
+            lines = opened.read().split(b"\n")[:-1]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return lines[1:] if start < 0 and begin > 0 else lines
 
 
 def take_lock(path: Path, seconds: float = math.inf) -> BinaryIO:

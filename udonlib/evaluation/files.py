@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,8 @@ from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Evaluation, MergedIndex, Neighbours
 from udonlib.files import replacing
 
+OUTCOMES, NEIGHBOURS = "outcomes.csv.gz", "neighbours.npz"
+FILES = ("evaluation.csv", "evaluation.json", OUTCOMES, NEIGHBOURS)
 TEXT = ("embedder", "domain", "index", "path", "row", "metric")  # columns of names, in any table that is written
 
 
@@ -134,20 +136,21 @@ def save_table(table: pd.DataFrame, folder: Path) -> None:
             file.write(content.encode())
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path, seed: int) -> pd.DataFrame:
-    """Write the table with its intervals, the outcome of every query, and the neighbours in the merged index.
+def save_evaluation(
+    evaluation: Evaluation, folder: Path, seed: int, embedders: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Write FILES: the table with its intervals, the outcome of every query, the neighbours in the merged index.
 
     Args:
-        evaluation: on the test queries.
-        folder: of the run.
         seed: of the bootstrap.
+        embedders: whose neighbours are kept; None: all.
 
     Returns:
         The table.
     """
     table = evaluation.with_intervals(seed)
     save_table(table, folder)
-    save_outcomes(evaluation.outcomes, folder / "outcomes.csv.gz")
-    searched = [found for found in evaluation.neighbours.values() if found.embedder in ("student", "teacher")]
-    save_neighbours(searched, folder / "neighbours.npz")
+    save_outcomes(evaluation.outcomes, folder / OUTCOMES)
+    everyone = evaluation.neighbours.values()
+    save_neighbours([each for each in everyone if embedders is None or each.embedder in embedders], folder / NEIGHBOURS)
     return table

@@ -37,6 +37,15 @@ def loading(reader: ImageReader, n_workers: int = 0) -> Load:
     return load
 
 
+def in_batches(
+    load: Load, domain: str, split: str, positions: Sequence[int], size: int
+) -> Iterator[tuple[Sequence[int], Sequence[int], Tensor]]:
+    """Yield the positions of each batch of images of a split, those that could be read, and the images of these."""
+    batches = [positions[i : i + size] for i in range(0, len(positions), size)]
+    for batch, (images, read) in zip(batches, load(domain, split, batches) if batches else (), strict=True):
+        yield batch, read, images
+
+
 def pixels(images: UInt8[Tensor, "image 3 size size"]) -> Float[Tensor, "image 768"]:
     """Embed an image as its own small picture: mean over a 16 x 16 grid, its mean value removed, to unit norm.
 
@@ -82,16 +91,14 @@ class Reading:
     def _embed(self, domain: Domain, split: Split, positions: list[int]) -> tuple[list[int], dict[str, Tensor]]:
         kept: list[int] = []
         outputs: dict[str, Tensor] = {}
-        batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
-        loaded = self.load(domain.name, split.name, batches) if batches else ()
-        for batch, (images, found) in zip(batches, loaded, strict=True):
-            for name, source in self.sources.items() if len(found) else ():
+        for batch, read, images in in_batches(self.load, domain.name, split.name, positions, self.batch_size):
+            for name, source in self.sources.items() if len(read) else ():
                 output = (source[domain.name] if isinstance(source, Mapping) else source)(images)
                 if name not in outputs:
                     outputs[name] = output.new_empty((len(positions), output.shape[1]))
-                outputs[name][len(kept) : len(kept) + len(found)] = output
-            kept += found
-            unread = set(batch).difference(found)
+                outputs[name][len(kept) : len(kept) + len(read)] = output
+            kept += read
+            unread = set(batch).difference(read)
             self.skipped += [(domain.name, split.name, split.paths[i]) for i in batch if i in unread]
             self.n_done += len(batch)
             if self.progress:

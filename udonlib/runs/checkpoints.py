@@ -14,44 +14,115 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from udonlib.errors import UserError
 from udonlib.files import replacing, writing
+from udonlib.models.embedding_model import EmbeddingModel, create_model
+from udonlib.models.files.torch_files import read_torch
+from udonlib.models.heads import ByDomain
+from udonlib.params import TrainParams
 
+# How to evaluate what is no checkpoint of ours.
+OTHERS = "To evaluate another encoder, run train.ipynb: recipe=features, backbone=NAME, pretrained=False, weights=FILE"
 NAMES = ("last.pt", "previous.pt", "best.pt", "previous_best.pt", "next.pt")
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """What a checkpoint of ours holds, on the CPU.
+    """What a checkpoint of a run holds, on the CPU.
 
     Its checksums are compared first (a second for 1 GB; loading it takes several).
 
     Raises:
         UserError: "<file>: missing", or what is wrong with it.
     """
+    if not file.exists():
+        raise UserError(f"{file}: missing")
     try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"{file}: damaged: its part {damaged!r} is not what was written")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing") from None
-    except UserError:
-        raise
-    except Exception as error:  # bytes that changed raise whatever the readers of archives happen to meet first
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{file}: damaged, or not a checkpoint of a run ({reason:.120})") from None
+        state = read_torch(file)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"{file}: damaged, or not a checkpoint of a run ({reason})") from None
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{file}: damaged, or not a checkpoint of a run (it holds no model)")
     return state
+
+
+def load_model(file: Path, params: TrainParams) -> EmbeddingModel:
+    """The model that a checkpoint holds, in evaluation mode, on the CPU. The run's data and first weights may be gone.
+
+    Of a checkpoint to go on from it is the moving average, if there is one: that is what is validated.
+
+    Args:
+        params: of the run that made the checkpoint.
+
+    Raises:
+        UserError: a file that is no checkpoint of a run, or of another model than its parameters say.
+    """
+    state, statistics = _read_weights(file)
+    prefix = "student_prototypes."
+    n_classes = {
+        ByDomain.domain(name.removeprefix(prefix)): len(value)
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    model = create_model(params.model_copy(update={"pretrained": False, "weights": None}), n_classes)
+    wanted = model.state_dict()
+    shapes = {
+        name: [list(there[name].shape) if name in there else None for there in (state, wanted)]
+        for name in wanted | state
+    }
+    differing = {name: both for name, both in shapes.items() if both[0] != both[1]}
+    if differing:
+        name, (found, expected) = next(iter(differing.items()))
+        what = "is missing" if found is None else f"has shape {found}, expected {expected or 'none of this name'}"
+        n = f"{len(differing)} of {len(shapes)} tensors differ, the first of them:"
+        raise UserError(f"{file}: another model than its params.yaml says: {n} '{name}' {what}")
+    model.load_state_dict(state)
+    if statistics is not None:
+        model.backbone.mean, model.backbone.std = statistics
+    return model.eval()
+
+
+def _read_weights(file: Path) -> tuple[dict[str, Tensor], list[tuple[float, ...]] | None]:
+    """Return the weights of a checkpoint of ours that are validated, and its images' mean and deviation.
+
+    Its form is checked as a whole, before anything is made of it: the file may be of any other program.
+    """
+    saved = read_torch(file)
+    state = saved.get("model" if saved.get("average") is None else "average") if isinstance(saved, dict) else None
+    problem = None
+    if not isinstance(state, dict) or not state:
+        there = ", ".join(f"'{key}'" for key in list(saved)[:4]) if isinstance(saved, dict) else type(saved).__name__
+        problem = f"found {there or 'nothing'}, expected the weights under 'model'"
+    else:
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                problem = (
+                    f"under 'model' stands {name!r:.60}, which is {type(value).__name__}, expected tensors by name"
+                )
+            elif name.startswith("student_prototypes.") and value.ndim != 2:
+                problem = f"'{name}' has shape {list(value.shape)}, expected a row for each class"
+            elif value.is_complex() or not value.isfinite().all():
+                problem = f"'{name}' holds values that are no finite numbers"
+    statistics = saved.get("statistics") if isinstance(saved, dict) else None
+    if problem is None and statistics is not None:
+        try:
+            statistics = [tuple(float(number) for number in numbers) for numbers in statistics]
+            if [len(numbers) for numbers in statistics] != [3, 3] or not np.isfinite(statistics).all():
+                raise ValueError
+        except (TypeError, ValueError):
+            problem = "'statistics' is not a mean and a deviation of three channels"
+    if problem is not None:
+        raise UserError(f"{file}: not a checkpoint of a run: {problem}. {OTHERS}")
+    return state, statistics  # type: ignore[return-value]
 
 
 class Checkpoint(NamedTuple):

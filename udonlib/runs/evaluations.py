@@ -31,18 +31,12 @@ from torch import Tensor
 
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
+from udonlib.evaluation import files
 from udonlib.evaluation.descriptors import read_descriptors, save_descriptors
 from udonlib.evaluation.evaluate import Evaluation, Head, Neighbours, evaluate
-from udonlib.evaluation.files import (
-    load_neighbours,
-    load_outcomes,
-    load_table,
-    save_neighbours,
-    save_outcomes,
-    save_table,
-)
+from udonlib.evaluation.files import NEIGHBOURS, OUTCOMES, load_neighbours, load_outcomes, load_table, save_evaluation
 from udonlib.evaluation.intervals import bootstrap_interval
-from udonlib.evaluation.reading import Load, loading
+from udonlib.evaluation.reading import Load, in_batches, loading
 from udonlib.files import replacing_together, results_folder, take_lock, write_json, write_text
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
@@ -54,10 +48,7 @@ from udonlib.training.threads import use_threads
 Progress = Callable[[str, int, int], None]  # what is done ("embedding", ...), how much of it, of how much
 DESCRIPTORS = "descriptors"  # the embedder's name in tables
 # What an evaluation writes: the parameters say that the others are an evaluation's, the summary whose they are.
-FILES = (
-    *("params.yaml", "provenance.json", "evaluation.csv", "evaluation.json", "outcomes.csv.gz", "neighbours.npz"),
-    *("descriptors.npz", "summary.json"),
-)
+FILES = ("params.yaml", "provenance.json", *files.FILES, "descriptors.npz", "summary.json")
 
 
 class SavedEvaluation:
@@ -201,11 +192,10 @@ class SavedEvaluation:
         total = sum(sum(domain.sizes.values()) for domain in self.catalog.domains)
         for domain in self.catalog.domains:
             for name, split in domain.splits.items():
-                batches = [list(range(i, min(i + size, len(split)))) for i in range(0, len(split), size)]
                 made = []
-                for batch, (images, found) in zip(batches, self._load(domain.name, name, batches), strict=True):
-                    if len(found) < len(batch):
-                        lost = split.paths[min(set(batch).difference(found))]
+                for batch, read, images in in_batches(self._load, domain.name, name, list(range(len(split))), size):
+                    if len(read) < len(batch):
+                        lost = split.paths[min(set(batch).difference(read))]
                         raise UserError(f"{domain.name}/{name}: '{lost}' cannot be read: descriptors need every image")
                     with torch.no_grad():
                         made.append(self._model.student(self._features(images)).cpu())
@@ -224,9 +214,7 @@ class SavedEvaluation:
             self._refuse_others()  # who had the lock may have written something else
             with replacing_together(self.path, FILES) as folder:
                 write_text(folder / "params.yaml", yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False))
-                save_table(evaluation.with_intervals(p.seed), folder)
-                save_outcomes(evaluation.outcomes, folder / "outcomes.csv.gz")
-                save_neighbours(evaluation.neighbours.values(), folder / "neighbours.npz")
+                save_evaluation(evaluation, folder, p.seed)
                 write_json(folder / "provenance.json", note)
                 write_json(folder / "summary.json", summary)
 
@@ -249,11 +237,11 @@ class SavedEvaluation:
 
     def neighbours(self) -> list[Neighbours]:
         """Neighbours of all queries in the merged index."""
-        return load_neighbours(self.path / "neighbours.npz", self.catalog, self.params.subset)
+        return load_neighbours(self.path / NEIGHBOURS, self.catalog, self.params.subset)
 
     def lost_by_merging(self) -> pd.DataFrame:
         """See `lost_by_merging`, of R@1."""
-        return lost_by_merging(load_outcomes(self.path / "outcomes.csv.gz"), seed=self.params.seed)
+        return lost_by_merging(load_outcomes(self.path / OUTCOMES), seed=self.params.seed)
 
 
 def lost_by_merging(outcomes: pd.DataFrame, metric: str = "r_at_1", seed: int = 0) -> pd.DataFrame:

@@ -22,8 +22,9 @@ from itertools import islice
 from typing import Any
 
 from udonlib.errors import ParameterError
+from udonlib.evaluation.files import NEIGHBOURS, OUTCOMES
 from udonlib.files import run_path, runs_folder
-from udonlib.runs.folder import RunFolder, is_locked
+from udonlib.runs.folder import METRICS, RunFolder, is_locked
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,6 @@ def that_tested(embedder: str) -> Question:
     return Question("finished run" + " with teachers" * (embedder == "teacher"), "summary.json", lacks)
 
 
-OUTCOMES, NEIGHBOURS = "outcomes.csv.gz", "neighbours.npz"
-RUN = Question("run", "metrics.jsonl", rank=lambda run: not is_locked(run.path))
+RUN = Question("run", METRICS, rank=lambda run: not is_locked(run.path))
 KEPT = Question("run with a checkpoint", "checkpoints/best.pt", _not_kept)
 ANSWERED = Question("finished run", "summary.json", _not_answered)

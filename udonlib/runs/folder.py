@@ -19,7 +19,8 @@ CPU in float32, as if nothing had happened. Files are replaced whole, never half
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,19 @@ from udonlib.training.interventions import Intervention, interventions
 from udonlib.training.steering import read_control
 
 STATES = ("new", "training", "paused", "stopped", "failed", "lost", "finished", "unreadable")
+
+
+METRICS = "metrics.jsonl"
+
+
+def read_record(line: bytes) -> dict[str, Any]:
+    """A record of a run from its line. Raises: UserError: "not a record: ..."; who reads the file names the place."""
+    try:
+        record = json.loads(line)
+        _ = str(record["kind"]), int(record["step"])
+    except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"not a record: {error!r}") from None
+    return record
 
 
 class RunFolder:
@@ -102,29 +116,36 @@ class RunFolder:
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Records of one kind in their order; a line that is still being written is left out."""
-        file = self.path / "metrics.jsonl"
-        records = []
-        for number, line in enumerate(whole_lines(file.read_bytes()) if file.exists() else [], 1):
+        file, records = self.path / METRICS, []
+        for number, line in enumerate(whole_lines(file), 1):
             try:
-                record = json.loads(line)
-                if record["kind"] == kind:
-                    int(record["step"])
-                    records.append(record)
-            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"{file}, line {number}: not a record: {error!r}") from None
-        return records
+                records.append(read_record(line))
+            except UserError as error:
+                raise UserError(f"{file}, line {number}: {error}") from None
+        return [record for record in records if record["kind"] == kind]
 
     def n_whole_records(self) -> int:
         """How many records can be read from the first one on, of any kind."""
-        file = self.path / "metrics.jsonl"
-        lines = whole_lines(file.read_bytes()) if file.exists() else []
+        return self._whole_records()[0]
+
+    def _whole_records(self) -> tuple[int, int]:
+        """How many records can be read from the first one on, and how many bytes they are."""
+        n_bytes = 0
+        lines = whole_lines(self.path / METRICS)
         for number, line in enumerate(lines):
             try:
-                record = json.loads(line)
-                _ = record["kind"], int(record["step"])
-            except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
-                return number
-        return len(lines)
+                read_record(line)
+            except UserError:
+                return number, n_bytes
+            n_bytes += len(line) + 1
+        return len(lines), n_bytes
+
+    def torn_records(self) -> str:
+        """What of the records' end cannot be read, in a sentence; "" for nothing."""
+        n_records, n_bytes = self._whole_records()
+        file = self.path / METRICS
+        lost = file.stat().st_size - n_bytes if file.exists() else 0
+        return f"{file}: what follows record {n_records:,} cannot be read and is left out ({lost:,} bytes)" * (lost > 0)
 
     def checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from, that all other files of the run fit; None: the run has not come to one.
@@ -202,8 +223,14 @@ class RunFolder:
         Raises:
             UserError: it is missing or damaged, with what can be done.
         """
-        try:
+        with self._saying_what_to_do():
             return load_checkpoint(self.best)
+
+    @contextmanager
+    def _saying_what_to_do(self) -> Iterator[None]:
+        """Say after whatever is wrong with best.pt what can be done."""
+        try:
+            yield
         except UserError as error:
             other = f"take the last model instead (evaluate.ipynb -p checkpoint {self.last}), " * self.last.exists()
             raise UserError(f"{error}. Put back a copy, {other}or train the run again (overwrite=true)") from None
@@ -247,19 +274,13 @@ def run_state(folder: RunFolder) -> RunState:
 
 def last_step(path: Path) -> int:
     """The step of the last record of a run; 0 before the first one. Reads the end of the file only."""
-    file = path / "metrics.jsonl"
-    if not file.exists():
-        return 0
-    with file.open("rb") as records:
-        size = records.seek(0, 2)
-        for length in (1 << 14, 1 << 18, size):  # a validation's table is a long line
-            records.seek(max(0, size - length))
-            lines = whole_lines(records.read())[length < size :]
-            if lines:
-                try:
-                    return int(json.loads(lines[-1])["step"])
-                except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
-                    raise UserError(f"{file}: the last record cannot be read: {error!r}") from None
+    file = path / METRICS
+    for start in (-(1 << 14), -(1 << 18), 0):  # a validation's table is a long line
+        if lines := whole_lines(file, start):
+            try:
+                return int(read_record(lines[-1])["step"])
+            except UserError as error:
+                raise UserError(f"{file}: the last record cannot be read: {error}") from None
     return 0
 
 

@@ -32,7 +32,7 @@ from udonlib.files import SHARE, results_folder, write_text
 from udonlib.models.processors import n_cores
 from udonlib.params import RECIPES, TrainParams
 from udonlib.presets import GridParams
-from udonlib.runs.folder import RunFolder
+from udonlib.runs.folder import RunFolder, last_step
 
 ABLATIONS = SHARE / "params" / "ablations"
 TABLE = (  # the rows of the table in RESULTS.md
@@ -41,7 +41,6 @@ TABLE = (  # the rows of the table in RESULTS.md
     *("plus_separate", "plus_kl", "plus_rel_1", "plus_linear_teachers"),
 )
 POLL_SECONDS = 1.0
-TAIL = 2**18  # bytes of a run's records that surely hold the last whole one
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,7 @@ class Job:
 
     def step(self) -> int:
         """The step of the run's last record; 0 before the first."""
-        try:
-            with (self.run.path / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-                lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-            return int(json.loads(lines[-1])["step"]) if lines else 0
-        except FileNotFoundError:
-            return 0
+        return last_step(self.run.path)
 
 
 @dataclass

@@ -28,13 +28,14 @@ from udonlib.data.check.datacheck import DataCheck, check_quickly
 from udonlib.data.images import ImageReader, WindowLoader
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
-from udonlib.evaluation.files import load_neighbours, save_evaluation
+from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
 from udonlib.evaluation.reading import loading
 from udonlib.files import run_path, write_json
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import load as load_preset
+from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.writer import RunWriter, provenance
@@ -117,13 +118,8 @@ class Run(RunFolder):
 
     def load_model(self) -> EmbeddingModel:
         """The best model of the run, in evaluation mode, on the CPU."""
-        there = self.load_model_state()
-        # What the backbone began with is not needed any more, and may be gone.
-        scratch = self.params.model_copy(update={"pretrained": False, "weights": None})
-        model = create_model(scratch, self.catalog.n_classes)
-        model.load_state_dict(there["model"])
-        model.backbone.mean, model.backbone.std = map(tuple, there["statistics"])
-        return model.eval()
+        with self._saying_what_to_do():
+            return load_model(self.best, self.params)
 
     def train(self) -> Iterator[Record]:
         """Train to the end, then evaluate the best model; yields `start`, the trainer's records, `test` and `end`.
@@ -224,7 +220,7 @@ class Run(RunFolder):
             best = self.load_model_state()
             model.load_state_dict(best["model"])
             evaluation = evaluate_model(model, self.catalog, p, "test", load, untrained)
-            table = save_evaluation(evaluation, self.path, p.seed)
+            table = save_evaluation(evaluation, self.path, p.seed, ("student", "teacher"))
             yield {"kind": "test", "step": trainer.step, "table": table}
             thawed = p.backbone_learning_rate > 0 and trainer.step > p.frozen_steps
             summary = {
@@ -275,7 +271,7 @@ class Run(RunFolder):
         """Load the last checkpoint that is whole, if there is one.
 
         Returns:
-            The seconds that were spent until then, and what of the run's files was damaged and what that means.
+            The seconds that were spent until then, and what of the run's files is damaged and what that means.
         """
         note = provenance(self.catalog, device) | {"origins": self._origins()}
         self._check_data()
@@ -287,6 +283,8 @@ class Run(RunFolder):
         if problems:
             problems = [*problems, f"the run goes on from step {trainer.step:,}"]
             note["damaged"] = problems
+        elif torn := self.torn_records():  # no checkpoint counts it: nothing is lost
+            problems = [torn]
         writer.settle(found)
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
         return seconds, problems
@@ -368,7 +366,7 @@ class Run(RunFolder):
             UserError: the data has changed, so that positions would name other images.
         """
         self._check_data()
-        return load_neighbours(self.path / "neighbours.npz", self.catalog, "test")
+        return load_neighbours(self.path / NEIGHBOURS, self.catalog, "test")
 
 
 def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:

@@ -8,22 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from udonlib.data.catalog import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
-from udonlib.models.embedding_model import EmbeddingModel, create_model
-from udonlib.models.files.torch_files import read_torch
-from udonlib.models.heads import ByDomain
+from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.reference import import_checkpoint
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import EvaluateParams
+from udonlib.runs.checkpoints import OTHERS, load_model
 from udonlib.runs.find import KEPT, find_run
 from udonlib.runs.folder import RunFolder
-
-# How to evaluate what is no checkpoint of ours.
-OTHERS = "To evaluate another encoder, run train.ipynb: recipe=features, backbone=NAME, pretrained=False, weights=FILE"
 
 
 @dataclass(frozen=True)
@@ -56,29 +49,7 @@ class Source:
         """
         if self.trained is None:
             return import_checkpoint(self.file).eval()
-        state, statistics = _read_run_checkpoint(self.file)
-        prefix = "student_prototypes."
-        n_classes = {
-            ByDomain.domain(name.removeprefix(prefix)): len(value)
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        model = create_model(self.trained.model_copy(update={"pretrained": False, "weights": None}), n_classes)
-        wanted = model.state_dict()
-        shapes = {
-            name: [list(there[name].shape) if name in there else None for there in (state, wanted)]
-            for name in wanted | state
-        }
-        differing = {name: both for name, both in shapes.items() if both[0] != both[1]}
-        if differing:
-            name, (found, expected) = next(iter(differing.items()))
-            what = "is missing" if found is None else f"has shape {found}, expected {expected or 'none of this name'}"
-            n = f"{len(differing)} of {len(shapes)} tensors differ, the first of them:"
-            raise UserError(f"{self.file}: another model than its params.yaml says: {n} '{name}' {what}")
-        model.load_state_dict(state)
-        if statistics is not None:
-            model.backbone.mean, model.backbone.std = statistics
-        return model.eval()
+        return load_model(self.file, self.trained)
 
     def image_size(self, model: EmbeddingModel) -> int:
         """Side of the images that the model sees, in pixels."""
@@ -86,40 +57,6 @@ class Source:
             return self.trained.image_size
         width, _ = model.backbone.encoder.patch_embed.img_size  # type: ignore[union-attr, misc]
         return int(width)  # the reference has vision transformers only
-
-
-def _read_run_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[tuple[float, ...]] | None]:
-    """Return the weights of a checkpoint of ours that are validated, and its images' mean and deviation.
-
-    Its form is checked as a whole, before anything is made of it: the file may be of any other program.
-    """
-    saved = read_torch(file)
-    state = saved.get("model" if saved.get("average") is None else "average") if isinstance(saved, dict) else None
-    problem = None
-    if not isinstance(state, dict) or not state:
-        there = ", ".join(f"'{key}'" for key in list(saved)[:4]) if isinstance(saved, dict) else type(saved).__name__
-        problem = f"found {there or 'nothing'}, expected the weights under 'model'"
-    else:
-        for name, value in state.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
-                problem = (
-                    f"under 'model' stands {name!r:.60}, which is {type(value).__name__}, expected tensors by name"
-                )
-            elif name.startswith("student_prototypes.") and value.ndim != 2:
-                problem = f"'{name}' has shape {list(value.shape)}, expected a row for each class"
-            elif value.is_complex() or not value.isfinite().all():
-                problem = f"'{name}' holds values that are no finite numbers"
-    statistics = saved.get("statistics") if isinstance(saved, dict) else None
-    if problem is None and statistics is not None:
-        try:
-            statistics = [tuple(float(number) for number in numbers) for numbers in statistics]
-            if [len(numbers) for numbers in statistics] != [3, 3] or not np.isfinite(statistics).all():
-                raise ValueError
-        except (TypeError, ValueError):
-            problem = "'statistics' is not a mean and a deviation of three channels"
-    if problem is not None:
-        raise UserError(f"{file}: not a checkpoint of a run: {problem}. {OTHERS}")
-    return state, statistics  # type: ignore[return-value]
 
 
 def find_source(params: EvaluateParams) -> Source:

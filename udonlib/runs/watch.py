@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -15,8 +14,9 @@ import pandas as pd
 
 from udonlib.data.catalog import load_catalog
 from udonlib.errors import UserError
+from udonlib.files import whole_lines
 from udonlib.params import TrainParams
-from udonlib.runs.folder import RunFolder, RunState
+from udonlib.runs.folder import METRICS, RunFolder, RunState, read_record
 from udonlib.runs.run import Run
 from udonlib.training.interventions import Intervention
 from udonlib.training.steering import VERSION, Control, read_control
@@ -71,7 +71,7 @@ class Watch:
 
     def update(self) -> bool:
         """Read what is new. Returns whether anything is; what cannot be read is said in `problem`."""
-        files = ("metrics.jsonl", "control.json", "steering.jsonl", "provenance.json", "summary.json", "ended.json")
+        files = (METRICS, "control.json", "steering.jsonl", "provenance.json", "summary.json", "ended.json")
         stamps = tuple(map(self._stamp, files))
         # A process that was killed leaves no trace but the lock that nobody holds: look for it now and then.
         if stamps == self._stamps and time.monotonic() - self._looked < 2.0:
@@ -113,22 +113,19 @@ class Watch:
         self.problem = f"{self.problem}; {problem}" if self.problem else problem
 
     def _read_records(self) -> None:
-        file = self.folder.path / "metrics.jsonl"
-        if not file.exists():
+        if (stamp := self._stamp(METRICS)) is None:
             return
-        with file.open("rb") as records:
-            found = os.fstat(records.fileno())
-            if found.st_ino != self._inode or found.st_size < self._offset:  # the run was begun again, or resumed
-                self._inode, self._offset = found.st_ino, 0
-                self._begin()
-            records.seek(self._offset)
-            for line in records.read().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    self._offset += len(line)
-                    try:
-                        self._take(json.loads(line))
-                    except Exception as error:  # a record of any shape: a list, a number, a table without columns
-                        self._name(f"{file}: a record cannot be read and is left out: {error!r}")
+        file = self.folder.path / METRICS
+        _, inode, size = stamp
+        if inode != self._inode or size < self._offset:  # the run was begun again, or resumed
+            self._inode, self._offset = inode, 0
+            self._begin()
+        for line in whole_lines(file, self._offset):
+            self._offset += len(line) + 1
+            try:
+                self._take(read_record(line))
+            except Exception as error:  # a record of any shape: a list, a number, a table without columns
+                self._name(f"{file}: a record cannot be read and is left out: {error!r}")
 
     def _take(self, record: dict[str, Any]) -> None:
         """Take in one record, by a clock that stands still while nobody trains: pauses must not slow the estimate."""

@@ -18,6 +18,7 @@ import yaml
 from udonlib import __version__
 from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
+from udonlib.evaluation import files as evaluation_files
 from udonlib.files import (
     INSTALLED,
     SHARE,
@@ -34,7 +35,7 @@ from udonlib.files import (
 )
 from udonlib.params import TrainParams
 from udonlib.runs.checkpoints import NAMES, Checkpoint
-from udonlib.runs.folder import RunFolder
+from udonlib.runs.folder import METRICS, RunFolder, read_record
 from udonlib.training.steering import VERSION
 from udonlib.training.trainer import Record, RunStoppedError
 
@@ -42,8 +43,8 @@ PACKAGES = ("torch", "timm", "numpy", "pandas", "pydantic")
 # What a run writes besides its lock, curves and parameters, in the order in which it goes where a run begins anew: a
 # run without a summary is not taken for a finished one.
 FILES = (
-    *("summary.json", *(f"checkpoints/{name}" for name in NAMES), "metrics.jsonl", "provenance.json", "ended.json"),
-    *("steering.jsonl", "control.json", "evaluation.csv", "evaluation.json", "outcomes.csv.gz", "neighbours.npz"),
+    *("summary.json", *(f"checkpoints/{name}" for name in NAMES), METRICS, "provenance.json", "ended.json"),
+    *("steering.jsonl", "control.json", *evaluation_files.FILES),
 )
 
 
@@ -85,14 +86,14 @@ class RunWriter:
         write_text(path / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
         write_json(path / "provenance.json", [*self.folder.provenance(), provenance])
         (path / "ended.json").unlink(missing_ok=True)
-        records = path / "metrics.jsonl"
-        lines = whole_lines(records.read_bytes())[:n_records] if records.exists() else []
+        records = path / METRICS
+        lines = whole_lines(records)[:n_records]
         with replacing(records) as file:
             file.writelines(line + b"\n" for line in lines)
         self.n_records = len(lines)
         with writing(records):
             self._records = records.open("ab")
-        step = json.loads(lines[-1])["step"] if lines else 0
+        step = read_record(lines[-1])["step"] if lines else 0
         self._curves = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if lines else None)
 
     def record(self, record: Record) -> None:
@@ -100,7 +101,7 @@ class RunWriter:
         table = record.get("table")
         plain = record | {"table": table.to_dict("records")} if isinstance(table, pd.DataFrame) else dict(record)
         plain["time"] = round(time.time(), 3)  # seconds since 1970
-        with writing(self.folder.path / "metrics.jsonl"):
+        with writing(self.folder.path / METRICS):
             self._records.write((json.dumps(plain) + "\n").encode())
             self._records.flush()
         self.n_records += 1
@@ -117,7 +118,7 @@ class RunWriter:
 
     def save_last(self, state: Mapping[str, object]) -> None:
         """Replace the checkpoint to go on from, and with it the best model, when all that it counts is on the disk."""
-        with writing(self.folder.path / "metrics.jsonl"):
+        with writing(self.folder.path / METRICS):
             os.fsync(self._records.fileno())
         self._checkpoints.save_last(state)
 

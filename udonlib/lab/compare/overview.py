@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,10 +16,10 @@ import pandas as pd
 
 from udonlib import fields
 from udonlib.errors import ParameterError, UserError, nearest
-from udonlib.files import runs_folder
+from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.compare.ablations import EMBEDDERS
 from udonlib.params import WITHOUT_EFFECT, TrainParams
-from udonlib.runs.folder import RunFolder, is_locked
+from udonlib.runs.folder import METRICS, RunFolder, is_locked, read_record
 
 # What making sense of a damaged file raises, besides errors of reading it.
 DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
@@ -95,10 +94,10 @@ def read_row(folder: Path) -> RunRow:
     if values:
         problems.read("params.yaml", lambda path: vars(run).update(params=TrainParams(**values)), None)
     starts = problems.read("provenance.json", lambda path: run.provenance(), [])
-    tail = problems.read("metrics.jsonl", _tail, [])
+    tail = problems.read(METRICS, _tail, [])
     steered = problems.read("steering.jsonl", lambda path: sum(each.matters for each in run.interventions()), 0)
     row = RunRow(folder.name, values=values, interventions=steered)
-    row = problems.read("metrics.jsonl", lambda path: _from_start(row, starts, tail), row)
+    row = problems.read(METRICS, lambda path: _from_start(row, starts, tail), row)
     if (folder / "summary.json").exists():
         row = replace(row, state="finished", ended=(folder / "summary.json").stat().st_mtime)
         summary = problems.read("summary.json", lambda path: _mapping(run.summary()), {})
@@ -140,7 +139,7 @@ def _with_state(row: RunRow, run: RunFolder) -> RunRow:
     row = replace(row, state=known.name, text=known.text)
     if not row.open:
         return row
-    records = run.path / "metrics.jsonl"
+    records = run.path / METRICS
     ended = records.stat().st_mtime if records.exists() else row.began
     return replace(row, ended=ended, seconds_left=_seconds_left(row, run, ended))
 
@@ -151,7 +150,7 @@ def _seconds_left(row: RunRow, run: RunFolder, until: float) -> float | None:
         last = run.provenance()[-1]
         began = _seconds(last["time"])
         done, seconds = (row.step or 0) - int(last.get("from_step", 0)), until - began
-        seconds -= _paused_seconds(_tail(run.path / "metrics.jsonl"), began)
+        seconds -= _paused_seconds(_tail(run.path / METRICS), began)
     except (IndexError, KeyError, TypeError, ValueError, OSError):
         return None
     if row.state != "training" or row.steps is None or done <= 0 or not seconds > 0:
@@ -230,14 +229,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last records of metrics.jsonl; a line that is still being written is left out."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        start = file.seek(max(0, size - TAIL))
-        lines = file.read().split(b"\n")[:-1]
-    return [_mapping(json.loads(line)) for line in lines[1 if start else 0 :] if line]
+    """The last records of metrics.jsonl."""
+    return [read_record(line) for line in whole_lines(path, -TAIL)]
 
 
 def _seconds(time: Any) -> float:
@@ -249,7 +242,7 @@ def _seconds(time: Any) -> float:
 
 # What a row is made of, besides whether a process holds `lock`; `tensorboard/` says nothing that these do not.
 WATCHED = (
-    *("params.yaml", "provenance.json", "metrics.jsonl", "summary.json", "evaluation.csv", "outcomes.csv.gz"),
+    *("params.yaml", "provenance.json", METRICS, "summary.json", "evaluation.csv", "outcomes.csv.gz"),
     *("control.json", "steering.jsonl", "ended.json"),
 )
 

@@ -23,7 +23,7 @@ from udonlib.data.images import ImageReader
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation.files import load_outcomes
 from udonlib.evaluation.outcomes import GROUPS, paired
-from udonlib.evaluation.reading import loading
+from udonlib.evaluation.reading import in_batches, loading
 from udonlib.files import results_folder
 from udonlib.lab.explore import projections
 from udonlib.lab.explore.neighbourhoods import Lists, lists
@@ -88,8 +88,7 @@ class EmbeddingMap:
     @cached_property
     def model(self) -> EmbeddingModel:
         """The best model of the run, on its device, in evaluation mode."""
-        source = Source("run", self.run.path.name, self.run.best, self.run.params)
-        return source.load_model().to(pick_device(self.params.device))
+        return self.run.load_model().to(pick_device(self.params.device))
 
     def embed(self, progress: Progress | None = None, say: Say | None = None) -> bool:
         """Compute the backbone's features of all points, or read them where they were kept; says whether it computed.
@@ -129,10 +128,8 @@ class EmbeddingMap:
         load = loading(reader, self.params.n_workers)
         for (domain, split), part in self.points.groupby(["domain", "split"], sort=False):
             rows, places = part.index.to_numpy(), part["row"].to_numpy()
-            size = trained.eval_batch_size
-            batches = [places[i : i + size].tolist() for i in range(0, len(places), size)]
             start = 0
-            for batch, (images, read) in zip(batches, load(domain, split, batches), strict=True):
+            for batch, read, images in in_batches(load, domain, split, places.tolist(), trained.eval_batch_size):
                 here = rows[start : start + len(batch)]
                 start += len(batch)
                 with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pandas as pd
 from udonlib import presets
 from udonlib.data.catalog import Catalog, load_catalog
 from udonlib.errors import UserError, nearest
-from udonlib.files import runs_folder
+from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.explore.simulation import (
     Fit,
     LearningCurve,
@@ -31,7 +30,7 @@ from udonlib.lab.explore.simulation import (
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.presets import SamplerParams
 from udonlib.runs.find import Question, find_run, runs_for
-from udonlib.runs.folder import RunFolder
+from udonlib.runs.folder import METRICS, RunFolder, read_record
 from udonlib.training.interventions import Intervention
 
 DRAWN = "miniuned"  # preset whose steps and batches hold where there is no run
@@ -204,14 +203,9 @@ DYNAMIC = Question(
 
 
 def _domains(folder: RunFolder) -> list[str]:
-    """Domains of a run in the catalog's order; none where nothing was trained. Reads no more than it must."""
-    file = folder.path / "metrics.jsonl"
-    if file.exists():
-        with file.open("rb") as lines:
-            for line in lines:
-                if b'"allocation"' in line and line.endswith(b"\n"):
-                    return list(json.loads(line)["weights"])
-    return []
+    """Domains of a run in the catalog's order; none where nothing was trained."""
+    line = next((line for line in whole_lines(folder.path / METRICS) if b'"allocation"' in line), None)
+    return list(read_record(line)["weights"]) if line else []
 
 
 def _source(curves: str, outputs: str) -> RunFolder | None:
