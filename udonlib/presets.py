@@ -218,8 +218,8 @@ def _find(preset: object, chain: Sequence[Path] = (), place: str = "") -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    found = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
-    names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in found)}
+    files_there = [(folder, path) for folder in folders for path in folder.rglob("*.yaml")]
+    names = {"paper", *(path.relative_to(folder).with_suffix("").as_posix() for folder, path in files_there)}
     raise UserError(f"{file or place}no preset '{preset}'; {nearest(preset, names)}")
 
 

@@ -197,7 +197,7 @@ class _Search:
         self.domains = torch.cat([torch.full((len(images.kept),), images.number) for images in queries])
         nothing = torch.full((len(self.queries), k), -torch.inf, dtype=torch.float64)
         nowhere = torch.full((len(self.queries), k), -1)
-        self.found = {index: (nothing.clone(), nowhere.clone()) for index in ("merged", "separate")}
+        self.neighbours = {index: (nothing.clone(), nowhere.clone()) for index in ("merged", "separate")}
 
     def _embed(self, images: Images) -> Float[Tensor, "image dim"]:
         embeddings = self.head(images.outputs[self.source])
@@ -217,7 +217,7 @@ class _Search:
             return
         embedded = [self._embed(images) for images in parts]
         everyone, alone = torch.ones_like(self.domains, dtype=torch.bool), len(parts) == 1
-        known = {name: best[:, -1] for name, (best, _) in self.found.items()}  # worse neighbours are not looked for
+        known = {name: best[:, -1] for name, (best, _) in self.neighbours.items()}  # no worse ones are looked for
         own = (self.domains == parts[0].number) & alone  # these find their separate neighbours by the same search
         lowest = torch.where(own, known["separate"], known["merged"])
         merged = self._nearest(everyone, torch.cat(embedded), torch.cat([images.in_index for images in parts]), lowest)
@@ -234,14 +234,14 @@ class _Search:
         in_index = self.in_index[queries]
         itself = torch.searchsorted(positions, in_index).clamp(max=len(positions) - 1)
         itself[positions[itself] != in_index] = -1
-        device, k = index.device, self.found["merged"][0].shape[1]
+        device, k = index.device, self.neighbours["merged"][0].shape[1]
         wanted = self.queries[queries.to(device)]
         similarity, row = (t.cpu() for t in nearest(wanted, index, k, itself.to(device), lowest.to(device)))
         return similarity, torch.where(row >= 0, positions[row], -1)
 
     def _keep(self, name: str, queries: Tensor, similarity: Tensor, position: Tensor) -> None:
         """Keep the best of the neighbours found before and now."""
-        best, where = self.found[name]
+        best, where = self.neighbours[name]
         # What was searched before has lower positions: a stable sort still breaks ties by lower position.
         similarities, order = torch.cat([best[queries], similarity], dim=1).sort(dim=1, descending=True, stable=True)
         positions = torch.cat([where[queries], position], dim=1).gather(1, order)
@@ -276,7 +276,7 @@ def _measure(
             itself = torch.where(images.in_index >= 0, images.in_index - start, -1)
             n_positives = count_positives(labels, domains, index_labels, index_domains, itself)
             paths = tuple(images.split.paths[i] for i in images.kept)
-            for name, (all_similarities, all_positions) in search.found.items():
+            for name, (all_similarities, all_positions) in search.neighbours.items():
                 similarity, position = all_similarities[of_domain], all_positions[of_domain]
                 within = (position >= start) & (position < start + len(index))  # others are of another domain
                 local = torch.where(within, position - start, -1)

@@ -23,13 +23,13 @@ TEXT = ("embedder", "domain", "index", "path", "row", "metric")  # columns of na
 def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:
     """Write neighbours in the merged index as arrays "<embedder>/<domain>/..."; `load_neighbours` reads them."""
     arrays: dict[str, np.ndarray] = {}
-    for found in (found for found in neighbours if found.index == "merged"):
-        key = f"{found.embedder}/{found.query_domain}"
+    for each in (each for each in neighbours if each.index == "merged"):
+        key = f"{each.embedder}/{each.query_domain}"
         arrays |= {
-            f"{key}/query_paths": np.array(found.query_paths),
-            f"{key}/position": found.position.astype(np.int32),
-            f"{key}/similarity": found.similarity.astype(np.float32),
-            f"{key}/hit": found.hit,
+            f"{key}/query_paths": np.array(each.query_paths),
+            f"{key}/position": each.position.astype(np.int32),
+            f"{key}/similarity": each.similarity.astype(np.float32),
+            f"{key}/hit": each.hit,
         }
     with replacing(file) as opened:
         np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def load_neighbours(file: Path, catalog: Catalog, subset: Literal["val", "test"]
         UserError: "<file>: missing" or "damaged: ...".
     """
     searched = MergedIndex(catalog.names, tuple(domain.index(subset).paths for domain in catalog.domains))
-    found = []
+    neighbours = []
     with _reading(file):
         with file.open("rb") as stream, np.load(stream) as opened:
             arrays: dict[str, np.ndarray] = dict(opened)
@@ -51,8 +51,8 @@ def load_neighbours(file: Path, catalog: Catalog, subset: Literal["val", "test"]
             paths = tuple(arrays[f"{key}/query_paths"].tolist())
             position, similarity, hit = (arrays[f"{key}/{name}"] for name in ("position", "similarity", "hit"))
             position = position.astype(np.int64)
-            found.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
-    return found
+            neighbours.append(Neighbours(embedder, domain, "merged", paths, position, similarity, hit, searched))
+    return neighbours
 
 
 @contextmanager

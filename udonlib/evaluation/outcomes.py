@@ -49,7 +49,7 @@ def right_and_wrong(outcomes: pd.DataFrame, index: str = "merged") -> pd.DataFra
     Returns: domain, n_queries, and the groups "both", "teacher only", "student only", "neither".
     """
     table = paired(outcomes, "r_at_1", index)
-    group = pd.Categorical(_groups(table["student"].to_numpy() > 0, table["teacher"].to_numpy() > 0), GROUPS)
+    group = pd.Categorical(whose_is_right(table["student"].to_numpy() > 0, table["teacher"].to_numpy() > 0), GROUPS)
     domains = pd.Categorical(table["domain"], table["domain"].unique())
     counts = pd.crosstab(domains, group, dropna=False)
     counts.loc["all"] = counts.sum()
@@ -58,6 +58,6 @@ def right_and_wrong(outcomes: pd.DataFrame, index: str = "merged") -> pd.DataFra
     return counts.astype({"domain": object})
 
 
-def _groups(student: Bool[np.ndarray, "query"], teacher: Bool[np.ndarray, "query"]) -> np.ndarray:
-    """The group of each query: a name of GROUPS."""
+def whose_is_right(student: Bool[np.ndarray, "query"], teacher: Bool[np.ndarray, "query"]) -> np.ndarray:
+    """The group of each query, a name of GROUPS, from whether the first neighbour of either embedder is right."""
     return np.array(GROUPS, dtype=object)[2 * ~teacher + ~student]

@@ -143,8 +143,8 @@ def weights_file(name: str) -> Path:
         name = name.replace("udonlib/", "udonlib/data/", 1)
     here, at_home = Path(name).expanduser(), PACKAGE.parent / name
     package, _, inside = name.partition("/")
-    found = importlib.util.find_spec(package) if inside and package.isidentifier() else None
-    installed = [Path(folder) / inside for folder in (found and found.submodule_search_locations) or ()]
+    spec = importlib.util.find_spec(package) if inside and package.isidentifier() else None
+    installed = [Path(folder) / inside for folder in (spec and spec.submodule_search_locations) or ()]
     return next((file for file in (here, at_home, *installed) if file.is_file()), here)
 
 

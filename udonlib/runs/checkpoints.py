@@ -197,18 +197,18 @@ class Checkpoints:
             )
         return None
 
-    def settle(self, found: Checkpoint | None) -> None:
+    def settle(self, checkpoint: Checkpoint | None) -> None:
         """Make a found checkpoint the last one, with its best model; drop what belongs to none."""
-        if found is None or found.file == self.last:
-            if found is not None and found.best == self._next:
+        if checkpoint is None or checkpoint.file == self.last:
+            if checkpoint is not None and checkpoint.best == self._next:
                 self._promote()
             self._next.unlink(missing_ok=True)
             return
-        if found.best is not None:  # before the checkpoint: who is killed here finds the same again
-            _move(found.best, self._best)
+        if checkpoint.best is not None:  # before the checkpoint: who is killed here finds the same again
+            _move(checkpoint.best, self._best)
             self._next.unlink(missing_ok=True)
             self._previous_best.unlink(missing_ok=True)
-        _move(found.file, self.last)
+        _move(checkpoint.file, self.last)
 
     def _best_of(self, state: Mapping[str, Any]) -> Path | None:
         """The best model that a checkpoint knows of: each is better than those before it, so its score names it."""

@@ -29,7 +29,7 @@ import pandas as pd
 
 from udonlib import fields
 from udonlib.errors import ParameterError, UserError
-from udonlib.evaluation.files import load_table
+from udonlib.evaluation.files import OUTCOMES, load_outcomes, load_table
 from udonlib.files import is_held, whole_lines
 from udonlib.params import TrainParams
 from udonlib.runs.checkpoints import Checkpoint, Checkpoints, load_checkpoint
@@ -163,14 +163,14 @@ class RunFolder:
                 return f"it counts {state['n_interventions']:,} interventions, steering.jsonl holds {n_done:,}"
             return None
 
-        found = self.checkpoints.find(problem_of)
+        last = self.checkpoints.find(problem_of)
         came_to = last_step(self.path)
-        if found is None and any(record["step"] < came_to for record in self.records("validation")):  # each makes one
+        if last is None and any(record["step"] < came_to for record in self.records("validation")):  # each makes one
             raise UserError(
                 f"{self.last}: missing, though the run came to step {came_to:,}: put back a copy, or begin anew "
                 "(overwrite=true)"
             )
-        return found
+        return last
 
     def losses(self) -> pd.DataFrame:
         """Mean losses since the record before: step, domain, term, value."""
@@ -216,6 +216,10 @@ class RunFolder:
     def evaluation(self) -> pd.DataFrame:
         """The table of the final test. Raises: UserError where its files are missing or damaged."""
         return load_table(self.path)
+
+    def outcomes(self) -> pd.DataFrame:
+        """How each query of the final test was answered. Raises: UserError where the file is missing or damaged."""
+        return load_outcomes(self.path / OUTCOMES)
 
     def load_model_state(self) -> dict[str, Any]:
         """What best.pt holds: `model` (a state dict), `step`, `r_at_1`.

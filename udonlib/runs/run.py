@@ -275,17 +275,17 @@ class Run(RunFolder):
         """
         note = provenance(self.catalog, device) | {"origins": self._origins()}
         self._check_data()
-        found = self.checkpoint()
+        last = self.checkpoint()
         n_records, seconds, problems = 0, 0.0, []
-        if found is not None:
-            trainer.load_state_dict(found.state)
-            n_records, seconds, problems = found.state["n_records"], found.state["seconds"], found.problems
+        if last is not None:
+            trainer.load_state_dict(last.state)
+            n_records, seconds, problems = last.state["n_records"], last.state["seconds"], last.problems
         if problems:
             problems = [*problems, f"the run goes on from step {trainer.step:,}"]
             note["damaged"] = problems
         elif torn := self.torn_records():  # no checkpoint counts it: nothing is lost
             problems = [torn]
-        writer.settle(found)
+        writer.settle(last)
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
         return seconds, problems
 

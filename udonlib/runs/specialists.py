@@ -140,33 +140,33 @@ def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> di
         candidates = [folder for folder in finished if folder.params.recipe == "specialist"]
         settings = dict.fromkeys(map(_setting, candidates))
         groups = [[folder for folder in candidates if _setting(folder) == setting] for setting in settings]
-        whole = [found for group in groups if len(found := _by_domain(run, group)) == len(run.catalog.names)]
-        return next((_ordered(run, found) for found in whole), {})
+        whole = [by_domain for group in groups if len(by_domain := _by_domain(run, group)) == len(run.catalog.names)]
+        return next((_ordered(run, by_domain) for by_domain in whole), {})
     chosen = [folder for folder in finished if fnmatch.fnmatchcase(folder.path.name, which)]
     chosen = chosen or _of_preset(run, which, outputs, [folder.path.name for folder in finished])
-    found = _by_domain(run, chosen)
-    without = [domain for domain in run.catalog.names if domain not in found]
+    by_domain = _by_domain(run, chosen)
+    without = [domain for domain in run.catalog.names if domain not in by_domain]
     if without:
         raise UserError(
             f"parameter 'specialists': {which!r} has no finished run of {', '.join(without)} alone that was tested on "
             f"the queries of run {run.path.name!r}; expected one for each domain, 'auto' or 'none'"
         )
-    return _ordered(run, found)
+    return _ordered(run, by_domain)
 
 
 def _by_domain(run: Run, folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
     """The first of the runs of one domain each that was tested on the run's queries; the run's own seed goes first."""
     queries = _queries(run)
-    found: dict[str, RunFolder] = {}
+    by_domain: dict[str, RunFolder] = {}
     for folder in sorted(folders, key=lambda folder: folder.params.seed != run.params.seed):  # stable
         [domain, *others] = tested = _queries(folder)
-        if not others and domain not in found and tested[domain] == queries.get(domain):
-            found[domain] = folder
-    return found
+        if not others and domain not in by_domain and tested[domain] == queries.get(domain):
+            by_domain[domain] = folder
+    return by_domain
 
 
-def _ordered(run: Run, found: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
-    return {domain: found[domain] for domain in run.catalog.names}
+def _ordered(run: Run, by_domain: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
+    return {domain: by_domain[domain] for domain in run.catalog.names}
 
 
 def _setting(folder: RunFolder) -> str:
@@ -207,11 +207,7 @@ def _of_preset(run: Run, preset: str, outputs: str, names: Sequence[str]) -> lis
     return [folder for folder in folders if folder.status == "finished"]
 
 
-def _outcomes(folder: RunFolder) -> pd.DataFrame:
-    return load_outcomes(folder.path / "outcomes.csv.gz")
-
-
 def _queries(folder: RunFolder) -> dict[str, frozenset[str]]:
     """The test queries of each domain of a run."""
-    outcomes = _outcomes(folder)
-    return {domain: frozenset(part["path"]) for domain, part in outcomes.groupby("domain", sort=False)}
+    by_domain = folder.outcomes().groupby("domain", sort=False)
+    return {str(domain): frozenset(part["path"]) for domain, part in by_domain}

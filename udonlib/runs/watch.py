@@ -92,10 +92,10 @@ class Watch:
 
     def _stamp(self, name: str) -> tuple[int, int, int] | None:
         try:
-            found = os.stat(self.folder.path / name)
+            stat = os.stat(self.folder.path / name)
         except FileNotFoundError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
     def _is_heard(self) -> bool:
         notes = self.folder.provenance()

@@ -57,8 +57,8 @@ class RunWriter:
         try:  # somebody who asks for the run's state holds the lock for a moment
             self._lock = take_lock(folder.path / "lock", seconds=2.0)
         except HeldError:
-            found = f"run {folder.path.name!r} is being trained by another process; wait, or stop it"
-            raise UserError(found) from None
+            problem = f"run {folder.path.name!r} is being trained by another process; wait, or stop it"
+            raise UserError(problem) from None
         for name in FILES:
             if name != "control.json":  # panels write that one
                 remove_leftovers(folder.path, name)
@@ -122,9 +122,9 @@ class RunWriter:
             os.fsync(self._records.fileno())
         self._checkpoints.save_last(state)
 
-    def settle(self, found: Checkpoint | None) -> None:
+    def settle(self, checkpoint: Checkpoint | None) -> None:
         """Decide what of the checkpoints there are stays: see `runs.checkpoints`."""
-        self._checkpoints.settle(found)
+        self._checkpoints.settle(checkpoint)
 
     def note_end(self, error: BaseException) -> None:
         """Say why the run is not being trained any more, for those who look at it later."""

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.helpers.weightfiles import spoil
 from udonlib.errors import UserError
 from udonlib.models.files.torch_files import StandIn, named_tensors, read_torch
 
@@ -189,17 +190,7 @@ def test_an_archive_that_unfolds_is_refused_before_it_is_unpacked(tmp_path):
 def test_a_damaged_file_ends_in_a_message_or_in_weights(tmp_path_factory, data, archive):
     path = tmp_path_factory.mktemp("damaged") / "w.pth"
     torch.save({"model": STATE, "epoch": 1}, path, _use_new_zipfile_serialization=archive)
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        match data.draw(st.integers(0, 2)):
-            case 0:
-                content[at] = data.draw(st.integers(0, 255))
-            case 1:
-                content[at:at] = data.draw(st.binary(min_size=1, max_size=9))
-            case 2:
-                del content[at : at + data.draw(st.integers(1, 20))]
-    path.write_bytes(content)
+    spoil(path, data)
     if ends(path) != "weights":
         assert ends(path).startswith(str(path))
         return

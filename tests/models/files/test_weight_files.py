@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.helpers.weightfiles import entry
+from tests.helpers.weightfiles import entry, spoil
 from udonlib.errors import UserError
 from udonlib.models.files.weight_files import (
     kind_of_weights,
@@ -410,17 +410,7 @@ def test_a_damaged_file_ends_in_a_message_or_in_arrays(tmp_path_factory, data, k
         flax(folder, {"w": entry(ARRAYS["plain"]), "inner": {"v": entry(ARRAYS["half"])}})
     else:
         save_file({"a": torch.ones(3, 4), "b": torch.zeros(2)}, path, {"mean": "[0.5, 0.5, 0.5]"})
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(content) - 1))
-        match data.draw(st.integers(0, 2)):
-            case 0:
-                content[at] = data.draw(st.integers(0, 255))
-            case 1:
-                content[at:at] = data.draw(st.binary(min_size=1, max_size=9))
-            case 2:
-                del content[at : at + data.draw(st.integers(1, 20))]
-    path.write_bytes(content)
+    spoil(path, data)
     try:
         found = {"npz": read_npz, "flax": read_flax, "safetensors": read_safetensors}[kind](path)
     except UserError as error:

@@ -199,8 +199,8 @@ def _finding(kind: str, level: Level, what: str, images: Sequence[Example], n: i
 
 
 def _unreadable(images: CatalogImages, scan: ImageScan) -> Iterator[Finding]:
-    found = [_example(images, position, problem) for position, problem in sorted(scan.problems.items())]
-    yield _finding("unreadable", "broken", "images that cannot be read", found)
+    examples = [_example(images, position, problem) for position, problem in sorted(scan.problems.items())]
+    yield _finding("unreadable", "broken", "images that cannot be read", examples)
 
 
 def _example(images: CatalogImages, position: int, about: str) -> Example:

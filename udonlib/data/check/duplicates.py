@@ -37,10 +37,10 @@ def near_pairs(hashes: UInt64[np.ndarray, "n"], thumbnails: UInt8[np.ndarray, "n
     contrast = thumbnails.astype(np.float32).std(axis=1) if len(thumbnails) else np.zeros(0)
     places = np.flatnonzero(contrast > 1)
     hashes = hashes[places]
-    found = [np.zeros((0, 2), np.int64)]
+    pairs_so_far = [np.zeros((0, 2), np.int64)]
     for pairs in _candidates(hashes):
-        found.append(pairs[_look_alike(thumbnails[places[pairs[:, 0]]], thumbnails[places[pairs[:, 1]]])])
-    return places[np.unique(np.concatenate(found), axis=0)][:MAX_PAIRS]
+        pairs_so_far.append(pairs[_look_alike(thumbnails[places[pairs[:, 0]]], thumbnails[places[pairs[:, 1]]])])
+    return places[np.unique(np.concatenate(pairs_so_far), axis=0)][:MAX_PAIRS]
 
 
 def _candidates(hashes: UInt64[np.ndarray, "n"]) -> Iterator[Pairs]:

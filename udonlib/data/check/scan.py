@@ -117,10 +117,10 @@ class ImageScan:
                 if not running:
                     break
                 chunk, future = running.popleft()
-                for position, found in zip(chunk, future.result(), strict=True):
-                    if isinstance(found, str):
-                        self.problems[position] = found
-                    yield position, None if isinstance(found, str) else found
+                for position, facts in zip(chunk, future.result(), strict=True):
+                    if isinstance(facts, str):
+                        self.problems[position] = facts
+                    yield position, None if isinstance(facts, str) else facts
                 done += len(chunk)
                 if self._progress:
                     self._progress(what, done, total)

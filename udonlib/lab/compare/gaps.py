@@ -18,12 +18,12 @@ from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.intervals import bootstrap_interval
-from udonlib.evaluation.outcomes import GROUPS, KEYS, _groups, paired
+from udonlib.evaluation.outcomes import GROUPS, KEYS, paired, whose_is_right
 from udonlib.presets import GapParams
 from udonlib.runs.find import find_run, that_tested
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import Run, load_run
-from udonlib.runs.specialists import _outcomes, find_specialists, specialist_outcomes
+from udonlib.runs.specialists import find_specialists, specialist_outcomes
 
 RIGHT, WRONG_CLASS, NOTHING = "right", "wrong class", "no neighbour"
 DIFFERENCE = "teacher - student"
@@ -150,7 +150,7 @@ def overlaps(neighbours: Iterable[Neighbours], k: int = 5) -> pd.DataFrame:
         table = {
             "domain": student.query_domain,
             "path": student.query_paths,
-            "group": _groups(student.hit[:, 0], teacher.hit[:, 0]),
+            "group": whose_is_right(student.hit[:, 0], teacher.hit[:, 0]),
             "overlap": shared[:, -1] / n_there,
             "rbo": rank_biased_overlap(shared, n_there),
         }
@@ -285,7 +285,7 @@ def open_gaps(params: GapParams) -> GapRun:
         if unknown:
             raise UserError(f"parameter 'domains': run {name!r} has no '{unknown}'; {nearest(unknown, domains)}")
         domains = tuple(name for name in domains if name in params.domains)
-    outcomes = _outcomes(run)
+    outcomes = run.outcomes()
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"])]
     specialists = find_specialists(run, params.specialists, params.outputs)
     if specialists:

@@ -18,7 +18,6 @@ from udonlib import fields
 from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
-from udonlib.evaluation.files import load_outcomes
 from udonlib.evaluation.intervals import paired_difference, row_interval
 from udonlib.lab.compare.ablations import EMBEDDERS
 from udonlib.params import WITHOUT_EFFECT, TrainParams
@@ -203,7 +202,7 @@ def _aligned(pair: Pair, found: list[dict[str, Neighbours]]) -> Iterator[tuple[N
 
 def _outcomes(run: RunFolder) -> pd.DataFrame:
     """Of the test queries in the merged index: domain, path and the metrics."""
-    table = load_outcomes(run.path / "outcomes.csv.gz")
+    table = run.outcomes()
     embedder = EMBEDDERS["features"] if _values(run).get("recipe") == "features" else "student"
     table = table[(table["embedder"] == embedder) & (table["index"] == "merged")]
     return table[["domain", "path", *(name for name in table if "_at_" in name)]].reset_index(drop=True)

@@ -21,8 +21,7 @@ from jaxtyping import Float, Float32, Int
 from udonlib.data.catalog import Catalog, Domain
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError, nearest
-from udonlib.evaluation.files import load_outcomes
-from udonlib.evaluation.outcomes import GROUPS, paired
+from udonlib.evaluation.outcomes import paired, whose_is_right
 from udonlib.evaluation.reading import in_batches, loading
 from udonlib.files import results_folder
 from udonlib.lab.explore import projections
@@ -237,7 +236,7 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
                 f"parameter 'domains': run {run.path.name!r} has no '{unknown}'; {nearest(unknown, domains)}"
             )
         domains = tuple(name for name in domains if name in params.domains)
-    outcomes = load_outcomes(run.path / "outcomes.csv.gz")
+    outcomes = run.outcomes()
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"]) & outcomes["domain"].isin(domains)]
     known = {part.embedder for part in neighbours}
     embedders = [name for name in ("student", "teacher") if name in known]
@@ -305,5 +304,4 @@ def _result(points: pd.DataFrame, r_at_1: Float[np.ndarray, "query"], answers: p
 def _gap(points: pd.DataFrame, answers: pd.DataFrame) -> np.ndarray:
     place = _answers(points, answers)
     student, teacher = (answers[name].to_numpy() > 0 for name in ("student", "teacher"))
-    group = np.array(GROUPS, dtype=object)[2 * ~teacher + ~student]
-    return np.where(place >= 0, group[place], NO_QUERY)
+    return np.where(place >= 0, whose_is_right(student, teacher)[place], NO_QUERY)

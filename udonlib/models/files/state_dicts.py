@@ -273,10 +273,10 @@ def _check_shape(name: str, match: Match, value: Tensor, owner: str) -> None:
     raise UserError(f"key '{name}' has shape {shape}, {owner} needs {expected}{cause}")
 
 
-def _checked(name: str, found: Tensor, value: Tensor, owner: str) -> Tensor:
-    if found.is_floating_point() != value.is_floating_point() or found.is_complex():
-        raise UserError(f"key '{name}' holds {found.dtype}, {owner} needs {value.dtype}")
-    found = found.to(value.dtype)
-    if not found.isfinite().all():
+def _checked(name: str, tensor: Tensor, value: Tensor, owner: str) -> Tensor:
+    if tensor.is_floating_point() != value.is_floating_point() or tensor.is_complex():
+        raise UserError(f"key '{name}' holds {tensor.dtype}, {owner} needs {value.dtype}")
+    tensor = tensor.to(value.dtype)
+    if not tensor.isfinite().all():
         raise UserError(f"key '{name}' holds values that are not finite")
-    return found
+    return tensor

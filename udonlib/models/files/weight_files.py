@@ -112,7 +112,7 @@ def read_npz(path: Path) -> Arrays:
     """
     with reading(path, "an npz archive of arrays"), zipfile.ZipFile(path) as archive:
         check_size(path, archive)
-        found = {}
+        arrays = {}
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             with archive.open(entry) as file:
@@ -122,8 +122,8 @@ def read_npz(path: Path) -> Arrays:
                 data = file.read()
             if len(data) != math.prod(shape) * dtype.itemsize or dtype.hasobject:
                 raise UserError(f"key {name!r} is damaged: {len(data)} bytes for {dtype} of shape {list(shape)}")
-            found[name] = np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
-        return found
+            arrays[name] = np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if fortran else "C")
+        return arrays
 
 
 def check_size(path: Path, archive: zipfile.ZipFile) -> None:
