@@ -324,12 +324,12 @@ class GridParams(ResultParams):
 class SamplerParams(RunDataParams):
     """What sampler.ipynb simulates and compares. Nothing is trained. None: as the run whose curves are fitted says."""
 
-    curves: str = Field(
+    run: str = Field(
         "auto",
         min_length=1,
-        description="learning curves: name or path of a finished run to fit them to; 'latest', the last of several "
-        "domains that finished, if there is one a dynamic one without offline teachers; 'drawn', from numbers of "
-        "classes and images; "
+        description="name or path of a finished run to fit the learning curves to; 'latest': the last of several "
+        "domains that finished, if there is one a dynamic one without offline teachers; 'drawn': none, they come from "
+        "numbers of classes and images; "
         "'auto': 'latest' where there is one, else 'drawn'",
     )
     start_loss: dict[str, Positive] = Field(
@@ -361,12 +361,12 @@ class SamplerParams(RunDataParams):
         "auto",
         min_length=1,
         description="dynamic run whose recorded allocation the simulation is held against; 'latest', the last that "
-        "finished; 'auto': that of `curves`",
+        "finished; 'auto': that of `run`",
     )
     runs: tuple[str, ...] = Field(
         ("auto",),
         description="runs whose allocations are overlaid: names or patterns with commas; 'latest', the last that "
-        "finished; 'auto': that of `curves` and its other seeds",
+        "finished; 'auto': that of `run` and its other seeds",
     )
     seed: Seed | None = Field(None, description="seed of the schedules")
 
@@ -405,9 +405,16 @@ class RunsParams(ResultParams):
         "recipe than B",
     )
     run_b: str = Field("auto", min_length=1, description="the same of B; 'auto': the best one")
+    run: str | None = Field(None, min_length=1, description="B by the name that other notebooks have for a run")
     k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
     n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
     seed: Seed = Field(0, description="seed of the galleries' choice")
+
+    @model_validator(mode="after")
+    def _one_b(self) -> "RunsParams":
+        if self.run is not None and self.run_b != "auto":
+            raise ParameterError({"run": f"found {self.run!r} beside run_b = {self.run_b!r}, which says the same"})
+        return self
 
 
 class SteerParams(ResultParams):

@@ -52,7 +52,7 @@ def run_all(lab: Lab, name: str, **values: object) -> Notebook:
 
 
 def test_a_slider_of_the_sampler_changes_its_picture(lab, results):
-    notebook = run_all(lab, "sampler.ipynb", curves="one", runs="one", outputs=str(results))
+    notebook = run_all(lab, "sampler.ipynb", run="one", runs="one", outputs=str(results))
     picture = notebook.page.locator(".udon-sim-picture")
     before = picture.inner_html()
     assert "<svg" in before

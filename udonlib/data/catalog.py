@@ -38,6 +38,10 @@ KNOWN_DOMAINS = (
 )
 
 
+class MissingDataError(DataError):
+    """No folder or archive where data should be: it has moved, or the name is misspelt."""
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images of one domain that are used together.
@@ -202,7 +206,7 @@ def _existing(path: str | Path, parameter: str) -> Path:
         parent = where.parent if where.parent.is_dir() else Path()
         beside = [entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".zip"]
         hint = nearest(where.name, ["miniuned", *beside][:20])
-        raise DataError(f"parameter '{parameter}': no folder or archive '{path}'; {hint}")
+        raise MissingDataError(f"parameter '{parameter}': no folder or archive '{path}'; {hint}")
     return where
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.runfolders import write_results, write_run
 from tests.helpers.waiting import wait_until
-from udonlib.errors import UserError
+from udonlib.errors import ParameterError, UserError
 from udonlib.lab.compare import runs_page
 from udonlib.lab.compare.runs_page import RunPage
 from udonlib.lab.views import front_end
@@ -118,7 +118,12 @@ def test_runs_are_chosen_by_name_by_age_or_by_themselves(runs):
     assert page(runs, run_a="best").chosen() == ("best", "plain")
     assert page(runs, run_a="best", run_b="best").chosen() == ("best", "best")  # unless somebody says so
     write_run(runs, "young", began="2026-05-01T00:00:00+0000")
-    assert page(runs, run_b="latest").chosen() == ("plain", "young")
+    assert page(runs, run_b="latest").chosen() == page(runs, run="latest").chosen() == ("plain", "young")
+    assert page(runs, run=str(runs / "runs" / "plain")).chosen() == ("best", "plain")
+    with pytest.raises(ParameterError, match="parameter 'run': found 'plain' beside run_b = 'best'"):
+        page(runs, run="plain", run_b="best")
+    with pytest.raises(ParameterError, match=r"parameter 'run_a': run 'third' is not among those listed: runs = 'b\*'"):
+        page(runs, run_a="third", runs="b*")
     with pytest.raises(UserError, match="parameter 'run_a': no run 'thrid' in .*; did you mean 'third'"):
         page(runs, run_a="thrid")
     assert [row.run for row in page(runs, runs="b*").rows] == ["best"]

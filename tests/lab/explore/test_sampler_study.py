@@ -40,12 +40,12 @@ def test_the_latest_dynamic_run_is_fitted_and_held_against_itself_with_its_seeds
 
 def test_the_simulation_of_a_run_is_close_to_its_record_also_with_curves_of_another(outputs):
     for curves, most in (("udon-s0", 0.2), ("turns", 0.5)):
-        off, equal = deviation(sampler_study.checked(opened(outputs, curves=curves, check="udon-s0")))
+        off, equal = deviation(sampler_study.checked(opened(outputs, run=curves, check="udon-s0")))
         assert off < most < equal
 
 
 def test_losses_come_with_the_images_they_are_means_of(outputs):
-    e = opened(outputs, curves="turns")
+    e = opened(outputs, run="turns")
     part = e.points[e.points["domain"] == "flags"]
     assert part["first"].tolist() == list(range(0, 2400, 240))
     assert part["last"].tolist() == list(range(240, 2640, 240))
@@ -76,9 +76,9 @@ def test_without_a_run_curves_are_drawn_from_the_data(tmp_path):
     assert sampler_study.checked(e).empty
     assert len(e.simulations) == 4
     with pytest.raises(
-        UserError, match="'curves': found 'latest', but there is no finished run of several domains in .*curves=drawn"
+        UserError, match="'run': found 'latest', but there is no finished run of several domains in .*run=drawn"
     ):
-        opened(tmp_path / "nothing", curves="latest")
+        opened(tmp_path / "nothing", run="latest")
 
 
 def test_parameters_change_curves_and_setting_and_then_the_run_is_no_check(outputs):
@@ -141,8 +141,8 @@ def test_other_data_than_the_runs_may_be_named_where_it_has_moved(outputs):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"curves": "udon-s9"}, "'curves': no run 'udon-s9' in .*did you mean 'udon-s0'|'udon-s1'"),
-        ({"curves": "half"}, "'curves': run 'half' is unfinished; finished runs with losses: turns, udon-s0, udon-s1"),
+        ({"run": "udon-s9"}, "'run': no run 'udon-s9' in .*did you mean 'udon-s0'|'udon-s1'"),
+        ({"run": "half"}, "'run': run 'half' is unfinished; finished runs with losses: turns, udon-s0, udon-s1"),
         ({"runs": "udom-*"}, "parameter 'runs': no finished run .* is called 'udom-\\*'; "),
         (
             {"check": "turns"},
@@ -174,7 +174,7 @@ def test_a_run_that_trained_nothing_has_no_curves(outputs):
     folder = write_sampled_run(outputs, "features")
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="run 'features' .*trained nothing: it has no losses"):
-        opened(outputs, curves="features")
+        opened(outputs, run="features")
     assert opened(outputs).source.path.name == "udon-s0"
 
 
@@ -185,12 +185,12 @@ def test_a_domain_that_got_nothing_has_no_curve_and_can_be_left_out(outputs):
         record.get("losses", {}).pop("flags", None)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
     with pytest.raises(UserError, match="run 'starved' recorded no losses of flags; leave them out"):
-        opened(outputs, curves="starved")
-    assert opened(outputs, curves="starved", domains="emoji,logos").names == ("emoji", "logos")
+        opened(outputs, run="starved")
+    assert opened(outputs, run="starved", domains="emoji,logos").names == ("emoji", "logos")
 
 
 def test_one_domain_alone_gets_everything(outputs):
     write_sampled_run(outputs, "specialist", domains=("emoji",), recipe="specialist", strategy="round_robin", age=-5)
     assert "specialist" not in [run.path.name for run in opened(outputs, runs="*").runs]
-    alone = opened(outputs, curves="specialist")
+    alone = opened(outputs, run="specialist")
     assert all((one.shares == 1).all() for one in alone.simulations)

@@ -133,7 +133,7 @@ def test_the_check_says_how_far_off_the_simulation_is(explored):
 
 
 def test_the_check_names_the_run_that_the_curves_come_from(tmp_path, explored):
-    fig = sampler_views.check_chart(opened(tmp_path / "results", curves="turns-s0", check="udon-s0"))
+    fig = sampler_views.check_chart(opened(tmp_path / "results", run="turns-s0", check="udon-s0"))
     assert "udon-s0: simulated from the losses of turns-s0" in fig.layout.title.text
 
 

@@ -108,7 +108,7 @@ class RunPage:
         self._wake, self._ended = threading.Event(), threading.Event()
         self._drawing = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wanted = [self._named(parameter) for parameter in ("run_a", "run_b")]
+        self._wanted = [self._named(parameter) for parameter in ("run_a", "run" if params.run else "run_b")]
         if RunPage._open is not None:
             RunPage._open.close()
         RunPage._open = self

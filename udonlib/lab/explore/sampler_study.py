@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from udonlib import presets
-from udonlib.data.catalog import Catalog, load_catalog
+from udonlib.data.catalog import Catalog, MissingDataError, load_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.explore.simulation import (
@@ -74,7 +74,7 @@ def open_sampler(params: SamplerParams) -> Explored:
         UserError: no such run, or one that is unfinished or trained nothing; data that is gone; names of domains that
             are not there, with the nearest ones; a check against a run that was not dynamic or had other domains.
     """
-    source = _source(params.curves, params.outputs)
+    source = _source(params.run, params.outputs)
     trained = source.params if source else presets.load(DRAWN)
     catalog = _catalog(params, trained, source)
     if source:
@@ -195,7 +195,7 @@ TRAINED = Question("finished run with losses", "summary.json", _not_trained)
 FITTED = dataclasses.replace(
     SHARED,
     rank=lambda run: (run.params.sampler != "dynamic", run.params.offline_teachers is not None),
-    advice="train one, or draw the curves: curves=drawn",
+    advice="train one, or draw the curves: run=drawn",
 )
 DYNAMIC = Question(
     "finished run with a dynamic sampler", "summary.json", _not_dynamic, rank=lambda run: len(_domains(run)) == 1
@@ -208,13 +208,13 @@ def _domains(folder: RunFolder) -> list[str]:
     return list(read_record(line)["weights"]) if line else []
 
 
-def _source(curves: str, outputs: str) -> RunFolder | None:
+def _source(name: str, outputs: str) -> RunFolder | None:
     """The run that curves are fitted to; "latest": the last one, dynamic ones and new teachers first."""
-    if curves == "drawn" or (curves == "auto" and not any(runs_for(FITTED, outputs))):
+    if name == "drawn" or (name == "auto" and not any(runs_for(FITTED, outputs))):
         return None
-    if curves in ("auto", "latest"):
-        return find_run("latest", FITTED, outputs, "curves")
-    return find_run(curves, TRAINED, outputs, "curves")
+    if name in ("auto", "latest"):
+        return find_run("latest", FITTED, outputs)
+    return find_run(name, TRAINED, outputs)
 
 
 def _catalog(
@@ -226,8 +226,8 @@ def _catalog(
     wanted = domains or (trained.domains if params.domains == "all" else params.domains)
     try:
         return load_catalog(data, wanted, images)
-    except UserError as error:
-        if source is None or params.data != "auto" or "parameter 'data'" not in str(error):
+    except MissingDataError as error:
+        if source is None or params.data != "auto":
             raise
         raise UserError(
             f"run {source.path.name!r} was trained on {data!r}: {error}; or say where it is: data=..."
