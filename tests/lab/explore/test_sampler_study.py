@@ -61,7 +61,7 @@ def test_the_loss_is_the_one_that_steers_the_sampler(tmp_path):
     write_sampled_run(outputs, "alone", terms=("ce_student",), recipe="us_rr", strategy="round_robin")
     write_sampled_run(outputs, "both", terms=both)
     for name, loss in (("teacher", "teacher"), ("student", "student"), ("alone", "student"), ("both", "teacher")):
-        e = opened(outputs, curves=name)
+        e = opened(outputs, run=name)
         assert sampler_study.steering_loss(e.source) == loss
         assert e.points["loss"].max() < 10
 
@@ -187,6 +187,15 @@ def test_a_domain_that_got_nothing_has_no_curve_and_can_be_left_out(outputs):
     with pytest.raises(UserError, match="run 'starved' recorded no losses of flags; leave them out"):
         opened(outputs, run="starved")
     assert opened(outputs, run="starved", domains="emoji,logos").names == ("emoji", "logos")
+
+
+def test_the_latest_run_is_of_several_domains_and_for_the_curves_a_dynamic_one_if_there_is_one(outputs):
+    latest = opened(outputs, run="latest", check="latest", runs="latest")
+    assert latest.source.path.name == latest.check.path.name == "udon-s0"
+    assert [run.path.name for run in latest.runs] == ["turns"]
+    write_sampled_run(outputs, "specialist", domains=("emoji",), recipe="specialist", strategy="round_robin", age=-5)
+    again = opened(outputs, run="latest", runs="latest")
+    assert [run.path.name for run in (again.source, *again.runs)] == ["udon-s0", "turns"]
 
 
 def test_one_domain_alone_gets_everything(outputs):
