@@ -49,7 +49,38 @@ class Question:
         return self.what.replace("run", "runs", 1)
 
 
-def find_run(name: str, question: Question, outputs: str = "auto", parameter: str = "run") -> RunFolder:
+def _unfinished(run: RunFolder) -> str:
+    return "" if run.status == "finished" else f"is {run.status}"
+
+
+def _not_answered(run: RunFolder) -> str:
+    return _unfinished(run) or ("" if run.params and (run.path / OUTCOMES).exists() else f"has no {OUTCOMES}")
+
+
+def _not_kept(run: RunFolder) -> str:
+    coming = f"its first validation comes at step {run.params.eval_every:,}"
+    return "" if run.best.exists() else f"has no checkpoint yet: it is {run.status}, and {coming}"
+
+
+def that_tested(embedder: str) -> Question:
+    """Ask for a finished run that tested an embedder and kept its queries' neighbours."""
+
+    def lacks(run: RunFolder) -> str:
+        if missing := _not_answered(run):
+            return missing
+        if embedder not in set(run.evaluation()["embedder"]):
+            return f"(recipe {run.params.recipe!r}) has no {embedder}"
+        return "" if (run.path / NEIGHBOURS).exists() else f"has no {NEIGHBOURS}"
+
+    return Question("finished run" + " with teachers" * (embedder == "teacher"), "summary.json", lacks)
+
+
+RUN = Question("run", METRICS, rank=lambda run: not is_locked(run.path))
+KEPT = Question("run with a checkpoint", "checkpoints/best.pt", _not_kept)
+ANSWERED = Question("finished run", "summary.json", _not_answered)
+
+
+def find_run(name: str, question: Question = RUN, outputs: str = "auto", parameter: str = "run") -> RunFolder:
     """An existing run that answers a question: by its name or path, or "latest".
 
     Args:
@@ -85,34 +116,3 @@ def _answers(run: RunFolder, question: Question) -> bool:
         return not question.lacks(run)
     except (OSError, KeyError, ValueError):  # UserError is one of the last
         return False
-
-
-def _unfinished(run: RunFolder) -> str:
-    return "" if run.status == "finished" else f"is {run.status}"
-
-
-def _not_answered(run: RunFolder) -> str:
-    return _unfinished(run) or ("" if run.params and (run.path / OUTCOMES).exists() else f"has no {OUTCOMES}")
-
-
-def _not_kept(run: RunFolder) -> str:
-    coming = f"its first validation comes at step {run.params.eval_every:,}"
-    return "" if run.best.exists() else f"has no checkpoint yet: it is {run.status}, and {coming}"
-
-
-def that_tested(embedder: str) -> Question:
-    """Ask for a finished run that tested an embedder and kept its queries' neighbours."""
-
-    def lacks(run: RunFolder) -> str:
-        if missing := _not_answered(run):
-            return missing
-        if embedder not in set(run.evaluation()["embedder"]):
-            return f"(recipe {run.params.recipe!r}) has no {embedder}"
-        return "" if (run.path / NEIGHBOURS).exists() else f"has no {NEIGHBOURS}"
-
-    return Question("finished run" + " with teachers" * (embedder == "teacher"), "summary.json", lacks)
-
-
-RUN = Question("run", METRICS, rank=lambda run: not is_locked(run.path))
-KEPT = Question("run with a checkpoint", "checkpoints/best.pt", _not_kept)
-ANSWERED = Question("finished run", "summary.json", _not_answered)
