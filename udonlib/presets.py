@@ -227,9 +227,7 @@ class GapParams(RunDataParams):
     """What gaps.ipynb compares: student, teachers and specialists of a finished run. Nothing is trained."""
 
     run: str = Field(
-        "latest",
-        min_length=1,
-        description="name or path of a finished run with teachers; 'latest': the last that finished",
+        "latest", min_length=1, description="name or path of a finished run with teachers; 'latest': it finished last"
     )
     specialists: str = Field(
         "auto",
@@ -257,11 +255,7 @@ class EvaluateParams(ComputeParams):
     data: str = Field(
         "auto", min_length=1, description="'auto': the run's own, or miniuned where there is none; or a folder or zip"
     )
-    run: str | None = Field(
-        None,
-        min_length=1,
-        description="name or path of a run, whose best model is taken; 'latest': the last to keep one",
-    )
+    run: str | None = Field(None, min_length=1, description="name or path of a run; 'latest': its model was kept last")
     checkpoint: str | None = Field(None, min_length=1, description="a run's .pt, or a checkpoint of the reference")
     descriptors: str | None = Field(
         None, min_length=1, description="vectors of the images: .json, .npz, or UnED's descriptors_step_N.pkl"
@@ -329,8 +323,7 @@ class SamplerParams(RunDataParams):
         min_length=1,
         description="name or path of a finished run to fit the learning curves to; 'latest': the last of several "
         "domains that finished, if there is one a dynamic one without offline teachers; 'drawn': none, they come from "
-        "numbers of classes and images; "
-        "'auto': 'latest' where there is one, else 'drawn'",
+        "numbers of classes and images; 'auto': 'latest' where there is one, else 'drawn'",
     )
     start_loss: dict[str, Positive] = Field(
         {}, description="domain -> loss before its first image, where it is to be another than fitted or drawn"
@@ -360,8 +353,8 @@ class SamplerParams(RunDataParams):
     check: str = Field(
         "auto",
         min_length=1,
-        description="dynamic run whose recorded allocation the simulation is held against; 'latest', the last that "
-        "finished; 'auto': that of `run`",
+        description="dynamic run whose recorded allocation the simulation is held against; 'latest': it finished last; "
+        "'auto': that of `run`",
     )
     runs: tuple[str, ...] = Field(
         ("auto",),
@@ -376,9 +369,7 @@ class SamplerParams(RunDataParams):
 class EmbeddingsParams(RunDataParams, ComputeParams):
     """What embeddings.ipynb shows: the test images of a finished run in two dimensions, and who is near whom."""
 
-    run: str = Field(
-        "latest", min_length=1, description="name or path of a finished run; 'latest': the last that finished"
-    )
+    run: str = Field("latest", min_length=1, description="name or path of a finished run; 'latest': it finished last")
     embedder: Literal["student", "teacher"] = Field(
         "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
     )
@@ -401,20 +392,13 @@ class RunsParams(ResultParams):
     run_a: str = Field(
         "auto",
         min_length=1,
-        description="name or path of a run; 'latest': the one that trains, or wrote last; 'auto': the best of another "
-        "recipe than B",
+        description="name or path of a run; 'latest': it trains, or wrote last; 'auto': the best of another recipe",
     )
     run_b: str = Field("auto", min_length=1, description="the same of B; 'auto': the best one")
     run: str | None = Field(None, min_length=1, description="B by the name that other notebooks have for a run")
     k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
     n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
     seed: Seed = Field(0, description="seed of the galleries' choice")
-
-    @model_validator(mode="after")
-    def _one_b(self) -> "RunsParams":
-        if self.run is not None and self.run_b != "auto":
-            raise ParameterError({"run": f"found {self.run!r} beside run_b = {self.run_b!r}, which says the same"})
-        return self
 
 
 class SteerParams(ResultParams):

@@ -108,6 +108,8 @@ class RunPage:
         self._wake, self._ended = threading.Event(), threading.Event()
         self._drawing = threading.Lock()
         self._thread: threading.Thread | None = None
+        if params.run is not None and params.run_b != "auto":
+            raise ParameterError({"run": f"found {params.run!r} beside run_b = {params.run_b!r}, which says the same"})
         self._wanted = [self._named(parameter) for parameter in ("run_a", "run" if params.run else "run_b")]
         if RunPage._open is not None:
             RunPage._open.close()
