@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import errno
+import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from tests import PROJECT
+from tests.helpers.missing import script_without
 from udonlib import files
 from udonlib.files import (
     DiskError,
@@ -271,8 +274,18 @@ print(json.dumps([udonlib.__file__, ends[0]["steps"], str(run.path), note["commi
 """
 
 
+def extra(installed: Path, name: str) -> set[str]:
+    """The packages that the wheel's metadata lists for one of its extras."""
+    [metadata] = installed.glob("udonlib-*.dist-info")
+    requirements = importlib.metadata.PathDistribution(metadata).requires or []
+    return {re.split(r"[<>=!;]", line)[0] for line in requirements if f'extra == "{name}"' in line}
+
+
 def test_an_installed_udonlib_trains_a_preset_and_writes_where_one_works(installed, tmp_path):
-    done = python(installed, tmp_path, "-c", TRAIN)
+    """Without the packages of the extra `lab`, which only notebooks need."""
+    lab = extra(installed, "lab")
+    assert {"plotly", "ipywidgets", "jupyterlab", "papermill"} <= lab
+    done = python(installed, tmp_path, "-c", script_without(lab, TRAIN))
     assert done.returncode == 0, done.stderr
     file, steps, path, commit, version = json.loads(done.stdout.splitlines()[-1])
     assert Path(file).is_relative_to(installed)
