@@ -46,6 +46,7 @@ class Question:
 
     @property
     def several(self) -> str:
+        """What they are called where there are more than one."""
         return self.what.replace("run", "runs", 1)
 
 
