@@ -107,7 +107,6 @@ WITHOUT_IMPORT = {
     },
     "lab": {
         "faiss-cpu": "the search of own images will use it",
-        "jinja2": "pandas draws tables with it",
         "jupyterlab": "opens the notebooks",
     },
 }
@@ -401,7 +400,6 @@ TESTED_WITH = {
     "runs/sources": "runs/test_evaluations",
     "training/interventions": "training/test_steering",
     "lab/views/evaluation_views": "runs/test_evaluations",
-    "lab/views/panel_controls": "lab/views/test_panel",
     "lab/views/panel_views": "lab/views/test_panel",
     "lab/explore/embedding_sheets": "lab/explore/test_embedding_explorer",
 }

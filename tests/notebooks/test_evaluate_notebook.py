@@ -65,7 +65,7 @@ def test_a_run_is_evaluated_on_somebodys_own_folder(run, evaluated):
     tables = [part for part in html(out) if "R@1</th>" in part]
     assert ["merged index," in part for part in tables] == [True, False]
     assert ["separate index," in part for part in tables] == [False, True]
-    assert all(len(re.findall(r"\d+\.\d <small>±\d+\.\d<", part)) == 3 * 2 for part in tables)
+    assert all(len(re.findall(r"\d+\.\d <small>± \d+\.\d<", part)) == 3 * 2 for part in tables)
     for value in found.query("index == 'merged'")["r_at_1"]:
         assert f"{value:.1f} <small>" in tables[0]
     shown = outputs(out)

@@ -53,7 +53,7 @@ def test_the_table_compares_student_teacher_and_specialist_as_the_run_measured_t
     measured = pd.read_csv(run / "evaluation.csv").query("index == 'merged' and domain == 'mean'")
     for embedder in ("student", "teacher"):
         value = measured.set_index("embedder")["r_at_1"][embedder]
-        assert f">{value:.1f} <small>±" in html
+        assert f">{value:.1f} <small>± " in html
     assert "specialist-miniuned-s0-" in html
 
 

@@ -52,7 +52,7 @@ def test_the_train_notebook_tabulates_students_teachers_and_baselines_with_inter
     ]
     for column in ("student", "teacher", "features", "pixels"):
         assert f">{column}<" in table
-    assert len(re.findall(r"\d+\.\d <small>±\d+\.\d<", table)) == 3 * 4 * 2
+    assert len(re.findall(r"\d+\.\d <small>± \d+\.\d<", table)) == 3 * 4 * 2
 
 
 def test_the_run_is_where_the_notebook_says(trained):

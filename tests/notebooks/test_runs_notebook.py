@@ -69,7 +69,7 @@ def test_the_table_shows_what_each_run_measured(executed):
         row = table.query("index == 'merged' and domain == 'mean' and embedder == 'student'").iloc[0]
         line = re.search(f'<tr data-run="{name}">.*?</tr>', html(executed / "runs.ipynb")).group()
         half = (row["r_at_1_high"] - row["r_at_1_low"]) / 2
-        assert f">{row['r_at_1']:.1f} <small>±{half:.1f}</small><" in line
+        assert f">{row['r_at_1']:.1f} <small>± {half:.1f}</small><" in line
         assert "✓ finished" in line
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.grids import small_grid
 from udonlib.lab.compare import ablation_views
 from udonlib.lab.compare.ablations import COSTS, INTERVAL, GridTables
-from udonlib.lab.views import style
+from udonlib.lab.views import live, style
 from udonlib.runs.grid import Progress, State
 
 DOMAINS = ["emoji", "flags"]
@@ -49,9 +49,19 @@ def cells(table) -> list[list[str]]:
 def test_results_show_means_differences_and_costs():
     head, udon, no_kl, us_rr = cells(ablation_views.results_table(tables()))
     assert head[2:6] == ["R@1, %", "− udon", "mMP@5, %", "− udon"]
-    assert udon == ["udon", "3", "50.0 ± 1.0", "–", "50.0 ± 1.0", "–", "1,000", "0.81 M / 2.30 M", "0.0206"]
-    assert no_kl[3] == "<b>−1.0 ± 0.5</b>"
-    assert us_rr[3] == "−1.0 ± 2.0"
+    assert udon == [
+        "udon",
+        "3",
+        "50.0 <small>± 1.0</small>",
+        "–",
+        "50.0 <small>± 1.0</small>",
+        "–",
+        "1,000",
+        "0.81 M / 2.30 M",
+        "0.0206",
+    ]
+    assert no_kl[3] == "<b>−1.0 <small>± 0.5</small></b>"
+    assert us_rr[3] == "−1.0 <small>± 2.0</small>"
 
 
 def test_domains_show_figures_or_differences_with_the_mean_last():
@@ -148,7 +158,7 @@ def test_progress_in_a_cell_is_redrawn(monkeypatch):
         def update(self, shown):
             drawn.append(shown.data)
 
-    monkeypatch.setattr(ablation_views, "display", lambda *_, **__: Handle())
+    monkeypatch.setattr(live, "display", lambda *_, **__: Handle())
     ablation_views.show(iter(STORY), live=True, clock=lambda: 0.0)
     assert len(drawn) == 2  # the first state at once, the last one in the end; half a second lies between others
     assert drawn[-1].count("<tr>") == 3

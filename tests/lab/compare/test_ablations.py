@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.grids import finish, small_grid
 from udonlib.errors import UserError
 from udonlib.evaluation.files import load_outcomes, save_outcomes
-from udonlib.lab.compare.ablations import collect, export, label, markdown
+from udonlib.lab.compare.ablations import collect, export, markdown
+from udonlib.lab.views.style import metric_label
 from udonlib.training.interventions import Intervention
 
 
@@ -149,7 +150,7 @@ def test_sure_differences_are_bold_and_signed(grid):
 
 
 def test_metrics_have_names_to_show():
-    assert [label(name) for name in ("r_at_1", "mmp_at_5", "mmp_at_10")] == ["R@1", "mMP@5", "mMP@10"]
+    assert [metric_label(name) for name in ("r_at_1", "mmp_at_5", "mmp_at_10")] == ["R@1", "mMP@5", "mMP@10"]
 
 
 def test_a_run_that_a_person_steered_is_not_counted_as_what_its_parameters_do(grid):

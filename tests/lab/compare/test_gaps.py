@@ -70,7 +70,7 @@ def test_differences_are_means_over_queries_then_domains(data):
         teacher = data.draw(st.lists(st.integers(0, 1), min_size=len(student), max_size=len(student)))
         right[domain] = (student, teacher)
     table = outcomes({e: {d: pair[i] for d, pair in right.items()} for i, e in enumerate(("student", "teacher"))})
-    found = gaps.differences(table).set_index("domain")
+    found = gaps.between_embedders(table).set_index("domain")
     naive = {d: 100 * (np.mean(teacher) - np.mean(student)) for d, (student, teacher) in right.items()}
     naive["mean"] = np.mean(list(naive.values()))
     assert found["mean"].to_dict() == pytest.approx(naive)
@@ -86,13 +86,13 @@ def test_the_interval_of_a_difference_is_paired_by_query():
     teacher = student.copy()
     teacher[:4] = 1 - teacher[:4]
     table = outcomes({"student": {"emoji": student.tolist()}, "teacher": {"emoji": teacher.tolist()}})
-    found = gaps.differences(table).iloc[0]
+    found = gaps.between_embedders(table).iloc[0]
     # 4 of 200 differ: a standard deviation of at most sqrt(0.02 / 200) = 1 point; unpaired it would be 5.
     assert found["high"] - found["low"] < 5
     level = gaps.levels(table).iloc[0]
     assert level["high"] - level["low"] > 10
     same = outcomes({"student": {"emoji": student.tolist()}, "teacher": {"emoji": student.tolist()}})
-    assert gaps.differences(same)[["mean", "low", "high"]].to_numpy().tolist() == [[0, 0, 0]] * 2
+    assert gaps.between_embedders(same)[["mean", "low", "high"]].to_numpy().tolist() == [[0, 0, 0]] * 2
 
 
 def test_each_pair_of_embedders_is_compared_on_the_domains_that_both_have():
@@ -103,7 +103,7 @@ def test_each_pair_of_embedders_is_compared_on_the_domains_that_both_have():
             "student": {"emoji": [0], "flags": [0, 0]},
         }
     )
-    found = gaps.differences(table).set_index(["one", "other", "domain"])["mean"].to_dict()
+    found = gaps.between_embedders(table).set_index(["one", "other", "domain"])["mean"].to_dict()
     assert found == {
         ("teacher", "student", "emoji"): 100.0,
         ("teacher", "student", "flags"): 50.0,

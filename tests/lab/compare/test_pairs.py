@@ -26,19 +26,19 @@ def pair(tmp_path, a=A, b=B, domains="all", **changes) -> Pair:
 def test_differences_are_b_minus_a_of_the_same_queries(tmp_path):
     found = pair(tmp_path)
     assert found.notes == ()
-    table = pairs.differences(found).set_index("domain")
+    table = pairs.between_runs(found).set_index("domain")
     assert table.loc["emoji", ["n_queries", "a", "b", "mean"]].tolist() == pytest.approx([6, 50, 500 / 6, 200 / 6])
     assert table.loc["flags", ["n_queries", "a", "b", "mean"]].tolist() == pytest.approx([4, 25, 50, 25])
     assert table.loc["mean", ["n_queries", "a", "b", "mean"]].tolist() == pytest.approx([10, 37.5, 200 / 3, 175 / 6])
     assert (table["low"] < table["mean"]).all()
     assert (table["high"] > table["mean"]).all()
-    half = pairs.differences(found, "mmp_at_5").set_index("domain")
+    half = pairs.between_runs(found, "mmp_at_5").set_index("domain")
     assert half["mean"].tolist() == pytest.approx((table["mean"] / 2).tolist())
 
 
 def test_a_pair_of_one_run_with_itself_differs_in_nothing(tmp_path):
     run = RunFolder(write_run(tmp_path, "one", A))
-    found = pairs.differences(open_pair(run, run))
+    found = pairs.between_runs(open_pair(run, run))
     assert (found[["mean", "low", "high"]] == 0).all(axis=None)
     assert pairs.parameters(run, run).empty
 
@@ -47,7 +47,7 @@ def test_the_interval_is_paired_by_query(tmp_path):
     """What both find hard does not widen it: a run that is right in exactly one more of 100 alternating queries."""
     one = [0.0, 1.0] * 50
     other = [1.0, *one[1:]]
-    table = pairs.differences(pair(tmp_path, {"emoji": one}, {"emoji": other})).set_index("domain")
+    table = pairs.between_runs(pair(tmp_path, {"emoji": one}, {"emoji": other})).set_index("domain")
     assert table.loc["emoji", "mean"] == pytest.approx(1)
     assert table.loc["emoji", "high"] < 5  # unpaired, it would reach beyond 14
     assert table.loc["emoji", "low"] == 0
@@ -74,7 +74,7 @@ def test_other_domains_are_left_out_and_said(tmp_path):
 def test_other_queries_are_compared_where_they_agree(tmp_path):
     found = pair(tmp_path, a={"emoji": [1, 0, 0, 1, 1]}, b={"emoji": [1, 1, 0]})
     assert "only those are compared: emoji (3 of 5 and 3)." in " ".join(found.notes)
-    assert pairs.differences(found)[["n_queries", "mean"]].to_numpy().tolist() == [[3, pytest.approx(100 / 3)]] * 2
+    assert pairs.between_runs(found)[["n_queries", "mean"]].to_numpy().tolist() == [[3, pytest.approx(100 / 3)]] * 2
 
 
 def test_queries_are_matched_by_path_and_not_by_place(tmp_path):
@@ -83,7 +83,7 @@ def test_queries_are_matched_by_path_and_not_by_place(tmp_path):
     table = pd.read_csv(file)
     table.sample(frac=1, random_state=0).to_csv(file, index=False)
     shuffled = open_pair(straight.a, straight.b)
-    for table in (pairs.differences, pairs.changed):
+    for table in (pairs.between_runs, pairs.changed):
         pd.testing.assert_frame_equal(
             table(shuffled).sort_values("domain", ignore_index=True),
             table(straight).sort_values("domain", ignore_index=True),
@@ -198,7 +198,7 @@ def test_a_run_of_recipe_features_is_compared_by_its_features(tmp_path):
     own = table.assign(embedder="features", r_at_1=1.0)
     pd.concat([table, own]).to_csv(folder / "outcomes.csv.gz", index=False)
     found = open_pair(RunFolder(folder), RunFolder(write_run(tmp_path, "other", B)))
-    assert pairs.differences(found)["a"].tolist() == [100, 100, 100]
+    assert pairs.between_runs(found)["a"].tolist() == [100, 100, 100]
 
 
 def test_neighbours_in_images_of_two_places_are_not_shown_together(searched, tmp_path):

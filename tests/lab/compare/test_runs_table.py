@@ -29,7 +29,7 @@ def cell(html: str, run: str, column: str) -> str:
 
 def test_cells_show_figures_with_units_and_intervals():
     html = runs_table.static_table(ROWS, HOME).html
-    assert cell(html, "best", "r_at_1") == "100.0 <small>±0.5</small>"
+    assert cell(html, "best", "r_at_1") == "100.0 <small>± 0.5</small>"
     assert cell(html, "best", "train_seconds") == "1:05"
     assert cell(html, "good", "n_parameters_trained") == "2.15 M"
     assert cell(html, "good", "train_seconds") == "–"

@@ -33,22 +33,22 @@ def found(results) -> embedding_map.EmbeddingMap:
 
 
 @pytest.fixture
-def shown(found) -> embedding_explorer.Explorer:
-    return embedding_explorer.Explorer(found)
+def shown(found) -> embedding_explorer.EmbeddingExplorer:
+    return embedding_explorer.EmbeddingExplorer(found)
 
 
 def text(widget) -> str:
     return unescape(re.sub(r"<[^>]+>", " ", widget.value))
 
 
-def lasso(shown: embedding_explorer.Explorer, rows, view: str = "student") -> None:
+def lasso(shown: embedding_explorer.EmbeddingExplorer, rows, view: str = "student") -> None:
     """What the browser does when somebody draws around points, or clicks one."""
     shown.maps[view].widget.set_state(
         {"selection": {"view": np.array(rows, "uint32"), "dtype": "uint32", "shape": [len(rows)]}}
     )
 
 
-def selected(shown: embedding_explorer.Explorer, view: str) -> list[int]:
+def selected(shown: embedding_explorer.EmbeddingExplorer, view: str) -> list[int]:
     return sorted(int(row) for row in shown.maps[view].widget.selection)
 
 
@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_breaks(shown, found):
     assert shown.sheet.value
 
 
-def hover(shown: embedding_explorer.Explorer, row: object, view: str = "student") -> dict:
+def hover(shown: embedding_explorer.EmbeddingExplorer, row: object, view: str = "student") -> dict:
     """What the browser gets when the pointer rests on a point; {} for no answer."""
     widget, sent = shown.maps[view].widget, []
     widget.send = lambda content, buffers=None: sent.append(content)
@@ -146,7 +146,7 @@ def test_a_point_that_is_not_there_has_no_answer(shown, row):
     assert hover(shown, row) == {}
 
 
-def colours_of(shown: embedding_explorer.Explorer, view: str = "student") -> list[str]:
+def colours_of(shown: embedding_explorer.EmbeddingExplorer, view: str = "student") -> list[str]:
     """The colour of each point as the browser draws it."""
     widget = shown.maps[view].widget
     colours = ["#" + "".join(f"{round(255 * part):02x}" for part in colour[:3]) for colour in widget.color]
@@ -176,7 +176,7 @@ def test_one_domain_alone_can_be_shown(shown, found):
     assert all(drawn.widget.filter is None for drawn in shown.maps.values())
 
 
-def places(shown: embedding_explorer.Explorer, view: str) -> np.ndarray:
+def places(shown: embedding_explorer.EmbeddingExplorer, view: str) -> np.ndarray:
     return shown.maps[view].widget.points[:, :2] * 1.05  # the scale of the axes
 
 
@@ -193,7 +193,7 @@ def test_a_umap_is_computed_beside_says_so_and_is_kept(results, monkeypatch):
     quick_umap(monkeypatch)
     found = open_small(results, umap_neighbours=6)
     found.embed()
-    shown = embedding_explorer.Explorer(found)
+    shown = embedding_explorer.EmbeddingExplorer(found)
     said: list[str] = []
     shown.status.observe(lambda change: said.append(text(shown.status)), "value")
     shown.projection.value = "umap"
@@ -205,7 +205,7 @@ def test_a_umap_is_computed_beside_says_so_and_is_kept(results, monkeypatch):
     np.testing.assert_allclose(places(shown, "student"), found.layout("student", "umap").xy, atol=1e-5)
     assert "UMAP, 6 neighbours" in text(shown.captions["student"])
     said.clear()
-    again = embedding_explorer.Explorer(found)
+    again = embedding_explorer.EmbeddingExplorer(found)
     again.projection.value = "umap"
     assert again._work is None  # at once
     np.testing.assert_array_equal(places(again, "teachers"), places(shown, "teachers"))
@@ -214,7 +214,7 @@ def test_a_umap_is_computed_beside_says_so_and_is_kept(results, monkeypatch):
 def test_the_way_back_to_pca_is_open_while_a_umap_is_computed(shown, found, monkeypatch):
     computed, go_on = found.layout, threading.Event()
 
-    def slow(view: str, projection: str, say: object = None) -> embedding_map.Layout:
+    def slow(view: str, projection: str, say: object = None) -> embedding_map.MapLayout:
         assert projection == "pca" or go_on.wait(SECONDS)
         return computed(view, "pca")
 
@@ -247,7 +247,7 @@ def test_a_umap_that_fails_leaves_the_map_and_says_why(shown, found, monkeypatch
 def test_a_run_without_teachers_has_one_map(results):
     found = open_small(results, run="plain")
     found.embed()
-    shown = embedding_explorer.Explorer(found)
+    shown = embedding_explorer.EmbeddingExplorer(found)
     assert list(shown.maps) == ["student"]
     lasso(shown, [0])
     assert shown.sheet.value
@@ -268,11 +268,11 @@ def test_every_control_can_be_found_by_its_class(shown):
 
 def test_without_a_front_end_a_figure_takes_the_explorers_place(found, monkeypatch):
     monkeypatch.setenv("UDON_LIVE", "0")
-    fig = embedding_explorer.show(found)
+    fig = embedding_explorer.explore(found)
     assert isinstance(fig, go.Figure)
     assert sum(len(trace.x) for trace in fig.data) == 2 * (N_QUERIES + 27)
     monkeypatch.setenv("UDON_LIVE", "1")
-    assert "udon-explorer" in embedding_explorer.show(found).box._dom_classes
+    assert "udon-explorer" in embedding_explorer.explore(found).box._dom_classes
 
 
 def test_a_saved_notebook_keeps_a_picture_of_the_maps_as_they_are_coloured(shown, monkeypatch):

@@ -29,7 +29,7 @@ FLAGS = neighbours("flags", [[3, 0, 5], [0, 4, 3]], [[1, 0, 0], [0, 1, 1]])
 
 @pytest.fixture
 def found() -> nb.Lists:
-    return nb.lists([EMOJI, FLAGS], "student", 3)
+    return nb.gather([EMOJI, FLAGS], "student", 3)
 
 
 def test_lists_know_their_queries_and_the_domains_of_their_neighbours(found):
@@ -42,22 +42,22 @@ def test_lists_know_their_queries_and_the_domains_of_their_neighbours(found):
 
 def test_lists_take_the_wanted_embedder_domains_and_ranks():
     teacher = neighbours("flags", [[3]], [[1]], "teacher")
-    found = nb.lists([EMOJI, FLAGS, teacher], "student", 2, ["flags"])
+    found = nb.gather([EMOJI, FLAGS, teacher], "student", 2, ["flags"])
     assert found.position.tolist() == [[3, 0], [0, 4]]
     assert [found.query(row) for row in range(2)] == [("flags", "flags-q0"), ("flags", "flags-q1")]
-    assert nb.lists([EMOJI, teacher], "teacher", 1).position.tolist() == [[3]]
+    assert nb.gather([EMOJI, teacher], "teacher", 1).position.tolist() == [[3]]
 
 
 def test_lists_are_of_the_merged_index_alone():
     separate = dataclasses.replace(FLAGS, index="separate")
-    assert len(nb.lists([EMOJI, separate], "student", 3)) == 3
+    assert len(nb.gather([EMOJI, separate], "student", 3)) == 3
 
 
 def test_too_many_neighbours_and_an_absent_embedder_are_refused():
     with pytest.raises(UserError, match="parameter 'k': found 4, but 3 neighbours were kept; valid: 1 to 3"):
-        nb.lists([EMOJI], "student", 4)
+        nb.gather([EMOJI], "student", 4)
     with pytest.raises(UserError, match="no neighbours of the teacher were kept for flags"):
-        nb.lists([EMOJI], "teacher", 1, ["flags"])
+        nb.gather([EMOJI], "teacher", 1, ["flags"])
 
 
 def test_hubs_are_counted(found):
@@ -72,7 +72,7 @@ def test_hubs_are_counted(found):
 
 @given(st.lists(st.lists(st.integers(-1, 5), min_size=2, max_size=2), min_size=1, max_size=12))
 def test_hubs_agree_with_a_naive_count(rows):
-    found = nb.lists([neighbours("emoji", rows, [[0, 0]] * len(rows))], "student", 2)
+    found = nb.gather([neighbours("emoji", rows, [[0, 0]] * len(rows))], "student", 2)
     counted = Counter(place for row in rows for place in row if place >= 0)
     table = nb.hubs(found)
     assert dict(zip(table["position"], table["n_lists"], strict=True)) == counted
@@ -90,7 +90,7 @@ def test_hubness_says_who_is_never_found_and_who_draws_queries(found):
     skewness = ((counts - counts.mean()) ** 3).mean() / counts.std() ** 3
     assert table.loc["all", "skewness"] == pytest.approx(skewness)
     assert table.loc["logos", "skewness"] == 0
-    alone = nb.hubness(nb.lists([FLAGS], "student", 1)).set_index("domain")
+    alone = nb.hubness(nb.gather([FLAGS], "student", 1)).set_index("domain")
     assert alone.loc["emoji", "percent_never"] == pytest.approx(100 * 2 / 3)
 
 
@@ -107,7 +107,7 @@ def test_rows_of_confusions_sum_to_what_r_at_1_lacks(found):
 
 
 def test_a_query_without_any_neighbour_is_confused_with_nobody():
-    found = nb.lists([neighbours("emoji", [[-1, -1], [3, 0]], [[0, 0], [0, 1]])], "student", 2)
+    found = nb.gather([neighbours("emoji", [[-1, -1], [3, 0]], [[0, 0], [0, 1]])], "student", 2)
     assert nb.confusions(found).loc["emoji"].to_dict() == {"emoji": 0, "flags": 50, "logos": 0}
 
 

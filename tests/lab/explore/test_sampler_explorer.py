@@ -12,7 +12,7 @@ import yaml
 
 from tests.helpers.sampler import opened, write_sampled_run
 from udonlib.lab.explore import sampler_explorer, simulation
-from udonlib.lab.explore.sampler_explorer import Explorer
+from udonlib.lab.explore.sampler_explorer import SamplerExplorer
 from udonlib.lab.explore.simulation import outcome, simulate
 
 
@@ -23,11 +23,11 @@ def outputs(tmp_path):
 
 
 @pytest.fixture
-def explorer(outputs) -> Explorer:
-    return Explorer(opened(outputs))
+def explorer(outputs) -> SamplerExplorer:
+    return SamplerExplorer(opened(outputs))
 
 
-def rows(explorer: Explorer) -> dict[str, list[str]]:
+def rows(explorer: SamplerExplorer) -> dict[str, list[str]]:
     """Cells of the table by domain."""
     found = re.findall(r"■</span> ([^<]+)</td>(.*?)</tr>", explorer.figures.value)
     return {name: re.findall(r">(?:<b>)?([^<>]+)(?:</b>)?</td>", cells) for name, cells in found}
@@ -135,7 +135,9 @@ def test_names_of_domains_are_quoted_for_the_shell_and_for_yaml(outputs, explore
     e = explorer.explored
     curves = {names[name]: curve for name, curve in e.curves.items()}
     sizes = {names[name]: n for name, n in e.setting.sizes.items()}
-    renamed = Explorer(dataclasses.replace(e, curves=curves, setting=dataclasses.replace(e.setting, sizes=sizes)))
+    renamed = SamplerExplorer(
+        dataclasses.replace(e, curves=curves, setting=dataclasses.replace(e.setting, sizes=sizes))
+    )
     for row in renamed.curves.values():
         row["half_images"].value = 123.456789
     shell = subprocess.run(
@@ -148,7 +150,7 @@ def test_names_of_domains_are_quoted_for_the_shell_and_for_yaml(outputs, explore
 
 
 def test_a_curve_that_parameters_have_set_stays_as_they_say_when_another_is_moved(outputs):
-    explorer = Explorer(opened(outputs, half_images={"flags": 321.0}))
+    explorer = SamplerExplorer(opened(outputs, half_images={"flags": 321.0}))
     explorer.curves["emoji"]["half_images"].value = 77.0
     _, text = shlex.split(explorer.command())
     assert yaml.safe_load(text)["half_images"] == {"flags": 321.0, "emoji": pytest.approx(77.0, rel=0.05)}

@@ -113,11 +113,11 @@ def test_what_is_to_be_known_at_the_start_is_said_once(capsys, in_a_cell):
     if in_a_cell:
         assert "Note: &lt;slow&gt; here." in live.page(progress)
     else:
-        view = live._Lines(clock)
+        view = live._Training(progress, False, clock)
         for step in (10, 20):
             clock.now += 10
             progress.update(train(step))
-            view.draw(progress, now=True)
+            view.draw(now=True)
         assert capsys.readouterr().out.count("Note: <slow> here.\n") == 1
 
 
@@ -128,7 +128,8 @@ def slow(step: int) -> dict:
 def test_a_slow_run_has_an_estimate_before_its_first_record(capsys):
     """At 25 images/s a step of 128 takes five seconds, and fifty of them four minutes."""
     clock = Clock()
-    progress, view = watch.Progress(PARAMS, clock), live._Lines(clock)
+    progress = watch.Progress(PARAMS, clock)
+    view = live._Training(progress, False, clock)
     progress.update({"kind": "start", "step": 0})
     clock.now += 9.0  # the first step loads libraries and images
     progress.update(slow(1))
@@ -136,7 +137,7 @@ def test_a_slow_run_has_an_estimate_before_its_first_record(capsys):
     clock.now += 5.12
     progress.update(slow(2))
     assert progress.seconds_left() == pytest.approx(998 * 5.12)
-    view.draw(progress, now=False)
+    view.draw(now=False)
     assert capsys.readouterr().out == "step 2/1000 (0%)  25 images/s  1:25:10 left\n"
 
 
@@ -233,11 +234,11 @@ def test_an_interrupt_while_drawing_ends_the_training_too(monkeypatch):
         finally:
             ended.append(True)
 
-    def interrupted(self, progress, now):
-        if progress.step >= 3 and progress.state == "running":
+    def interrupted(self, now):
+        if self.progress.step >= 3 and self.progress.state == "running":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(live._Lines, "draw", interrupted)
+    monkeypatch.setattr(live._Training, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt) as kept:  # as IPython keeps the traceback, and with it our generator
         live.show(records(), PARAMS, live=False)
     assert ended == [True]
@@ -410,3 +411,15 @@ def test_what_ends_at_a_limit_does_not_promise_more(capsys):
     now[0] = 10.0
     line.progress("embedding", 10, 1000)
     assert capsys.readouterr().out.splitlines()[1] == "embedding 10/1,000 images (1%)  1 images/s  0:20 left"
+
+
+def test_an_activity_that_fails_says_that_it_stopped_and_notes_stay(monkeypatch, capsys):
+    with pytest.raises(KeyboardInterrupt), ProgressLine(UNITS, False, lambda: 0.0):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "stopped\n"
+    screen = Screen(monkeypatch)
+    with ProgressLine(UNITS, True, lambda: 0.0) as line:
+        line.note("<broken>")
+        line.say("done")
+    assert "&lt;broken&gt;<br>done" in screen.drawn[-1]
+    assert "stopped" not in screen.drawn[-1]

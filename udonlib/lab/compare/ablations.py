@@ -16,11 +16,11 @@ from udonlib.errors import UserError
 from udonlib.evaluation.files import load_outcomes, save_outcomes
 from udonlib.evaluation.intervals import paired_difference, row_interval
 from udonlib.files import write_text
+from udonlib.lab.views.style import metric_label
+from udonlib.lab.views.tables import difference, figure
 from udonlib.runs.grid import Grid, Job
 from udonlib.runs.run import Run
 from udonlib.runs.specialists import evaluate_assembly
-
-EMBEDDERS = {"features": "features", "specialist": "specialist"}  # whose outcomes count, where not the student's
 
 COSTS = ("images_per_s", "n_parameters_shipped", "n_parameters_trained", "gflops_per_image", "train_seconds")
 
@@ -48,7 +48,7 @@ class GridTables:
     @property
     def metrics(self) -> dict[str, str]:
         """Columns of outcomes, and the names to show."""
-        return {name: label(name) for name in dict.fromkeys(self.results["metric"])}
+        return {name: metric_label(name) for name in dict.fromkeys(self.results["metric"])}
 
     @property
     def mmp(self) -> str:
@@ -64,9 +64,9 @@ class GridTables:
         return list(dict.fromkeys(self.results["row"]))
 
 
-def label(metric: str) -> str:
-    """Write r_at_1 as R@1 and mmp_at_5 as mMP@5."""
-    return metric.replace("r_at_", "R@") if metric.startswith("r_") else metric.replace("mmp_at_", "mMP@")
+def embedder_of(recipe: object) -> str:
+    """Whose outcomes count for a run of a recipe."""
+    return "features" if recipe == "features" else "student"
 
 
 def collect(grid: Grid) -> GridTables:
@@ -141,29 +141,25 @@ def summary(tables: GridTables) -> Texts:
     for _, cost in tables.costs.iterrows():
         cells = [cost["row"], str(cost["n_seeds"])]
         for metric in tables.metrics:
-            cells += [figure(table, cost["row"], metric) for table in (tables.results, tables.differences)]
+            cells += [_mean(table, cost["row"], metric) for table in (tables.results, tables.differences)]
         lines.append([*cells, *_cost_cells(cost)])
     return head, lines
 
 
 def by_domain(tables: GridTables, metric: str, differences: bool = False) -> Texts:
     """Write a metric of each row by domain and as the mean, or its differences to the baseline."""
-    found = tables.differences if differences else tables.results
-    title = f"{label(metric)} − {tables.baseline}, points" if differences else f"{label(metric)}, %"
+    shown = tables.differences if differences else tables.results
+    title = f"{metric_label(metric)} − {tables.baseline}, points" if differences else f"{metric_label(metric)}, %"
     order = [*tables.domains, "mean"]
-    rows = [row for row in tables.rows if row in set(found["row"])]
-    return [title, *order], [[row, *(figure(found, row, metric, domain) for domain in order)] for row in rows]
+    rows = [row for row in tables.rows if row in set(shown["row"])]
+    return [title, *order], [[row, *(_mean(shown, row, metric, domain) for domain in order)] for row in rows]
 
 
-def figure(table: pd.DataFrame, row: str, metric: str, domain: str = "mean") -> str:
-    """Write one mean with half the width of its interval, 52.3 ± 0.7; a difference with its sign, **bold** if sure."""
-    found = table[(table["row"] == row) & (table["metric"] == metric) & (table["domain"] == domain)]
-    if found.empty:
-        return "–"
-    one = found.iloc[0]
-    sign = "+" if "excludes_zero" in found else ""
-    text = f"{one['mean']:{sign}.1f} ± {(one['high'] - one['low']) / 2:.1f}".replace("-", "−")
-    return f"**{text}**" if one.get("excludes_zero", False) else text
+def _mean(table: pd.DataFrame, row: str, metric: str, domain: str = "mean") -> str:
+    """Write one mean with its interval; a dash where there is none."""
+    for one in table[(table["row"] == row) & (table["metric"] == metric) & (table["domain"] == domain)].itertuples():
+        return (difference if "excludes_zero" in table else figure)(one.mean, one.low, one.high)
+    return "–"
 
 
 def _cost_cells(cost: pd.Series) -> list[str]:
@@ -190,9 +186,11 @@ def _under(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 def _outcomes(grid: Grid, row: str, seed: int, jobs: tuple[Job, ...]) -> pd.DataFrame:
     """Outcomes of every query in the merged index: domain, path and the metrics, in 0..1."""
     recipe = jobs[0].params.recipe
-    file = _assembled(grid, row, seed, jobs) if recipe == "specialist" else jobs[0].run.path / "outcomes.csv.gz"
+    file, embedder = jobs[0].run.path / "outcomes.csv.gz", embedder_of(recipe)
+    if recipe == "specialist":
+        file, embedder = _assembled(grid, row, seed, jobs), "specialist"
     table = load_outcomes(file)
-    table = table[(table["embedder"] == EMBEDDERS.get(recipe, "student")) & (table["index"] == "merged")]
+    table = table[(table["embedder"] == embedder) & (table["index"] == "merged")]
     return table[["domain", "path", *(name for name in table if "_at_" in name)]]
 
 

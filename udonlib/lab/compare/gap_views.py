@@ -12,38 +12,35 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import Image
-from plotly.subplots import make_subplots
 
 from udonlib.data.catalog import Catalog
 from udonlib.data.decoding import decode
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.outcomes import EMBEDDERS, GROUPS
-from udonlib.lab.compare.gaps import DIFFERENCE, NOTHING, RIGHT, WRONG_CLASS, GapRun, differences, levels, pairs
-from udonlib.lab.views.charts import f32, metric_labels, panels
-from udonlib.lab.views.sheets import (
-    FAINT,
-    GAP,
-    INK,
-    LINE,
-    RIGHT_INK,
-    WRONG_INK,
-    Sheet,
-    Table,
-    class_map,
-    facts_table,
-    html_table,
+from udonlib.lab.compare.gaps import DIFFERENCE, NOTHING, RIGHT, WRONG_CLASS, GapRun, between_embedders, levels, pairs
+from udonlib.lab.views.charts import (
+    cell,
+    dots,
+    error_bars,
+    f32,
+    grid,
+    label_grid,
+    line,
+    marker,
+    name_rows,
+    panels,
+    row_heights,
 )
-from udonlib.lab.views.style import EMBEDDERS as LOOKS
-from udonlib.lab.views.style import TEMPLATE, TEXT, domain_colours
+from udonlib.lab.views.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet, class_map
+from udonlib.lab.views.style import EMBEDDER_LOOKS, TEXT, domain_colours, metric_labels
+from udonlib.lab.views.tables import Table, columns_table, difference, facts_table, figure, with_shares
 
-SYMBOLS = {"student": "circle", "teacher": "diamond-open", "specialist": "triangle-up"}
-DASHES = {"student": "solid", "teacher": "dash", "specialist": "dot"}
 # Group of queries -> colour and symbol: the colour of whoever is right.
 GROUP_LOOKS = {
     "all": (TEXT, "line-ns-open"),
     "both": (TEXT, "square"),
-    "teacher only": (LOOKS["teacher"][0], "diamond-open"),
-    "student only": (LOOKS["student"][0], "circle"),
+    "teacher only": (EMBEDDER_LOOKS["teacher"].colour, "diamond-open"),
+    "student only": (EMBEDDER_LOOKS["student"].colour, "circle"),
     "neither": (TEXT, "x-thin-open"),
 }
 GREY = "#8c8c8c"
@@ -75,24 +72,19 @@ def difference_table(gaps: GapRun, seed: int = 0) -> Table:
     """
     labels = metric_labels(gaps.outcomes)
     order = [*gaps.domains, "mean"]
-    cells: dict[tuple[str, str], list[str]] = {}
-    bold: set[tuple[int, int]] = set()
+    columns: dict[tuple[str, str], list[str]] = {}
     by_metric = {metric: levels(gaps.outcomes, metric, seed=seed) for metric in labels}
     embedders = list(dict.fromkeys(by_metric["r_at_1"]["embedder"]))
     for embedder in embedders:
         for metric, label in labels.items():
             rows = by_metric[metric].query("embedder == @embedder").set_index("domain").reindex(order)
-            cells[embedder, label] = [_value(row) for row in rows.itertuples()]
+            columns[embedder, label] = [figure(row.mean, row.low, row.high) for row in rows.itertuples()]
     for one in embedders[1:]:
         for metric, label in labels.items():
-            rows = differences(gaps.outcomes, metric, seed=seed).query("one == @one and other == 'student'")
+            rows = between_embedders(gaps.outcomes, metric, seed=seed).query("one == @one and other == 'student'")
             rows = rows.set_index("domain").reindex(order)
-            certain = np.flatnonzero((rows["low"] > 0) | (rows["high"] < 0))
-            bold |= {(int(row), len(cells)) for row in certain}
-            cells[f"{one} − student", label] = [_value(row, sign="+") for row in rows.itertuples()]
-    table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
-    table.columns = pd.MultiIndex.from_tuples(cells, names=["merged index,", "percent"])
-    return html_table(table, bold)
+            columns[f"{one} − student", label] = [difference(row.mean, row.low, row.high) for row in rows.itertuples()]
+    return columns_table(columns, order, ("merged index,", "percent"))
 
 
 def difference_chart(gaps: GapRun, seed: int = 0) -> go.Figure:
@@ -102,19 +94,19 @@ def difference_chart(gaps: GapRun, seed: int = 0) -> go.Figure:
     title = "Lead over the student, same queries, merged index"
     fig = panels(title, [f"{label}, percentage points" for label in labels.values()], 1, 2, 150 + 40 * len(order))
     for column, metric in enumerate(labels, 1):
-        rows = differences(gaps.outcomes, metric, seed=seed).query("other == 'student'")
+        rows = between_embedders(gaps.outcomes, metric, seed=seed).query("other == 'student'")
         leaders = list(dict.fromkeys(rows["one"]))
         for place, one in enumerate(leaders):
             part = rows[rows["one"] == one].set_index("domain").reindex(order).reset_index()
-            y = len(order) - 1 - np.arange(len(order)) + 0.17 * (len(leaders) - 1 - 2 * place)
-            colour = LOOKS[one][0]
-            marker = {"symbol": SYMBOLS[one], "size": 11, "color": colour, "line": {"width": 2.5, "color": colour}}
-            dots = go.Scatter(x=f32(part["mean"]), y=y, mode="markers", marker=marker, name=one, legendgroup=one)
-            dots.update(error_x=_whiskers(part, colour), showlegend=column == 1, text=part["domain"])
-            fig.add_trace(dots.update(hovertemplate="%{text}: %{x:+.1f}"), row=1, col=column)
+            y = row_heights(len(order), 0.17 * (len(leaders) - 1 - 2 * place))
+            look = EMBEDDER_LOOKS[one]
+            points = dots(
+                one, f32(part["mean"]), y, marker(look.colour, look.symbol), "%{text}: %{x:+.1f}", column == 1
+            )
+            points.update(error_x=error_bars(part, colour=look.colour), text=part["domain"])
+            fig.add_trace(points, row=1, col=column)
         fig.add_vline(x=0, line={"color": TEXT, "width": 1.5}, row=1, col=column)
-    ticks = {"tickvals": list(range(len(order) - 1, -1, -1)), "ticktext": _coloured(order)}
-    fig.update_yaxes(**ticks, range=[-0.6, len(order) - 0.4])
+    name_rows(fig, order, borders=False)
     fig.update_xaxes(title="← student ahead    student behind →")
     return fig.update_layout(hovermode="closest")
 
@@ -125,38 +117,31 @@ def validation_chart(validation: pd.DataFrame, metric: str = "r_at_1", index: st
     rows = rows[rows["embedder"].isin(EMBEDDERS)]
     names = list(dict.fromkeys(rows["domain"]))
     alone = "" if "teacher" in set(rows["embedder"]) else " (the teachers were not validated in this run)"
-    fig = _grid(f"Validation: student and teacher over training{alone}", names)
+    fig = grid(f"Validation: student and teacher over training{alone}", names, panel=PANEL, gap=75)
     label = metric_labels(rows)[metric] if len(rows) else "R@1"
     for place, domain in enumerate(names):
         for embedder in (name for name in EMBEDDERS if name in set(rows["embedder"])):
             part = rows[(rows["domain"] == domain) & (rows["embedder"] == embedder)]
-            colour = LOOKS[embedder][0]
-            marker = {"symbol": SYMBOLS[embedder], "size": 8, "line": {"width": 2, "color": colour}}
-            line = go.Scatter(x=part["step"], y=f32(part[metric]), mode="lines+markers", marker=marker, name=embedder)
-            line.update(line={"color": colour, "width": 2, "dash": DASHES[embedder]}, legendgroup=embedder)
-            line.update(showlegend=place == 0, hovertemplate="%{y:.1f}")
-            fig.add_trace(line, row=place // 3 + 1, col=place % 3 + 1)
+            look = EMBEDDER_LOOKS[embedder]
+            curve = line(embedder, part["step"], part[metric], look.colour, "%{y:.1f}", place == 0, dash=look.dash)
+            looks = {"symbol": look.symbol, "size": 8, "line": {"width": 2, "color": look.colour}}
+            fig.add_trace(curve.update(mode="lines+markers", marker=looks), **cell(place))
     fig.update_xaxes(rangemode="tozero", nticks=5, tickformat=",")
-    _label_grid(fig, len(names), "step", f"{label}, %")
-    return fig.update_layout(hovermode="x unified")
+    label_grid(fig, len(names), "step", f"{label}, %")
+    return fig
 
 
 def counts_table(counts: pd.DataFrame) -> Table:
     """Tabulate `right_and_wrong`: for each domain a two by two of student and teacher, queries and their share."""
-    share = {
-        g: [f"{n:,} ({100 * n / total:.1f} %)" for n, total in zip(counts[g], counts.n_queries, strict=True)]
-        for g in GROUPS
-    }
-    cells = {
+    share = {group: with_shares(counts[group], counts["n_queries"]) for group in GROUPS}
+    columns = {
         ("", "queries"): [f"{n:,}" for n in counts["n_queries"]],
         ("teacher right", "student right"): share["both"],
         ("teacher right", "student wrong"): share["teacher only"],
         ("teacher wrong", "student right"): share["student only"],
         ("teacher wrong", "student wrong"): share["neither"],
     }
-    table = pd.DataFrame(cells, index=pd.Index(counts["domain"], name="domain"))
-    table.columns = pd.MultiIndex.from_tuples(cells, names=["first neighbour", ""])
-    return html_table(table, set())
+    return columns_table(columns, list(counts["domain"]), ("first neighbour", ""))
 
 
 def frequency_chart(*tables: pd.DataFrame) -> go.Figure:
@@ -169,24 +154,19 @@ def frequency_chart(*tables: pd.DataFrame) -> go.Figure:
     kinds = list(dict.fromkeys(zip(rows["domain"], rows["count"], strict=True)))
     several = rows["count"].nunique() > 1
     notes = [", training images" if several and count == "n_train" else "" for _, count in kinds]
-    fig = _grid("R@1 by frequency of the class", [domain for domain, _ in kinds], notes, 95)
+    fig = grid("R@1 by frequency of the class", [domain for domain, _ in kinds], notes, PANEL, 95)
     for place, (domain, count) in enumerate(kinds):
-        row, column = place // 3 + 1, place % 3 + 1
         part = rows[(rows["domain"] == domain) & (rows["count"] == count)]
         shown = [name for name in EMBEDDERS if name in set(part["embedder"])]
         for shift, embedder in zip((np.arange(len(shown)) - (len(shown) - 1) / 2) * 0.26, shown, strict=True):
-            bins = part[part["embedder"] == embedder]
-            colour = LOOKS[embedder][0]
-            marker = {"symbol": SYMBOLS[embedder], "size": 8, "color": colour, "line": {"width": 2, "color": colour}}
-            dots = go.Scatter(x=bins["bin"] + shift, y=f32(bins["mean"]), mode="markers", marker=marker, name=embedder)
-            dots.update(error_y=_whiskers(bins, colour), legendgroup=embedder, showlegend=place == 0)
-            dots.update(text=[f"{n:,} queries" for n in bins["n_queries"]], hovertemplate="%{y:.1f} %, %{text}")
-            fig.add_trace(dots, row=row, col=column)
+            bins, look = part[part["embedder"] == embedder], EMBEDDER_LOOKS[embedder]
+            looks, texts = marker(look.colour, look.symbol, 8, 2), [f"{n:,} queries" for n in bins["n_queries"]]
+            points = dots(embedder, bins["bin"] + shift, f32(bins["mean"]), looks, "%{y:.1f} %, %{text}", place == 0)
+            fig.add_trace(points.update(error_y=error_bars(bins, colour=look.colour), text=texts), **cell(place))
         lead = part[part["embedder"] == DIFFERENCE]
         ticks = {"tickvals": lead["bin"], "ticktext": [_bin_label(row) for row in lead.itertuples()], "tickangle": 0}
-        where = {"showgrid": False, "row": row, "col": column}
-        fig.update_xaxes(**ticks, tickfont_size=11, range=[-0.6, len(lead) - 0.4], **where)
-    _label_grid(fig, len(kinds), "images of the class<br>teacher − student", "R@1, %", 5)
+        fig.update_xaxes(**ticks, tickfont_size=11, range=[-0.6, len(lead) - 0.4], showgrid=False, **cell(place))
+    label_grid(fig, len(kinds), "images of the class<br>teacher − student", "R@1, %", standoff=5)
     return fig.update_layout(hovermode="closest")
 
 
@@ -197,18 +177,14 @@ def overlap_chart(means: pd.DataFrame, k: int = 5) -> go.Figure:
     fig = panels(f"Agreement of student and teacher, merged index, k = {k}", [""], 1, 1, 150 + 60 * len(order))
     for place, group in enumerate(groups):
         part = means[means["group"] == group].set_index("domain").reindex(order).reset_index()
-        y = len(order) - 1 - np.arange(len(order)) + 0.3 - 0.6 * place / max(1, len(groups) - 1)
+        y = row_heights(len(order), 0.3 - 0.6 * place / max(1, len(groups) - 1))
         colour, symbol = GROUP_LOOKS[group]
-        marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2.5, "color": colour}}
         name = "all queries" if group == "all" else f"right: {group}"
-        dots = go.Scatter(x=f32(part["mean"]), y=y, mode="markers", marker=marker, name=name)
-        dots.update(error_x=_whiskers(part, colour), customdata=part[["rbo", "n_queries"]].round(1))
-        text = "%{x:.1f} %, rank-biased %{customdata[0]} %, %{customdata[1]:,.0f} queries"
-        fig.add_trace(dots.update(hovertemplate=text))
-    ticks = {"tickvals": list(range(len(order) - 1, -1, -1)), "ticktext": _coloured(order)}
-    fig.update_yaxes(**ticks, range=[-0.6, len(order) - 0.4], showgrid=False)
-    for border in np.arange(len(order) - 1) + 0.5:
-        fig.add_hline(y=border, line={"color": "rgba(128, 128, 128, 0.25)", "width": 1})
+        hover = "%{x:.1f} %, rank-biased %{customdata[0]} %, %{customdata[1]:,.0f} queries"
+        points = dots(name, f32(part["mean"]), y, marker(colour, symbol, 10), hover)
+        points.update(error_x=error_bars(part, colour=colour), customdata=part[["rbo", "n_queries"]].round(1))
+        fig.add_trace(points)
+    name_rows(fig, order)
     fig.update_xaxes(title=f"mean share of the first {k} neighbours found by both, %")
     return fig.update_layout(hovermode="closest")
 
@@ -221,10 +197,10 @@ def first_neighbour_chart(first: pd.DataFrame) -> go.Figure:
     bars = pd.MultiIndex.from_product([order, ["student", "teacher"]], names=["domain", "embedder"])
     looks = {WRONG_CLASS: GREY} | domain_colours([*order, *(set(wrong["found"]) - {WRONG_CLASS, NOTHING} - set(order))])
     looks |= {NOTHING: "#444444"} if NOTHING in set(wrong["found"]) else {}
-    for found, colour in looks.items():
-        part = wrong[wrong["found"] == found].set_index(["domain", "embedder"])[["percent", "n_queries"]]
+    for kind, colour in looks.items():
+        part = wrong[wrong["found"] == kind].set_index(["domain", "embedder"])[["percent", "n_queries"]]
         part = part.reindex(bars, fill_value=0)
-        name = "own domain, other class" if found == WRONG_CLASS else found
+        name = "own domain, other class" if kind == WRONG_CLASS else kind
         bar = go.Bar(name=name, x=list(zip(*bars, strict=True)), y=f32(part["percent"]), customdata=part["n_queries"])
         pattern = {"shape": ["", "/"] * len(order), "size": 6, "solidity": 0.25, "fillmode": "overlay"}
         bar.update(marker={"color": colour, "pattern": pattern | {"fgcolor": "white"}, "line": {"width": 0}})
@@ -254,7 +230,7 @@ def gap_gallery(
 
 
 def paired_gallery(
-    found: Sequence[tuple[Neighbours, Neighbours]],
+    pairs_of: Sequence[tuple[Neighbours, Neighbours]],
     catalog: Catalog,
     wanted: tuple[bool, bool],
     titles: tuple[str, str],
@@ -265,7 +241,7 @@ def paired_gallery(
     """Show random queries with two lists of neighbours, right and wrong ones marked.
 
     Args:
-        found: two lists of the same queries, domain by domain.
+        pairs_of: two lists of the same queries, domain by domain.
         catalog: that was searched.
         wanted: whether the first neighbour of the one and of the other list is right.
         titles: of the two lists.
@@ -273,7 +249,7 @@ def paired_gallery(
         k: neighbours of each list.
         seed: of the choice.
     """
-    chosen = _choose(found, wanted, n_queries, np.random.default_rng(seed))
+    chosen = _choose(pairs_of, wanted, n_queries, np.random.default_rng(seed))
     shown = [[(part.query_domain, part.query_paths[q]), *part.of(q)[:k]] for pair, q in chosen for part in pair]
     classes = class_map(catalog, {image for images in shown for image in images})
     side, top = 80, 3 * LINE + GAP
@@ -297,61 +273,23 @@ def paired_gallery(
 
 
 def _choose(
-    found: Sequence[tuple[Neighbours, Neighbours]], wanted: tuple[bool, bool], n_queries: int, rng: np.random.Generator
+    pairs_of: Sequence[tuple[Neighbours, Neighbours]],
+    wanted: tuple[bool, bool],
+    n_queries: int,
+    rng: np.random.Generator,
 ) -> list[tuple[tuple[Neighbours, Neighbours], int]]:
     """Random queries, one of each domain in turn until there are enough; sorted by domain."""
     left = []
-    for number, (student, teacher) in enumerate(found):
+    for number, (student, teacher) in enumerate(pairs_of):
         right = (student.hit[:, 0], teacher.hit[:, 0])
         fitting = np.flatnonzero((right[0] == wanted[0]) & (right[1] == wanted[1]))
         left += [(turn, number, int(query)) for turn, query in enumerate(rng.permutation(fitting))]
     taken = sorted(left)[:n_queries]
-    return [(found[number], query) for _, number, query in sorted(taken, key=lambda item: item[1])]
-
-
-def _value(row: Any, sign: str = "") -> str:
-    """A mean with half the width of its interval; a dash where there is none."""
-    return "–" if np.isnan(row.mean) else f"{row.mean:{sign}.1f} ±{(row.high - row.low) / 2:.1f}".replace("-", "−")
+    return [(pairs_of[number], query) for _, number, query in sorted(taken, key=lambda item: item[1])]
 
 
 def _bin_label(row: Any) -> str:
     """The counts of a bin, and below the teacher's lead in it: bold where its interval excludes zero."""
     counts = dict.fromkeys(f"{n:,}" if n < 10_000 else f"{n / 1000:,.0f}k" for n in (row.lowest, row.highest))
-    lead = f"{row.mean:+.1f}".replace("-", "−")
+    lead = figure(row.mean, sign="+")
     return "–".join(counts) + "<br>" + (f"<b>{lead}</b>" if row.low > 0 or row.high < 0 else lead)
-
-
-def _whiskers(part: pd.DataFrame, colour: str) -> dict[str, object]:
-    up, down = f32(part["high"] - part["mean"]), f32(part["mean"] - part["low"])
-    return {"type": "data", "array": up, "arrayminus": down, "color": colour, "thickness": 1.3, "width": 3}
-
-
-def _coloured(names: Sequence[str]) -> list[str]:
-    """Names with a square of their domain's colour; the mean is bold."""
-    colours = domain_colours(name for name in names if name != "mean")
-    return [f'<span style="color:{colours[n]}">■</span> {n} ' if n in colours else f"<b>{n}</b> " for n in names]
-
-
-def _grid(title: str, names: Sequence[str], notes: Sequence[str] = (), gap: int = 75) -> go.Figure:
-    """Panels in rows of three, one a domain, with its colour beside its name; `gap` pixels between two rows."""
-    notes = notes or [""] * len(names)
-    titles = [name.rstrip() + note for name, note in zip(_coloured(names), notes, strict=True)]
-    n_rows = max(1, -(-len(names) // 3))
-    height = n_rows * (PANEL + gap) - gap
-    fig = make_subplots(n_rows, 3, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=gap / height)
-    fig.update_annotations(font_size=13, yshift=4)
-    margins = {"t": 85, "b": gap}
-    return fig.update_layout(template=TEMPLATE, title=title, height=height + sum(margins.values()), margin=margins)
-
-
-def _label_grid(fig: go.Figure, n_panels: int, x: str, y: str, standoff: int = 8) -> None:
-    """Name the axes of a grid at its left and lower border; panels that stay empty do not show."""
-    for place in range(-(-n_panels // 3) * 3):
-        row, column = place // 3 + 1, place % 3 + 1
-        if place >= n_panels:
-            fig.update_xaxes(visible=False, row=row, col=column)
-            fig.update_yaxes(visible=False, row=row, col=column)
-        if n_panels - 3 <= place < n_panels:
-            fig.update_xaxes(title={"text": x, "standoff": standoff}, row=row, col=column)
-        if column == 1:
-            fig.update_yaxes(title=y, row=row, col=column)

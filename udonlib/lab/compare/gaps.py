@@ -40,13 +40,15 @@ def levels(outcomes: pd.DataFrame, metric: str = "r_at_1", index: str = "merged"
     tables = []
     for name in _embedders(table):
         known = table.dropna(subset=name)
-        found = _intervals({domain: part[name] for domain, part in known.groupby("domain", sort=False)}, seed)
+        means = _intervals({domain: part[name] for domain, part in known.groupby("domain", sort=False)}, seed)
         everywhere = len(known) == len(table)
-        tables.append((found if everywhere else found[found["domain"] != "mean"]).assign(embedder=name))
+        tables.append((means if everywhere else means[means["domain"] != "mean"]).assign(embedder=name))
     return pd.concat(tables, ignore_index=True)[["embedder", "domain", "mean", "low", "high"]]
 
 
-def differences(outcomes: pd.DataFrame, metric: str = "r_at_1", index: str = "merged", seed: int = 0) -> pd.DataFrame:
+def between_embedders(
+    outcomes: pd.DataFrame, metric: str = "r_at_1", index: str = "merged", seed: int = 0
+) -> pd.DataFrame:
     """Tabulate the difference of each pair of embedders by domain, with its paired 95% bootstrap interval.
 
         difference = mean over queries of (outcome of one - outcome of other)
@@ -62,8 +64,8 @@ def differences(outcomes: pd.DataFrame, metric: str = "r_at_1", index: str = "me
         known = table.dropna(subset=[one, other])
         values = {domain: part[one] - part[other] for domain, part in known.groupby("domain", sort=False)}
         n_queries = {domain: len(part) for domain, part in values.items()} | {"mean": len(known)}
-        found = _intervals(values, seed)
-        tables.append(found.assign(one=one, other=other, n_queries=found["domain"].map(n_queries)))
+        means = _intervals(values, seed)
+        tables.append(means.assign(one=one, other=other, n_queries=means["domain"].map(n_queries)))
     return pd.concat(tables, ignore_index=True)[["one", "other", "domain", "n_queries", "mean", "low", "high"]]
 
 
@@ -101,9 +103,9 @@ def by_frequency(
         binned = part.assign(bin=frequency_bins(part[count].to_numpy(np.int64), n_bins)).groupby("bin")
         sizes = binned[count].agg(lowest="min", highest="max", n_queries="size").reset_index()
         for embedder in _embedders(part.dropna(axis=1, how="all")):
-            found = _intervals({number: queries[embedder] for number, queries in binned}, seed)[:-1]
-            found = pd.concat([sizes, found[["mean", "low", "high"]]], axis=1)
-            tables.append(found.assign(domain=domain, count=count, embedder=embedder))
+            means = _intervals({number: queries[embedder] for number, queries in binned}, seed)[:-1]
+            means = pd.concat([sizes, means[["mean", "low", "high"]]], axis=1)
+            tables.append(means.assign(domain=domain, count=count, embedder=embedder))
     columns = ["domain", "count", "embedder", "bin", "lowest", "highest", "n_queries", "mean", "low", "high"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
@@ -124,10 +126,10 @@ def with_train_images(outcomes: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
 
 def pairs(neighbours: Iterable[Neighbours]) -> Iterator[tuple[Neighbours, Neighbours]]:
     """The student's and the teacher's neighbours of the same queries, domain by domain."""
-    found = {(part.embedder, part.query_domain): part for part in neighbours}
-    for (embedder, domain), student in found.items():
-        if embedder == "student" and ("teacher", domain) in found:
-            teacher = found["teacher", domain]
+    parts = {(part.embedder, part.query_domain): part for part in neighbours}
+    for (embedder, domain), student in parts.items():
+        if embedder == "student" and ("teacher", domain) in parts:
+            teacher = parts["teacher", domain]
             if teacher.query_paths != student.query_paths:
                 raise UserError(f"domain '{domain}': student and teacher were tested on different queries")
             yield student, teacher
@@ -188,12 +190,12 @@ def overlap_means(overlaps: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         rows = overlaps if group == "all" else overlaps[overlaps["group"] == group]
         if len(rows):
             of_domain = dict(iter(rows.groupby("domain", sort=False)))
-            found = _intervals({domain: part["overlap"] for domain, part in of_domain.items()}, seed)
+            means = _intervals({domain: part["overlap"] for domain, part in of_domain.items()}, seed)
             rbo = {domain: 100 * part["rbo"].mean() for domain, part in of_domain.items()}
             rbo["mean"] = float(np.mean(list(rbo.values())))
             n_queries = {domain: len(part) for domain, part in of_domain.items()} | {"mean": len(rows)}
-            names = found["domain"]
-            tables.append(found.assign(group=group, n_queries=names.map(n_queries), rbo=names.map(rbo)))
+            names = means["domain"]
+            tables.append(means.assign(group=group, n_queries=names.map(n_queries), rbo=names.map(rbo)))
     return pd.concat(tables, ignore_index=True)[["domain", "group", "n_queries", "mean", "low", "high", "rbo"]]
 
 
@@ -235,9 +237,9 @@ def _shared(one: Int[np.ndarray, "query k"], other: Int[np.ndarray, "query k"]) 
 def _intervals(values: Mapping[object, pd.Series], seed: int) -> pd.DataFrame:
     """Means with bootstrap intervals in percent; each table draws anew, so that one does not depend on the others."""
     arrays = {str(name): part.to_numpy(float)[None] for name, part in values.items()}
-    found = bootstrap_interval(arrays, np.random.default_rng(seed), N_RESAMPLES)
-    found[["mean", "low", "high"]] *= 100
-    return found
+    table = bootstrap_interval(arrays, np.random.default_rng(seed), N_RESAMPLES)
+    table[["mean", "low", "high"]] *= 100
+    return table
 
 
 @dataclass(frozen=True, eq=False)

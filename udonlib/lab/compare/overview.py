@@ -17,7 +17,7 @@ import pandas as pd
 from udonlib import fields
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.files import runs_folder, whole_lines
-from udonlib.lab.compare.ablations import EMBEDDERS
+from udonlib.lab.compare.ablations import embedder_of
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runs.folder import METRICS, RunFolder, is_locked, read_record
 
@@ -102,11 +102,11 @@ def read_row(folder: Path) -> RunRow:
         row = replace(row, state="finished", ended=(folder / "summary.json").stat().st_mtime)
         summary = problems.read("summary.json", lambda path: _mapping(run.summary()), {})
         row = problems.read("summary.json", lambda path: _with_costs(row, summary), row)
-        embedder = EMBEDDERS["features"] if row.recipe == "features" else "student"
+        embedder = embedder_of(row.recipe)
         row = problems.read("evaluation.csv", lambda path: _with_test(row, run.evaluation(), embedder), row)
     if values:
         row = problems.read("the state", lambda path: _with_state(row, run), row)
-    return replace(row, problem="; ".join(dict.fromkeys(problems.found)))
+    return replace(row, problem="; ".join(dict.fromkeys(problems.lines)))
 
 
 def _from_start(row: RunRow, starts: list[dict[str, Any]], tail: list[dict[str, Any]]) -> RunRow:
@@ -183,12 +183,12 @@ def _with_test(row: RunRow, evaluation: pd.DataFrame, embedder: str) -> RunRow:
     rows = rows[(rows["index"] == "merged") & (rows["domain"] == "mean")]
     if rows.empty:
         raise ValueError(f"no mean of {embedder} in the merged index")
-    found = rows.iloc[0]
+    mean = rows.iloc[0]
     mmp = next(name for name in evaluation if name.startswith("mmp_at_") and name[7:].isdigit())
     columns = {"r_at_1": "r_at_1", "mmp": mmp}
     ends = ("", "_low", "_high")
     numbers: dict[str, Any] = {
-        name + end: float(found.get(of + end, UNKNOWN)) for name, of in columns.items() for end in ends
+        name + end: float(mean.get(of + end, UNKNOWN)) for name, of in columns.items() for end in ends
     }
     return replace(row, **numbers, k=int(mmp[7:]))
 
@@ -197,7 +197,7 @@ class _Problems:
     """Reads the files of a run, and keeps what is wrong with them, a line for each."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.found = folder, list[str]()
+        self.folder, self.lines = folder, list[str]()
 
     def read(self, name: str, how: Callable[[Path], Any], otherwise: Any) -> Any:
         """What `how` makes of a file, or `otherwise` where it cannot."""
@@ -210,15 +210,15 @@ class _Problems:
             return made
         except ParameterError as error:
             text, *more = [line.partition("; valid: ")[0] for line in str(error).splitlines()]
-            self.found.append(f"{name}: of another version: {text}" + (f" (and {len(more)} more)" if more else ""))
+            self.lines.append(f"{name}: of another version: {text}" + (f" (and {len(more)} more)" if more else ""))
         except FileNotFoundError:
-            self.found.append(f"{name}: missing")
+            self.lines.append(f"{name}: missing")
         except OSError as error:
-            self.found.append(f"{name}: cannot be read: {error.strerror}")
+            self.lines.append(f"{name}: cannot be read: {error.strerror}")
         except DAMAGED as e:
             text = (str(e).splitlines() or [type(e).__name__])[0]
             text = text.removeprefix(str(self.folder / name)).lstrip(":, ").removeprefix("damaged: ")
-            self.found.append(f"{name}: missing" if text == "missing" else f"{name}: damaged: {text}")
+            self.lines.append(f"{name}: missing" if text == "missing" else f"{name}: damaged: {text}")
         return otherwise
 
 
@@ -289,14 +289,14 @@ class RunReader:
 
     def _folders(self) -> list[Path]:
         try:
-            found = sorted(path for path in self.home.iterdir() if path.is_dir())
+            folders = sorted(path for path in self.home.iterdir() if path.is_dir())
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UserError(f"{self.home}: cannot be read: {error.strerror}") from None
-        fitting = [path for path in found if fnmatch.fnmatchcase(path.name, self.pattern)]
-        if found and not fitting:
-            near = nearest(self.pattern, [path.name for path in found])
+        fitting = [path for path in folders if fnmatch.fnmatchcase(path.name, self.pattern)]
+        if folders and not fitting:
+            near = nearest(self.pattern, [path.name for path in folders])
             raise UserError(f"parameter 'runs': no run in {self.home} is called {self.pattern!r}; {near}")
         return fitting
 
@@ -313,7 +313,7 @@ def with_changes(rows: Sequence[RunRow]) -> list[RunRow]:
             value = repr(row.values[name])
             of_recipe.setdefault((row.recipe, name), Counter())[value] += 1
             of_all.setdefault(name, Counter())[value] += 1
-    usual = {key: max(found, key=lambda v: (found[v], of_all[key[1]][v], v)) for key, found in of_recipe.items()}
+    usual = {key: max(counts, key=lambda v: (counts[v], of_all[key[1]][v], v)) for key, counts in of_recipe.items()}
     unusual = (
         {n: v for n, v in row.values.items() if n not in HERE and repr(v) != usual[row.recipe, n]} for row in rows
     )
@@ -356,14 +356,14 @@ def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = Non
 
 
 def _signature(folder: Path) -> Signature:
-    found: list[object] = [is_locked(folder)]
+    signs: list[object] = [is_locked(folder)]
     for name in WATCHED:
         try:
             stat = (folder / name).stat()
         except OSError:
             continue
-        found.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(found)
+        signs.append((name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(signs)
 
 
 def _or(value: float, otherwise: float) -> float:

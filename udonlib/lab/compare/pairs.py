@@ -19,13 +19,13 @@ from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.intervals import paired_difference, row_interval
-from udonlib.lab.compare.ablations import EMBEDDERS
+from udonlib.lab.compare.ablations import embedder_of
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import load_run
 
 SIDES = ("a", "b")
-GROUPS = ("both", "only A", "only B", "neither")  # whose first neighbour is right
+WHO_IS_RIGHT = ("both", "only A", "only B", "neither")  # by its first neighbour
 ABSENT = "(not in this version)"
 
 
@@ -60,29 +60,29 @@ class Pair:
 
 def open_pair(a: RunFolder, b: RunFolder, domains: Literal["all"] | Sequence[str] = "all") -> Pair:
     """Read what two runs have in common. What cannot be compared is in `notes`; nothing is raised for it."""
-    notes, found = [], {}
+    notes, outcomes = [], {}
     for letter, run in zip("AB", (a, b), strict=True):
         try:
-            found[letter] = _outcomes(run)
+            outcomes[letter] = _outcomes(run)
         except (UserError, OSError, ValueError, KeyError) as error:
             reason = str(error) if isinstance(error, UserError) else f"damaged: {error}"
             if not (run.path / "outcomes.csv.gz").exists():
                 reason = run.state().text
             notes.append(f"{letter}, {run.path.name}, has no test outcomes to compare: {reason}.")
     empty = pd.DataFrame(columns=["side", "domain", "path", "r_at_1"])
-    if len(found) < 2:
+    if len(outcomes) < 2:
         return Pair(a, b, empty, tuple(notes))
     notes += _data_notes(a, b)
-    for side in found.values():
+    for side in outcomes.values():
         side["domain"] = side["domain"].astype(object)
     if domains != "all":
-        found = {letter: table[table["domain"].isin(list(domains))] for letter, table in found.items()}
-    shared = found["A"].merge(found["B"][["domain", "path"]], on=["domain", "path"])[["domain", "path"]]
-    notes += _query_notes(found["A"], found["B"], shared)
-    columns = [name for name in found["A"] if "_at_" in name and name in found["B"]]
+        outcomes = {letter: table[table["domain"].isin(list(domains))] for letter, table in outcomes.items()}
+    shared = outcomes["A"].merge(outcomes["B"][["domain", "path"]], on=["domain", "path"])[["domain", "path"]]
+    notes += _query_notes(outcomes["A"], outcomes["B"], shared)
+    columns = [name for name in outcomes["A"] if "_at_" in name and name in outcomes["B"]]
     if len(columns) < 2:
         notes.append("mMP@k was measured with another k: only R@1 is compared.")
-    sides = [shared.merge(table, on=["domain", "path"])[["domain", "path", *columns]] for table in found.values()]
+    sides = [shared.merge(table, on=["domain", "path"])[["domain", "path", *columns]] for table in outcomes.values()]
     tables = [table.assign(side=side) for side, table in zip(SIDES, sides, strict=True)]
     return Pair(a, b, pd.concat(tables, ignore_index=True) if len(shared) else empty, tuple(notes))
 
@@ -110,29 +110,31 @@ def parameters(a: RunFolder, b: RunFolder) -> pd.DataFrame:
     return pd.DataFrame([row[1:] for row in rows], columns=["parameter", "a", "b"])
 
 
-def differences(pair: Pair, metric: str = "r_at_1") -> pd.DataFrame:
+def between_runs(pair: Pair, metric: str = "r_at_1") -> pd.DataFrame:
     """Compare a metric by domain, with the 95% interval over queries of the difference, paired by query.
 
     Returns: domain ("mean": over those domains), n_queries, a, b (percent), mean, low, high (of B - A, in points).
     """
     a, b = (pair.outcomes[pair.outcomes["side"] == side].assign(seed=0) for side in SIDES)
     n_queries = a.groupby("domain", sort=False).size().to_dict() | {"mean": len(a)}
-    found = paired_difference(b, a, metric)
+    table = paired_difference(b, a, metric)
     levels = {side: row_interval(t, metric, 1)["mean"] for side, t in zip(SIDES, (a, b), strict=True)}
-    found = found.assign(**levels, n_queries=found["domain"].map(n_queries))
-    return found[["domain", "n_queries", "a", "b", "mean", "low", "high"]]
+    table = table.assign(**levels, n_queries=table["domain"].map(n_queries))
+    return table[["domain", "n_queries", "a", "b", "mean", "low", "high"]]
 
 
 def changed(pair: Pair) -> pd.DataFrame:
-    """Count the queries of each domain by whose first neighbour is right: domain ("all" last), n_queries, GROUPS."""
+    """Count the queries of each domain by whose first neighbour is right: domain ("all" last), n_queries and
+    WHO_IS_RIGHT.
+    """
     right = {side: part.set_index(["domain", "path"])["r_at_1"] > 0 for side, part in pair.outcomes.groupby("side")}
     number = 2 * ~right["a"] + ~right["b"]  # 0 both, 1 only A, 2 only B, 3 neither
     counts = pd.crosstab(number.index.get_level_values("domain"), number.to_numpy())
-    counts = counts.reindex(index=pair.domains, columns=range(len(GROUPS)), fill_value=0)
-    counts.columns = list(GROUPS)
+    counts = counts.reindex(index=pair.domains, columns=range(len(WHO_IS_RIGHT)), fill_value=0)
+    counts.columns = list(WHO_IS_RIGHT)
     counts.loc["all"] = counts.sum()
     counts = counts.rename_axis(index="domain").reset_index()
-    counts.insert(1, "n_queries", counts[list(GROUPS)].sum(axis=1))
+    counts.insert(1, "n_queries", counts[list(WHO_IS_RIGHT)].sum(axis=1))
     return counts
 
 
@@ -180,19 +182,19 @@ def neighbours(
         if data != "auto" or images:
             loaded.move_data(data, images)
         opened.append(loaded)
-    found = [{part.query_domain: part for part in run.neighbours() if part.embedder == "student"} for run in opened]
+    sides = [{part.query_domain: part for part in run.neighbours() if part.embedder == "student"} for run in opened]
     catalogs = sorted((run.catalog for run in opened), key=lambda catalog: -len(catalog.names))
     if not set(catalogs[1].names) <= set(catalogs[0].names) or catalogs[0].root != catalogs[1].root:
         raise UserError("the images of both runs are not in one catalog, so that their neighbours cannot be shown here")
-    return catalogs[0], list(_aligned(pair, found))
+    return catalogs[0], list(_aligned(pair, sides))
 
 
-def _aligned(pair: Pair, found: list[dict[str, Neighbours]]) -> Iterator[tuple[Neighbours, Neighbours]]:
+def _aligned(pair: Pair, sides: list[dict[str, Neighbours]]) -> Iterator[tuple[Neighbours, Neighbours]]:
     """Both runs' neighbours of the same queries in the same order."""
     for domain, part in pair.outcomes[pair.outcomes["side"] == "a"].groupby("domain", sort=False):
         paths = tuple(part["path"])
         taken = []
-        for side in found:
+        for side in sides:
             place = {path: i for i, path in enumerate(side[domain].query_paths)}
             rows = np.array([place[path] for path in paths], np.int64)
             arrays = {name: getattr(side[domain], name)[rows] for name in ("position", "similarity", "hit")}
@@ -203,7 +205,7 @@ def _aligned(pair: Pair, found: list[dict[str, Neighbours]]) -> Iterator[tuple[N
 def _outcomes(run: RunFolder) -> pd.DataFrame:
     """Of the test queries in the merged index: domain, path and the metrics."""
     table = run.outcomes()
-    embedder = EMBEDDERS["features"] if _values(run).get("recipe") == "features" else "student"
+    embedder = embedder_of(_values(run).get("recipe"))
     table = table[(table["embedder"] == embedder) & (table["index"] == "merged")]
     return table[["domain", "path", *(name for name in table if "_at_" in name)]].reset_index(drop=True)
 

@@ -23,12 +23,11 @@ from IPython.display import DisplayHandle, display
 
 from udonlib.errors import ParameterError, UserError
 from udonlib.lab.compare import pair_views, runs_table
-from udonlib.lab.compare.ablation_views import plain_table
 from udonlib.lab.compare.overview import DAMAGED, RunReader, RunRow, choose_two
 from udonlib.lab.compare.pairs import Pair, open_pair
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.sheets import Table
+from udonlib.lab.views.tables import Table, lines_table
 from udonlib.presets import RunsParams
 from udonlib.runs.find import RUN, find_run, runs_for
 from udonlib.runs.folder import RunFolder
@@ -39,38 +38,10 @@ REST = 10  # times as long as a redraw took, nothing is redrawn because a chosen
 FEW = "Nothing to compare yet: {} Train another with notebooks/train.ipynb."
 
 
-class RunsTable(anywidget.AnyWidget):
+class RunsWidget(anywidget.AnyWidget):
     """The live table. A person writes a and b (the chosen runs), Python the rest; nothing is written by both."""
 
-    _esm = (
-        runs_table.BEHAVIOUR
-        + """
-export default {
-  render({ model, el }) {
-    el.innerHTML = model.get("html");
-    const own = Math.random().toString(36).slice(2), table = runsTable(el);
-    const draw = () => {
-      table.fill(model.get("rows"));
-      for (const letter of ["a", "b"]) {
-        const chosen = model.get(letter) || model.get("shown")[letter];
-        for (const button of el.querySelectorAll(`.udon-runs-${letter}`)) {
-          button.name = `udon-runs-${letter}-${own}`;
-          button.checked = button.closest("tr").dataset.run === chosen;
-        }
-      }
-    };
-    el.addEventListener("change", (event) => {
-      const letter = ["a", "b"].find((one) => event.target.classList.contains(`udon-runs-${one}`));
-      if (letter) { model.set(letter, event.target.closest("tr").dataset.run); model.save_changes(); }
-    });
-    model.on("change:rows change:shown", draw);
-    draw();
-    model.send({ views: 1 });
-    return () => { model.off("change:rows change:shown", draw); model.send({ views: -1 }); };
-  },
-};
-"""
-    )
+    _esm = runs_table.asset("runs_table.js") + runs_table.asset("runs_widget.js")
     html = traitlets.Unicode().tag(sync=True)
     rows = traitlets.Dict().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
@@ -96,7 +67,7 @@ class RunPage:
         self.live = has_front_end() if live is None else live
         self.reader = RunReader(params.outputs, params.runs)
         self.rows: list[RunRow] = self.reader.read()
-        self.widget: RunsTable | None = None
+        self.widget: RunsWidget | None = None
         self._still: Still | None = None
         self._is_kept = True  # whether the still shows what the widget shows
         self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], bool]] = {}  # by what is shown: the last output
@@ -148,7 +119,7 @@ class RunPage:
         if not self.live:
             display(self._static())
             return
-        self.widget = RunsTable(html=runs_table.skeleton("", picks=True), **self._table_state())
+        self.widget = RunsWidget(html=runs_table.skeleton("", picks=True), **self._table_state())
         answering(named(self.widget, "runs-widget"))
         self.widget.observe(lambda change: self._wake.set(), ["a", "b"])
         self.widget.on_msg(lambda widget, content, buffers: self._count_views(content))
@@ -237,7 +208,7 @@ class RunPage:
             text = FEW.format("there are no runs." if n == 0 else "two readable runs are needed.")
         except (OSError, *DAMAGED) as error:
             text = str(error) if isinstance(error, UserError) else f"the files of a run cannot be read: {error}"
-        return plain_table(["not shown"], [[text]], side="left")
+        return lines_table(["not shown"], [[text]], side="left")
 
     def _show_pair(self, what: str, make: Callable[[Pair], Any]) -> None:
         self._show(what, lambda: self._of_pair(make))

@@ -7,6 +7,7 @@ The same few lines of JavaScript serve three places: a notebook's output, an exp
 from __future__ import annotations
 
 import html
+import importlib.resources
 import json
 import math
 import re
@@ -18,8 +19,8 @@ from typing import Any
 
 from udonlib.files import working_folder
 from udonlib.lab.compare.overview import UNREADABLE, RunRow
-from udonlib.lab.views.sheets import Table
-from udonlib.lab.views.style import EMBEDDERS, GRID
+from udonlib.lab.views.style import ACCENT, GRID
+from udonlib.lab.views.tables import Table, as_html, figure
 from udonlib.runs.watch import duration
 
 SIGNS = {"finished": "✓", "training": "▶", "paused": "‖", "stopped": "■", "failed": "✗", "lost": "✗", "new": "·"}
@@ -46,106 +47,15 @@ LEFT = ("run", "state", "recipe", "data", "changes")
 N_CHANGES = 4  # shown of each run; the comparison of two shows all
 N_OPEN = 8  # runs that are listed as unfinished
 
-STYLE = f"""<style>
-.udon-runs {{ color: inherit; font-size: 13px; font-variant-numeric: tabular-nums; }}
-.udon-runs-bar {{ display: flex; gap: 12px; align-items: center; flex-wrap: wrap; margin: 4px 0 8px; }}
-.udon-runs-bar input {{ font: inherit; color: inherit; background: transparent; padding: 4px 8px; width: 260px;
-  border: 1px solid rgba(128, 128, 128, 0.6); border-radius: 4px; }}
-.udon-runs-scroll {{ overflow: auto; max-height: 520px; border: 1px solid {GRID}; border-radius: 6px; }}
-.udon-runs table.udon-runs-table {{ border-collapse: separate; border-spacing: 0; color: inherit; font: inherit;
-  margin: 0; width: max-content; min-width: 100%; table-layout: auto; }}
-.udon-runs-table tr td, .udon-runs-table tr th {{ text-align: right; white-space: nowrap; padding: 3px 9px;
-  background: var(--jp-layout-color0, Canvas); border: 0; border-bottom: 1px solid {GRID}; vertical-align: middle; }}
-.udon-runs-table tr th {{ font-weight: 600; }}
-.udon-runs-table tr .udon-runs-left {{ text-align: left; }}
-.udon-runs-table tr td.udon-runs-changes {{ white-space: normal; min-width: 300px; }}
-.udon-runs-table thead th {{ position: sticky; top: 0; z-index: 2; }}
-.udon-runs-table tr .udon-runs-name {{ position: sticky; left: 0; z-index: 1; font-weight: 400; }}
-.udon-runs-table thead tr .udon-runs-name {{ z-index: 3; font-weight: 600; }}
-.udon-runs-table tbody tr:hover > * {{ background-image: linear-gradient({GRID}, {GRID}); }}
-.udon-runs-table small {{ opacity: 0.75; }}
-.udon-runs-sort {{ font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 2px 0;
-  cursor: pointer; white-space: nowrap; }}
-.udon-runs-sort::after {{ content: " ↕"; opacity: 0.35; }}
-th[aria-sort="ascending"] .udon-runs-sort::after {{ content: " ↑"; opacity: 1; }}
-th[aria-sort="descending"] .udon-runs-sort::after {{ content: " ↓"; opacity: 1; }}
-.udon-runs :focus-visible {{ outline: 2px solid {EMBEDDERS["student"][0]}; outline-offset: 1px; }}
-.udon-runs-track {{ display: inline-block; width: 70px; height: 7px; border-radius: 4px; background: {GRID};
-  vertical-align: middle; margin-right: 7px; }}
-.udon-runs-track span {{ display: block; height: 100%; border-radius: 4px; background: {EMBEDDERS["student"][0]}; }}
-.udon-runs-pick label {{ margin-right: 6px; cursor: pointer; }}
-.udon-runs-pick input {{ margin: 0 2px 0 0; vertical-align: -1px; }}
-.udon-runs-open {{ color: inherit; font-size: 13px; line-height: 1.5; font-variant-numeric: tabular-nums; }}
-.udon-runs-open code {{ overflow-wrap: anywhere; }}
-.udon-runs-open li {{ margin: 3px 0; }}
-@media print {{ .udon-runs-scroll {{ max-height: none; overflow: visible; }} }}
-</style>"""
 
-BEHAVIOUR = """
-function runsTable(root) {
-  const head = [...root.querySelectorAll("thead th")], body = root.querySelector("tbody");
-  const filter = root.querySelector(".udon-runs-filter"), count = root.querySelector(".udon-runs-count");
-  const drawn = new Map();
-  const value = (row, at) => row.cells[at].dataset.v ?? "";
-  function arrange() {
-    const at = head.findIndex((cell) => (cell.getAttribute("aria-sort") ?? "none") !== "none");
-    const sign = at >= 0 && head[at].getAttribute("aria-sort") === "descending" ? -1 : 1;
-    const number = at >= 0 && "number" in head[at].dataset;
-    const focused = document.activeElement, rows = [...body.rows];
-    const sorted = at < 0 ? rows : [...rows].sort((one, other) => {
-      const a = value(one, at), b = value(other, at);
-      if (a === "" || b === "") return (a === "") - (b === "");
-      return sign * (number ? a - b : a.localeCompare(b, "en", { numeric: true }));
-    });
-    if (sorted.some((row, i) => row !== rows[i])) {
-      body.append(...sorted);
-      if (body.contains(focused)) focused.focus();
-    }
-    const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
-    let shown = 0;
-    for (const row of body.rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += !row.hidden;
-    }
-    const all = body.rows.length;
-    count.textContent = words.length ? `${shown} of ${all} runs` : `${all} run${all === 1 ? "" : "s"}`;
-  }
-  for (const cell of head) {
-    cell.querySelector("button")?.addEventListener("click", () => {
-      const first = "number" in cell.dataset ? "descending" : "ascending";
-      const second = first === "descending" ? "ascending" : "descending";
-      const next = cell.getAttribute("aria-sort") === first ? second : first;
-      for (const other of head) if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
-      cell.setAttribute("aria-sort", next);
-      arrange();
-    });
-  }
-  filter.addEventListener("input", arrange);
-  arrange();
-  return {
-    fill(rows) {
-      const known = new Map([...body.rows].map((row) => [row.dataset.run, row]));
-      for (const [name, row] of known) if (!(name in rows)) { row.remove(); drawn.delete(name); }
-      for (const [name, text] of Object.entries(rows)) {
-        if (drawn.get(name) === text) continue;
-        const made = document.createElement("template");
-        made.innerHTML = text;
-        const row = made.content.firstElementChild;
-        known.has(name) ? known.get(name).replaceWith(row) : body.append(row);
-        drawn.set(name, text);
-      }
-      arrange();
-    },
-  };
-}
-"""
-START = """
-for (const root of document.querySelectorAll(".udon-runs:not([data-ready])")) {
-  root.dataset.ready = "";
-  runsTable(root);
-}
-"""
+def asset(name: str) -> str:
+    """A file of this folder: JavaScript or CSS."""
+    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+STYLE = f"""<style>
+.udon-runs, .udon-runs-open {{ --udon-grid: {GRID}; --udon-accent: {ACCENT}; }}
+{asset("runs_table.css")}</style>"""
 
 
 def static_table(rows: Sequence[RunRow], home: Path, chosen: tuple[str, str] | None = None) -> Table:
@@ -154,8 +64,8 @@ def static_table(rows: Sequence[RunRow], home: Path, chosen: tuple[str, str] | N
         return Table(empty(home), f"No runs yet in {home}: run notebooks/train.ipynb.")
     marks = dict(zip("AB", chosen or (), strict=False))
     body = "".join(row_html(row, marks=[letter for letter, name in marks.items() if name == row.run]) for row in rows)
-    script = f"<script>(() => {{{BEHAVIOUR}{START}}})();</script>"
-    lines = [f"{row.run}  {row.state}  R@1 {_one(row.r_at_1)}  {row.problem}".rstrip() for row in rows]
+    script = f"<script>(() => {{\n{asset('runs_table.js')}{asset('runs_start.js')}}})();</script>"
+    lines = [f"{row.run}  {row.state}  R@1 {figure(row.r_at_1)}  {row.problem}".rstrip() for row in rows]
     return Table(skeleton(body) + script, "\n".join(lines))
 
 
@@ -199,22 +109,22 @@ def row_html(row: RunRow, marks: Sequence[str] = (), picks: bool = False) -> str
 
 def open_runs(rows: Sequence[RunRow], home: Path) -> Table:
     """List what trains now, what was left unfinished and what cannot be read, with what to do about each."""
-    found = [row for row in rows if row.going or row.open or row.problem]
-    found.sort(key=lambda row: (not row.going, not row.open))
-    if not found:
+    unfinished = [row for row in rows if row.going or row.open or row.problem]
+    unfinished.sort(key=lambda row: (not row.going, not row.open))
+    if not unfinished:
         text = "Nothing is training, and nothing was left unfinished." if rows else f"No runs yet in {home}."
         return Table(f'<div class="udon-runs-open">{html.escape(text)}</div>', text)
     items, lines = [], []
-    for row in found[:N_OPEN]:
+    for row in unfinished[:N_OPEN]:
         says, how = _advice(row, home)
         bar = _bar(row) if row.open and row.steps else ""
         code = f"<br>{_as_code(how)}" if how else ""
         sign = SIGNS.get(row.state, "!") if not row.problem else "!"
         items.append(f"<li>{sign} {bar}<b>{html.escape(row.run)}</b>: {html.escape(says)}{code}</li>")
         lines.append(f"{sign} {row.run}: {says}" + (f"; {how}" if how else ""))
-    if len(found) > N_OPEN:
-        items.append(f"<li>and {len(found) - N_OPEN} more in the table</li>")
-        lines.append(f"and {len(found) - N_OPEN} more")
+    if len(unfinished) > N_OPEN:
+        items.append(f"<li>and {len(unfinished) - N_OPEN} more in the table</li>")
+        lines.append(f"and {len(unfinished) - N_OPEN} more")
     style = "list-style:none;padding-left:0;margin:4px 0"
     return Table(
         f'{STYLE}<div class="udon-runs-open"><ul style="{style}">{"".join(items)}</ul></div>', "\n".join(lines)
@@ -260,13 +170,13 @@ def _cells(row: RunRow) -> dict[str, str]:
         "run": html.escape(row.run),
         "state": f"{SIGNS.get(row.state, '·')} {html.escape(row.state)}{by_hand}{unsure}",
         "step": (_bar(row) if row.open else "") + steps + left,
-        "r_at_1": _with_interval(row.r_at_1, row.r_at_1_low, row.r_at_1_high),
-        "mmp": _with_interval(row.mmp, row.mmp_low, row.mmp_high)
+        "r_at_1": as_html(figure(row.r_at_1, row.r_at_1_low, row.r_at_1_high)),
+        "mmp": as_html(figure(row.mmp, row.mmp_low, row.mmp_high))
         + (f" <small>k={row.k}</small>" if row.k != 5 else ""),
         "recipe": html.escape(row.recipe) or "–",
         "seed": "–" if row.seed is None else str(row.seed),
         "data": html.escape(row.data) or "–",
-        "validation": _one(row.validation),
+        "validation": figure(row.validation),
         "train_seconds": "–" if math.isnan(row.train_seconds) else duration(row.train_seconds),
         "images_per_s": "–" if math.isnan(row.images_per_s) else f"{row.images_per_s:,.0f}",
         "n_parameters_trained": "–" if math.isnan(n) else f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n / 1e3:.0f} k",
@@ -303,14 +213,6 @@ def _picks(run: str) -> str:
 
 def _sort_value(value: Any) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-
-
-def _with_interval(value: float, low: float, high: float) -> str:
-    return _one(value) + ("" if math.isnan(low) else f" <small>±{(high - low) / 2:.1f}</small>")
-
-
-def _one(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.1f}"
 
 
 def _date(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """The embedding explorer: linked maps of student and teacher, thumbnails at the pointer, what a region holds.
 
-    explorer.show(found)     # in a notebook: widgets where a person looks, else a figure
+    embedding_explorer.explore(space)     # in a notebook: widgets where a person looks, else a figure
 
 Points are drawn by jupyter-scatter. A thumbnail is made when the pointer rests on its point, and only then. Elements
 have the classes udon-explorer, and udon-explorer-colour, -shown, -projection, -teacher (lists), -student, -teachers
@@ -24,7 +24,7 @@ import plotly.graph_objects as go
 from jaxtyping import Int
 
 from udonlib.errors import UserError
-from udonlib.lab.explore.embedding_map import EmbeddingMap, Layout
+from udonlib.lab.explore.embedding_map import EmbeddingMap, MapLayout
 from udonlib.lab.explore.embedding_sheets import item_sheet, query_sheet, region_sheet, thumbnail
 from udonlib.lab.explore.embedding_views import (
     caption_text,
@@ -41,6 +41,7 @@ from udonlib.lab.pictures import pictures
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.sheets import CARD
+from udonlib.lab.views.style import square
 from udonlib.runs.watch import duration
 
 with warnings.catch_warnings():
@@ -61,41 +62,41 @@ MANY = {"pointSizeSelected": 1, "pointOutlineWidth": 1}
 SHEET = {"display": "none", "max_width": "100%", "width": "auto", "align_self": "flex-start"}
 
 
-def show(found: EmbeddingMap) -> Explorer | go.Figure:
+def explore(space: EmbeddingMap) -> EmbeddingExplorer | go.Figure:
     """Return the explorer where a person looks at this kernel's cells, else the map by domain as a figure."""
-    return Explorer(found) if has_front_end() else map_chart(found, "domain")
+    return EmbeddingExplorer(space) if has_front_end() else map_chart(space, "domain")
 
 
-class Explorer:
+class EmbeddingExplorer:
     """The widgets, and what happens between them. `box` is what is shown.
 
     Args:
-        found: the map, embedded.
+        space: the map, embedded.
 
     Raises:
         UserError: the images are not embedded yet.
     """
 
-    def __init__(self, found: EmbeddingMap) -> None:
-        self.found = found
+    def __init__(self, space: EmbeddingMap) -> None:
+        self.space = space
         self.rows = np.zeros(0, np.int64)  # the points that are selected, in both maps
-        self._layouts: dict[tuple[str, str], Layout] = {}
+        self._layouts: dict[tuple[str, str], MapLayout] = {}
         self._tables: dict[str, pd.DataFrame] = {}  # what each map draws
         self._work: threading.Thread | None = None
         self._still: Still | None = None
         self._latest: threading.Thread | None = None  # that was begun, and may be about to lay out
         # What is said at the pointer: title -> column of the points.
         self._titles = {"class": "class", "domain": "domain"}
-        self._titles |= {"right": "gap"} if found.has_teachers else {found.params.embedder: "result"}
-        teachers = {"each domain's own": "teacher"} | {f"{name}'s": f"teacher of {name}" for name in found.domains}
-        self.colour = _list("colour", "colour by", {label: name for name, label in colourings(found).items()})
-        self.shown = _list("shown", "show", {"all domains": ""} | {name: name for name in found.domains})
+        self._titles |= {"right": "gap"} if space.has_teachers else {space.params.embedder: "result"}
+        teachers = {"each domain's own": "teacher"} | {f"{name}'s": f"teacher of {name}" for name in space.domains}
+        self.colour = _list("colour", "colour by", {label: name for name, label in colourings(space).items()})
+        self.shown = _list("shown", "show", {"all domains": ""} | {name: name for name in space.domains})
         self.projection = _list("projection", "layout", PROJECTIONS)
         self.teacher = _list("teacher", "teacher", teachers)
         self.status, self.legend, self.facts = _text("status"), _text("legend"), _text("facts")
         self.sheet = named(widgets.Image(format="jpeg", layout=SHEET), "explorer-sheet")
         self.maps = {"student": self._map("student", "student")}
-        if found.has_teachers:
+        if space.has_teachers:
             self.maps["teachers"] = self._map("teachers", "teacher")
         self.captions = {name: _text("caption") for name in self.maps}
         self.box = self._arranged()
@@ -108,19 +109,19 @@ class Explorer:
         self.teacher.observe(lambda change: self._lay_out(), "value")
         for drawn in self.maps.values():
             drawn.widget.observe(lambda change: self._selected(change["new"]), "selection")
-        if found.params.projection == "umap":
+        if space.params.projection == "umap":
             self.projection.value = "umap"
 
     # --- what is built once ---
 
     def _map(self, name: str, view: str) -> Any:
         """A scatter plot of all points."""
-        points = self.found.points
+        points = self.space.points
         xy = self._layout(view, "pca").xy
         table = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "image": ""})
         for title, column in self._titles.items():
             table[title] = points[column].to_numpy()
-        looks = colouring(self.found, "domain")
+        looks = colouring(self.space, "domain")
         table["kind"] = pd.Categorical.from_codes(looks.kind, list(looks.names))
         self._tables[name] = table
         drawn = jscatter.Scatter(data=table, x="x", y="y", x_scale=SCALE, y_scale=SCALE)
@@ -158,7 +159,7 @@ class Explorer:
 
     def _seen(self) -> str:
         """The maps as they are laid out and coloured, as a picture."""
-        figure = laid_out(self.found, self.colour.value, self._shown)
+        figure = laid_out(self.space, self.colour.value, self._shown)
         image = base64.b64encode(pictures.draw(figure.to_dict())).decode()
         return f'<img src="data:image/png;base64,{image}" style="max-width:100%">{self.legend.value}'
 
@@ -190,33 +191,33 @@ class Explorer:
         if not len(rows):
             return paragraph(HINT), b""
         if len(rows) > 1:
-            return region_text(self.found, rows), region_sheet(self.found, rows).data
-        point = self.found.points.iloc[int(rows[0])]
+            return region_text(self.space, rows), region_sheet(self.space, rows).data
+        point = self.space.points.iloc[int(rows[0])]
         name = (
             f"<b>{html.escape(point['class'])}</b>, {html.escape(point['domain'])} &nbsp; {html.escape(point['path'])}"
         )
         if point["query"] >= 0:
             gap = f"; right: {point['gap']}" if "gap" in point else f"; {point['result']}"
-            return paragraph(f"query {name}{gap}", safe=True), query_sheet(self.found, int(point["query"])).data
-        lists = self.found.lists[self.found.params.embedder]
+            return paragraph(f"query {name}{gap}", safe=True), query_sheet(self.space, int(point["query"])).data
+        lists = self.space.lists[self.space.params.embedder]
         text = f"index image {name}; found by {len(found_by(lists, int(point['position']))):,} queries"
-        return paragraph(text, safe=True), item_sheet(self.found, int(point["position"])).data
+        return paragraph(text, safe=True), item_sheet(self.space, int(point["position"])).data
 
     def _answer(self, widget: Any, content: dict[str, Any]) -> None:
         """Answer a map that asks what to show at the pointer."""
         row = content.get("index")
-        if content.get("type") != "tooltip" or not isinstance(row, int) or not 0 <= row < len(self.found.points):
+        if content.get("type") != "tooltip" or not isinstance(row, int) or not 0 <= row < len(self.space.points):
             return
-        point = self.found.points.iloc[row]
+        point = self.space.points.iloc[row]
         try:
-            image = thumbnail(self.found.catalog, point["path"])
+            image = thumbnail(self.space.catalog, point["path"])
         except UserError:
             image = ""  # the words say what it is
         said = {title: str(point[column]) for title, column in self._titles.items()}
         widget.send({"type": "tooltip", "index": row, "preview": image, "properties": said})
 
     def _recolour(self) -> None:
-        looks = colouring(self.found, self.colour.value)
+        looks = colouring(self.space, self.colour.value)
         kinds = pd.Categorical.from_codes(looks.kind, list(looks.names))
         for name, drawn in self.maps.items():
             self._tables[name]["kind"] = kinds
@@ -224,8 +225,8 @@ class Explorer:
         shown = looks.kind[self._shown_rows()]
         counts = np.bincount(shown[shown >= 0], minlength=len(looks.names))
         parts = zip(looks.names, looks.colours, counts, strict=True)
-        keys = [f'<span style="color:{c}">■</span> {html.escape(name)} <small>{n:,}</small>' for name, c, n in parts]
-        squares = "".join(f'<span style="color:{colour}">■</span>' for colour in looks.colours)
+        keys = [f"{square(c, name)} <small>{n:,}</small>" for name, c, n in parts]
+        squares = "".join(square(colour).rstrip() for colour in looks.colours)
         text = f"{squares} {html.escape(looks.note)}" if looks.note else " &nbsp; ".join(keys)
         self.legend.value = paragraph(text, safe=True)
         self._keep()
@@ -238,7 +239,7 @@ class Explorer:
     def _shown_rows(self) -> Int[np.ndarray, "_"]:
         """The points of the domain that is shown, or of all."""
         name = self.shown.value
-        points = self.found.points
+        points = self.space.points
         return np.flatnonzero(points["domain"] == name) if name else np.arange(len(points))
 
     def _lay_out(self) -> None:
@@ -264,11 +265,11 @@ class Explorer:
         return {name: views[name] for name in self.maps}
 
     def _is_ready(self, view: str, kind: str) -> bool:
-        return kind == "pca" or (view, kind) in self._layouts or self.found.is_kept(view)
+        return kind == "pca" or (view, kind) in self._layouts or self.space.is_kept(view)
 
-    def _layout(self, view: str, kind: str) -> Layout:
+    def _layout(self, view: str, kind: str) -> MapLayout:
         if (view, kind) not in self._layouts:
-            self._layouts[view, kind] = self.found.layout(view, kind, self._say)
+            self._layouts[view, kind] = self.space.layout(view, kind, self._say)
         return self._layouts[view, kind]
 
     def _apply(self) -> None:
@@ -307,7 +308,7 @@ class Explorer:
         self._lay_out()
 
     def _estimate(self, number: int) -> float:
-        n = len(self.found.points)
+        n = len(self.space.points)
         return seconds(n) - (seconds(0) if number else 0)
 
     def _say(self, text: str) -> None:

@@ -1,8 +1,8 @@
 """The test images of a run as points: what they are, how they were answered, and where they lie in two dimensions.
 
-found = open_map(params)         # the run, its images and outcomes; seconds
-found.embed(say)                 # the backbone's features, kept on the disk
-found.layout("student", "pca")   # coordinates
+space = open_map(params)         # the run, its images and outcomes; seconds
+space.embed(say)                 # the backbone's features, kept on the disk
+space.layout("student", "pca")   # coordinates
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from udonlib.evaluation.outcomes import paired, whose_is_right
 from udonlib.evaluation.reading import in_batches, loading
 from udonlib.files import results_folder
 from udonlib.lab.explore import projections
-from udonlib.lab.explore.neighbourhoods import Lists, lists
+from udonlib.lab.explore.neighbourhoods import Lists, gather
 from udonlib.lab.explore.projections import fingerprint, kept
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
@@ -39,11 +39,10 @@ NO_QUERY = "not a query"
 RIGHT, WRONG = "right", "wrong"
 TEACHER_OF = "teacher of "  # begins the name of the view of one teacher
 Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class MapLayout:
     """Coordinates of all points in one view, in [-1, 1]; what they are, in words; and names to write at places."""
 
     xy: Float32[np.ndarray, "point 2"]
@@ -89,7 +88,7 @@ class EmbeddingMap:
         """The best model of the run, on its device, in evaluation mode."""
         return self.run.load_model().to(pick_device(self.params.device))
 
-    def embed(self, progress: Progress | None = None, say: Say | None = None) -> bool:
+    def embed(self, progress: Callable[[int, int], None] | None = None, say: Say | None = None) -> bool:
         """Compute the backbone's features of all points, or read them where they were kept; says whether it computed.
 
         Points whose image cannot be read are dropped, where the run skips such images.
@@ -175,7 +174,7 @@ class EmbeddingMap:
         """Say whether the UMAP of a view comes from the cache, at once."""
         return all(projections.is_kept(part, self.settings, cache_of(self.params)) for part in self.parts(view))
 
-    def layout(self, view: str, projection: str, say: Say | None = None) -> Layout:
+    def layout(self, view: str, projection: str, say: Say | None = None) -> MapLayout:
         """Lay all points out in one view.
 
         The view "teacher" puts the domains side by side, each laid out for itself by its own teacher: embeddings of two
@@ -198,10 +197,10 @@ class EmbeddingMap:
             laid = [projections.umap(part, self.settings, cache_of(self.params), say) for part in parts]
             how = f"UMAP, {self.params.umap_neighbours} neighbours"
         if view != "teacher":
-            return Layout(laid[0], f"{view}, {n_dims}: {how}")
+            return MapLayout(laid[0], f"{view}, {n_dims}: {how}")
         xy, middles = projections.side_by_side(laid, self.groups())
         labels = [(name, x, y) for name, (x, y) in zip(self.domains, middles, strict=True)]
-        return Layout(xy, f"each domain by its own teacher, {n_dims}: {how}", labels)
+        return MapLayout(xy, f"each domain by its own teacher, {n_dims}: {how}", labels)
 
 
 def enumerate_rows(batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[int, tuple]]:
@@ -240,20 +239,20 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"]) & outcomes["domain"].isin(domains)]
     known = {part.embedder for part in neighbours}
     embedders = [name for name in ("student", "teacher") if name in known]
-    found: dict[str, Lists] = {name: lists(neighbours, name, params.k, domains) for name in embedders}
+    by_embedder: dict[str, Lists] = {name: gather(neighbours, name, params.k, domains) for name in embedders}
     answers = paired(outcomes)
     images = pd.concat([_images(domain) for domain in catalog.domains], ignore_index=True)
     names = dict(zip(zip(images["domain"], images["path"], strict=True), images["class"], strict=True))
     points = images[images["domain"].isin(domains)].reset_index(drop=True)
     n_images = len(points)
     points = points.iloc[_some(points["domain"], params.max_points, params.seed)].reset_index(drop=True)
-    points["position"] = _positions(points, found["student"])
-    points["query"] = _lookup(points, [found["student"].query(row) for row in range(len(found["student"]))])
+    points["position"] = _positions(points, by_embedder["student"])
+    points["query"] = _lookup(points, [by_embedder["student"].query(row) for row in range(len(by_embedder["student"]))])
     points["result"] = _result(points, answers[params.embedder].to_numpy(), answers)
-    if "teacher" in found:
+    if "teacher" in by_embedder:
         points["gap"] = _gap(points, answers)
-    means = {name: 100 * float(answers.groupby("domain", sort=False)[name].mean().mean()) for name in found}
-    return EmbeddingMap(params, run, catalog, domains, points, n_images, found, means, names)
+    means = {name: 100 * float(answers.groupby("domain", sort=False)[name].mean().mean()) for name in by_embedder}
+    return EmbeddingMap(params, run, catalog, domains, points, n_images, by_embedder, means, names)
 
 
 def _images(domain: Domain) -> pd.DataFrame:
@@ -281,13 +280,13 @@ def _some(domain: pd.Series, n: int, seed: int) -> Int[np.ndarray, "_"]:
 def _lookup(points: pd.DataFrame, images: list[tuple[str, str]]) -> Int[np.ndarray, "point"]:
     """The place of each point in a list of (domain, path); -1 where it is not there."""
     place = {image: number for number, image in enumerate(images)}
-    found = (place.get(image, -1) for image in zip(points["domain"], points["path"], strict=True))
-    return np.fromiter(found, np.int64, len(points))
+    places = (place.get(image, -1) for image in zip(points["domain"], points["path"], strict=True))
+    return np.fromiter(places, np.int64, len(points))
 
 
-def _positions(points: pd.DataFrame, found: Lists) -> Int[np.ndarray, "point"]:
+def _positions(points: pd.DataFrame, lists: Lists) -> Int[np.ndarray, "point"]:
     """The position of each point in the merged index; -1 where it is not there."""
-    merged = found.searched
+    merged = lists.searched
     return _lookup(points, [(d, path) for d, paths in zip(merged.domains, merged.paths, strict=True) for path in paths])
 
 

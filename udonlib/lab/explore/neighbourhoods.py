@@ -44,8 +44,8 @@ class Lists:
     @cached_property
     def item_domain(self) -> Int64[np.ndarray, "query rank"]:
         """Number of each neighbour's domain; that of no neighbour is the number of domains."""
-        found = np.searchsorted(self.starts, self.position, side="right") - 1
-        return np.where(self.position >= 0, found, len(self.searched.domains))
+        domain = np.searchsorted(self.starts, self.position, side="right") - 1
+        return np.where(self.position >= 0, domain, len(self.searched.domains))
 
     @cached_property
     def astray(self) -> Bool[np.ndarray, "query rank"]:
@@ -62,7 +62,7 @@ class Lists:
         return [(self.searched.locate(int(p)), bool(h)) for p, h in zip(places, self.hit[row], strict=True) if p >= 0]
 
 
-def lists(neighbours: Iterable[Neighbours], embedder: str, k: int, domains: Sequence[str] | None = None) -> Lists:
+def gather(neighbours: Iterable[Neighbours], embedder: str, k: int, domains: Sequence[str] | None = None) -> Lists:
     """Put the neighbours of one embedder together.
 
     Args:
@@ -93,27 +93,27 @@ def lists(neighbours: Iterable[Neighbours], embedder: str, k: int, domains: Sequ
     )
 
 
-def hubs(found: Lists, n: int | None = None) -> pd.DataFrame:
+def hubs(lists: Lists, n: int | None = None) -> pd.DataFrame:
     """Tabulate the items that turn up in the most lists: one row an item, the most frequent first.
 
     A hub is near to many queries whatever they show. Ties go by position in the index.
 
     Args:
-        found: whose lists.
+        lists: whose lists.
         n: rows; None: every item that turns up at all.
 
     Returns: domain, path, position, n_lists (queries that have the item among their k nearest), n_right (of them, those
         for which it is relevant), n_domains (domains of these queries), percent (of all queries).
     """
-    there = found.position >= 0
-    position, right = found.position[there], found.hit[there]
-    asked = np.broadcast_to(found.domain[:, None], found.position.shape)[there]
-    n_items, n_domains = int(found.starts[-1]), len(found.searched.domains)
+    there = lists.position >= 0
+    position, right = lists.position[there], lists.hit[there]
+    asked = np.broadcast_to(lists.domain[:, None], lists.position.shape)[there]
+    n_items, n_domains = int(lists.starts[-1]), len(lists.searched.domains)
     n_lists = np.bincount(position, minlength=n_items)
     pairs = np.unique(position * n_domains + asked)
     spread = np.bincount(pairs // n_domains, minlength=n_items)
     order = np.argsort(-n_lists, kind="stable")[: np.count_nonzero(n_lists)][:n]
-    places = [found.searched.locate(int(item)) for item in order]
+    places = [lists.searched.locate(int(item)) for item in order]
     table = {
         "domain": [domain for domain, _ in places],
         "path": [path for _, path in places],
@@ -121,12 +121,12 @@ def hubs(found: Lists, n: int | None = None) -> pd.DataFrame:
         "n_lists": n_lists[order],
         "n_right": np.bincount(position[right], minlength=n_items)[order],
         "n_domains": spread[order],
-        "percent": 100 * n_lists[order] / max(1, len(found)),
+        "percent": 100 * n_lists[order] / max(1, len(lists)),
     }
     return pd.DataFrame(table)
 
 
-def hubness(found: Lists) -> pd.DataFrame:
+def hubness(lists: Lists) -> pd.DataFrame:
     """Tabulate how unevenly the items of each domain turn up in lists; the last row, "all", is the whole index.
 
         skewness = mean((N - mean N)^3) / std(N)^3,   N = in how many lists an item stands
@@ -137,10 +137,10 @@ def hubness(found: Lists) -> pd.DataFrame:
         percent_index (share of the index), percent_lists (share of all places in lists): more than its share of the
         index means that the domain draws queries.
     """
-    n_lists = np.bincount(found.position[found.position >= 0], minlength=int(found.starts[-1]))
-    ends = [*zip(found.searched.domains, found.starts[:-1], found.starts[1:], strict=True)]
+    n_lists = np.bincount(lists.position[lists.position >= 0], minlength=int(lists.starts[-1]))
+    ends = [*zip(lists.searched.domains, lists.starts[:-1], lists.starts[1:], strict=True)]
     rows = []
-    for name, start, end in [*ends, ("all", 0, int(found.starts[-1]))]:
+    for name, start, end in [*ends, ("all", 0, int(lists.starts[-1]))]:
         counts = n_lists[start:end].astype(float)
         spread = counts.std() if len(counts) else 0.0
         row = {
@@ -156,18 +156,18 @@ def hubness(found: Lists) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def confusions(found: Lists) -> pd.DataFrame:
+def confusions(lists: Lists) -> pd.DataFrame:
     """Count wrong first neighbours by the domains of query and neighbour: a square of domains, queries down.
 
     Returns: a column for each domain of the index and a row for each that has queries, in percent of these; on the
         diagonal stands another class of the query's own domain. A row sums to 100 - R@1, but for queries without any
         neighbour.
     """
-    names = list(found.searched.domains)
-    wrong = ~found.hit[:, 0] & (found.position[:, 0] >= 0)
+    names = list(lists.searched.domains)
+    wrong = ~lists.hit[:, 0] & (lists.position[:, 0] >= 0)
     counts = np.zeros((len(names), len(names)))
-    np.add.at(counts, (found.domain[wrong], found.item_domain[wrong, 0]), 1)
-    n_queries = np.bincount(found.domain, minlength=len(names))
+    np.add.at(counts, (lists.domain[wrong], lists.item_domain[wrong, 0]), 1)
+    n_queries = np.bincount(lists.domain, minlength=len(names))
     asked = np.flatnonzero(n_queries)
     table = 100 * counts[asked] / n_queries[asked, None]
     return pd.DataFrame(table, index=pd.Index([names[i] for i in asked], name="query"), columns=names)
@@ -190,12 +190,12 @@ class Purity:
     same_class: float
 
 
-def purity(points: pd.DataFrame, found: Lists, rows: Int[np.ndarray, "point"]) -> Purity:
+def purity(points: pd.DataFrame, lists: Lists, rows: Int[np.ndarray, "point"]) -> Purity:
     """Describe a region of the map.
 
     Args:
-        points: domain, class and query (row in `found`, -1 where a point is none) of every point.
-        found: the neighbours of the queries.
+        points: domain, class and query (row in `lists`, -1 where a point is none) of every point.
+        lists: the neighbours of the queries.
         rows: which points the region holds.
 
     Raises:
@@ -209,22 +209,22 @@ def purity(points: pd.DataFrame, found: Lists, rows: Int[np.ndarray, "point"]) -
     (of_domain, label), n_label = labels.idxmax(), int(labels.max())
     queries = region["query"].to_numpy()
     queries = queries[queries >= 0]
-    same = 100 * float(found.hit[queries].mean()) if len(queries) else float("nan")
+    same = 100 * float(lists.hit[queries].mean()) if len(queries) else float("nan")
     shares = (100 * int(domains.iloc[0]) / len(region), 100 * n_label / len(region))
     return Purity(
         len(region), len(queries), str(domains.index[0]), shares[0], f"{label} ({of_domain})", shares[1], same
     )
 
 
-def confused_domains(found: Lists, queries: Int[np.ndarray, "query"]) -> pd.DataFrame:
+def confused_domains(lists: Lists, queries: Int[np.ndarray, "query"]) -> pd.DataFrame:
     """Count which domains' items stand near some queries although they are of another domain, the most frequent first.
 
     Returns: domain, n_queries (that have such an item among their k nearest), percent (of the queries), best (the
         highest rank at which one stands, 1 upwards).
     """
-    astray, item = found.astray[queries], found.item_domain[queries]
+    astray, item = lists.astray[queries], lists.item_domain[queries]
     rows = []
-    for number, name in enumerate(found.searched.domains):
+    for number, name in enumerate(lists.searched.domains):
         here = astray & (item == number)
         if here.any():
             n_queries = int(here.any(axis=1).sum())
@@ -234,24 +234,24 @@ def confused_domains(found: Lists, queries: Int[np.ndarray, "query"]) -> pd.Data
     return table.sort_values("n_queries", ascending=False, kind="stable", ignore_index=True)
 
 
-def nearest_confusions(found: Lists, queries: Int[np.ndarray, "query"], n: int = 6) -> pd.DataFrame:
+def nearest_confusions(lists: Lists, queries: Int[np.ndarray, "query"], n: int = 6) -> pd.DataFrame:
     """Tabulate the nearest items of another domain among the neighbours of some queries, one a query, nearest first.
 
-    Returns: query (row in `found`), rank (1 upwards), position, domain, path, similarity.
+    Returns: query (row in `lists`), rank (1 upwards), position, domain, path, similarity.
     """
     queries = np.asarray(queries, dtype=np.int64)
-    astray = found.astray[queries]
+    astray = lists.astray[queries]
     some, rank = astray.any(axis=1), astray.argmax(axis=1)
     queries, rank = queries[some], rank[some]
-    similarity = found.similarity[queries, rank]
+    similarity = lists.similarity[queries, rank]
     order = np.argsort(-similarity, kind="stable")[:n]
     places = [
-        found.searched.locate(int(found.position[q, r])) for q, r in zip(queries[order], rank[order], strict=True)
+        lists.searched.locate(int(lists.position[q, r])) for q, r in zip(queries[order], rank[order], strict=True)
     ]
     table = {
         "query": queries[order],
         "rank": rank[order] + 1,
-        "position": found.position[queries[order], rank[order]],
+        "position": lists.position[queries[order], rank[order]],
         "domain": [domain for domain, _ in places],
         "path": [path for _, path in places],
         "similarity": similarity[order],
@@ -259,7 +259,7 @@ def nearest_confusions(found: Lists, queries: Int[np.ndarray, "query"], n: int =
     return pd.DataFrame(table)
 
 
-def found_by(found: Lists, position: int) -> Int[np.ndarray, "query"]:
+def found_by(lists: Lists, position: int) -> Int[np.ndarray, "query"]:
     """Return the queries that have an item of the merged index among their k nearest, nearest first."""
-    row, rank = np.nonzero(found.position == position)
-    return row[np.argsort(-found.similarity[row, rank], kind="stable")]
+    row, rank = np.nonzero(lists.position == position)
+    return row[np.argsort(-lists.similarity[row, rank], kind="stable")]

@@ -10,7 +10,7 @@ import dataclasses
 import html
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -31,23 +31,21 @@ from udonlib.lab.explore.simulation import (
 )
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.style import GRID, domain_colours
+from udonlib.lab.views.style import STYLE, domain_colours, square
+from udonlib.lab.views.tables import BARE, Frame, html_rows
 
-WIDTH, HEIGHT = 330, 150  # pixels of one picture
-LEFT, BOTTOM = 34, 18  # for the ticks
+FRAME = Frame(330, 150, left=34, bottom=18)  # of one picture
 MAX_WINDOWS = 150  # per area
-READOUTS = "<style>.udon-sim .widget-readout {min-width: 46px; margin: 0 2px}</style>"  # longer tracks
 TEXT_STYLE = "color:inherit;font-size:13px;line-height:1.45;font-variant-numeric:tabular-nums"
 HEADS = {"start": "loss at the start", "floor": "lowest loss", "half_images": "images to halfway"}
-Points = Iterable[tuple[float, float]]
 
 
-def explore(explored: Explored) -> go.Figure | Explorer:
+def explore(explored: Explored) -> go.Figure | SamplerExplorer:
     """The explorer where a person looks at the notebook; elsewhere its first state as a figure."""
-    return Explorer(explored) if has_front_end() else strategy_chart(explored)
+    return SamplerExplorer(explored) if has_front_end() else strategy_chart(explored)
 
 
-class Explorer:
+class SamplerExplorer:
     """Sliders beside the picture that they change. `box` is what is displayed.
 
     Sliders carry classes for tests: udon-sim-start-DOMAIN, udon-sim-floor-DOMAIN, udon-sim-half_images-DOMAIN,
@@ -65,7 +63,7 @@ class Explorer:
         self.picture.layout = {"flex": "1 1 330px", "min_width": "0"}
         layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "flex-start"}
         beside = widgets.Box([self._controls, self.picture], layout=layout)
-        self.box = widgets.VBox([widgets.HTML(READOUTS), beside, self.figures])
+        self.box = widgets.VBox([widgets.HTML(STYLE), beside, self.figures])
         self.box.add_class("udon-sim")
 
     def _build(self) -> None:
@@ -138,7 +136,7 @@ class Explorer:
         cells: list[widgets.Widget] = [widgets.HTML("<b>curves</b>")]
         cells += [widgets.HTML(f'<div style="text-align:center">{HEADS[part]}</div>') for part in parts]
         for name, row in self.curves.items():
-            cells.append(widgets.HTML(_label(name, colours[name])))
+            cells.append(widgets.HTML(square(colours[name], name)))
             cells += [row[part] for part in parts]
             for part in parts:
                 row[part].layout = {"width": "134px"}
@@ -146,7 +144,7 @@ class Explorer:
         cells = [widgets.HTML("<b>fixed</b>"), widgets.HTML("shares, any scale"), widgets.HTML(), widgets.HTML()]
         for name, control in self.shares.items():
             control.layout = {"width": "160px"}
-            cells += [widgets.HTML(_label(name, colours[name])), control]
+            cells += [widgets.HTML(square(colours[name], name)), control]
         self._fixed = widgets.GridBox(cells, layout={"grid_template_columns": "80px 165px 80px 165px", "grid_gap": "0"})
         toggles = widgets.Box(list(self.strategies.values()), layout={"display": "flex", "flex_flow": "row wrap"})
         return [toggles, *self.setting.values(), curves, self._fixed, self._reset]
@@ -176,16 +174,17 @@ class Explorer:
         curves, setting, strategies = self.state()
         self._fixed.layout.display = "" if "fixed" in strategies else "none"
         try:
-            found = simulate_all(curves, setting, strategies)
+            simulations = simulate_all(curves, setting, strategies)
         except UserError as error:
             self.figures.value = f"<b>{html.escape(str(error))}</b>"
             return
-        pictures = [_curves_picture(curves, setting), *(_areas_picture(one) for one in found)]
+        pictures = [_curves_picture(curves, setting), *(_areas_picture(one) for one in simulations)]
         flow = '<div style="display:flex;flex-wrap:wrap;gap:6px 14px">' + "".join(pictures) + "</div>"
         told = "".join(
-            f"<div><b>{one.strategy}</b>: {html.escape(verdict(outcome(one, setting.sizes)))}</div>" for one in found
+            f"<div><b>{one.strategy}</b>: {html.escape(verdict(outcome(one, setting.sizes)))}</div>"
+            for one in simulations
         )
-        table = _table(found, setting) if found else "<div>choose a strategy</div>"
+        table = _table(simulations, setting) if simulations else "<div>choose a strategy</div>"
         told += f"<div>to have this without sliders, change: <code>{html.escape(self.command())}</code></div>"
         self.picture.value = f'<div style="{TEXT_STYLE}">{flow}</div>'
         self.figures.value = f'<div style="{TEXT_STYLE}">{table}{told}</div>'
@@ -249,10 +248,6 @@ def _batches(setting: Setting) -> list[int]:
     return sorted(n * setting.domains_per_batch for n in parts)
 
 
-def _label(name: str, colour: str) -> str:
-    return f'<span style="color:{colour}">■</span> {html.escape(name)}'
-
-
 def _curves_picture(curves: dict[str, LearningCurve], setting: Setting) -> str:
     """All learning curves over the images that an equal share would show, the loss on a log scale."""
     end = max(1, setting.steps * setting.batch_size // len(curves))
@@ -260,69 +255,44 @@ def _curves_picture(curves: dict[str, LearningCurve], setting: Setting) -> str:
     values = {name: np.maximum(curve.loss(x), 1e-3) for name, curve in curves.items()}
     low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values()) * 1.05
     span = np.log(high / low) or 1.0
-    ticks = [(tick, f"{tick:g}") for tick in (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high]
-    marks = [(float(np.log(tick / low) / span), text) for tick, text in ticks]
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high]
     lines = ""
     for name, colour in domain_colours(curves).items():
-        points = zip(x / end, np.log(values[name] / low) / span, strict=True)
-        line = f'<polyline points="{_points(points)}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
-        lines += line.replace("/>", f"><title>{html.escape(name)}</title></polyline>")
-    return _frame("learning curves: loss (log) by images seen", lines, marks, f"{end:,} images")
+        lines += FRAME.line(zip(x / end, np.log(values[name] / low) / span, strict=True), colour, name)
+    heights = [(float(np.log(tick / low) / span), f"{tick:g}") for tick in ticks]
+    return _picture("learning curves: loss (log) by images seen", lines, heights, f"{end:,} images")
 
 
-def _areas_picture(found: Simulation) -> str:
+def _areas_picture(simulation: Simulation) -> str:
     """A strategy's allocation as stacked areas."""
-    keep = slice(None, None, -(-len(found.starts) // MAX_WINDOWS))
-    shares = found.shares[keep]
-    x = np.append(found.starts[keep], found.steps) / found.steps
-    tops = np.concatenate([np.zeros((len(shares), 1)), shares.cumsum(axis=1)], axis=1)
-    areas = ""
-    for d, (name, colour) in enumerate(domain_colours(found.names).items()):
-        upper = zip(np.repeat(x, 2)[1:-1], np.repeat(tops[:, d + 1], 2), strict=True)
-        lower = zip(np.repeat(x, 2)[1:-1][::-1], np.repeat(tops[:, d], 2)[::-1], strict=True)
-        last = f"{html.escape(name)}: {100 * shares[0, d]:.1f} % at first, {100 * shares[-1, d]:.1f} % at last"
-        areas += f'<polygon points="{_points([*upper, *lower])}" fill="{colour}"><title>{last}</title></polygon>'
-    marks = [(0.0, "0"), (0.5, "50"), (1.0, "100")]
-    return _frame(f"<b>{found.strategy}</b>: share of steps, %", areas, marks, f"step {found.steps:,}")
+    keep = slice(None, None, -(-len(simulation.starts) // MAX_WINDOWS))
+    shares = simulation.shares[keep]
+    ends = np.append(simulation.starts[keep], simulation.steps) / simulation.steps
+    looks = [
+        (colour, f"{name}: {100 * shares[0, d]:.1f} % at first, {100 * shares[-1, d]:.1f} % at last")
+        for d, (name, colour) in enumerate(domain_colours(simulation.names).items())
+    ]
+    heights = [(0.0, "0"), (0.5, "50"), (1.0, "100")]
+    title = f"<b>{simulation.strategy}</b>: share of steps, %"
+    return _picture(title, FRAME.areas(ends, shares, looks), heights, f"step {simulation.steps:,}")
 
 
-def _points(points: Points) -> str:
-    """Points of the unit square as SVG writes them."""
-    width, height = WIDTH - LEFT, HEIGHT - BOTTOM - 6
-    return " ".join(f"{LEFT + width * x:.1f},{6 + height * (1 - y):.1f}" for x, y in points)
+def _picture(title: str, content: str, heights: Sequence[tuple[float, str]], end: str) -> str:
+    """A chart with a title above it, and what its right end is."""
+    chart = FRAME.drawn(content, heights, [(0.0, "0"), (1.0, end)], f"width:{FRAME.width}px;max-width:100%")
+    return f'<div style="max-width:100%"><div>{title}</div>{chart}</div>'
 
 
-def _frame(title: str, content: str, ticks: Sequence[tuple[float, str]], end: str) -> str:
-    """A picture with a title above it, ticks at its left, and what its right end is."""
-    height = HEIGHT - BOTTOM - 6
-    axis = ""
-    for at, text in ticks:
-        y = 6 + height * (1 - at)
-        axis += f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>'
-        axis += f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-    axis += (
-        f'<text x="{LEFT}" y="{HEIGHT - 3}">0</text><text x="{WIDTH}" y="{HEIGHT - 3}" text-anchor="end">{end}</text>'
-    )
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" style="max-width:100%"'
-    svg += f' font-size="11" fill="currentColor">{content}{axis}</svg>'
-    return f'<div style="max-width:100%"><div>{title}</div>{svg}</div>'
-
-
-def _table(found: Sequence[Simulation], setting: Setting) -> str:
+def _table(simulations: Sequence[Simulation], setting: Setting) -> str:
     """Share, passes and final loss of each domain for each strategy; a domain that starves is bold, with a sign."""
-    tables = [outcome(one, setting.sizes).set_index("domain") for one in found]
-    cell = 'style="text-align:right;padding:1px 7px;white-space:nowrap"'
-    head = "".join(f'<th colspan="3" style="text-align:center;padding:1px 8px">{one.strategy}</th>' for one in found)
-    units = f"<th {cell}>share %</th><th {cell}>passes</th><th {cell}>loss</th>" * len(found)
-    rows = ""
+    tables = [outcome(one, setting.sizes).set_index("domain") for one in simulations]
+    head = html_rows([["", *((one.strategy, 3) for one in simulations)]], "th", "th")
+    head += html_rows([["", *["share %", "passes", "loss"] * len(simulations)]], "th", "th")
+    lines = []
     for name, colour in domain_colours(setting.sizes).items():
-        cells = ""
-        for table in tables:
-            row = table.loc[name]
+        line = [square(colour, name)]
+        for row in (table.loc[name] for table in tables):
             share = f"{100 * row['share']:.1f}"
-            share = f"<b>▼ {share}</b>" if row["starves"] else share
-            cells += f"<td {cell}>{share}</td><td {cell}>{row['passes']:.1f}</td><td {cell}>{row['loss']:.2f}</td>"
-        rows += f'<tr><td style="padding:1px 8px;white-space:nowrap">{_label(name, colour)}</td>{cells}</tr>'
-    style = 'style="border-collapse:collapse;color:inherit;font:inherit;margin:6px 0"'
-    table = f"<table {style}><tr><th></th>{head}</tr><tr><th></th>{units}</tr>{rows}</table>"
-    return f'<div style="overflow-x:auto">{table}</div>'
+            line += [f"<b>▼ {share}</b>" if row["starves"] else share, f"{row['passes']:.1f}", f"{row['loss']:.2f}"]
+        lines.append(line)
+    return f'<div style="overflow-x:auto;margin:6px 0"><table {BARE}>{head}{html_rows(lines)}</table></div>'

@@ -116,8 +116,8 @@ def checked(explored: Explored) -> pd.DataFrame:
     """
     if explored.check is None or explored.check_setting is None:
         return pd.DataFrame(columns=["step", "domain", "recorded", "simulated", "first"])
-    [found] = simulate_all(explored.curves, explored.check_setting, ["dynamic"])
-    return compare(found, recorded_allocation(explored.check))
+    [simulated] = simulate_all(explored.curves, explored.check_setting, ["dynamic"])
+    return compare(simulated, recorded_allocation(explored.check))
 
 
 def loss_points(run: RunFolder | None) -> pd.DataFrame:
@@ -294,7 +294,7 @@ def _check(params: SamplerParams, source: RunFolder | None) -> RunFolder | None:
 def _runs(params: SamplerParams, source: RunFolder | None) -> list[RunFolder]:
     """The runs whose allocations are overlaid, in the order asked for, each once; at most MAX_RUNS."""
     usable = list(runs_for(SHARED, params.outputs))
-    found: dict[Path, RunFolder] = {}
+    by_path: dict[Path, RunFolder] = {}
     for name in params.runs:
         if name == "auto":
             chosen = [source, *_other_seeds(source, usable)] if source else []
@@ -310,8 +310,8 @@ def _runs(params: SamplerParams, source: RunFolder | None) -> list[RunFolder]:
                 f"parameter 'runs': no finished run of several domains in {runs_folder(params.outputs)} is called "
                 f"{name!r}; {nearest(name, names[:20]) if names else 'there are none yet'}"
             )
-        found |= {run.path.resolve(): run for run in chosen}
-    return list(found.values())[:MAX_RUNS]
+        by_path |= {run.path.resolve(): run for run in chosen}
+    return list(by_path.values())[:MAX_RUNS]
 
 
 def _other_seeds(source: RunFolder, usable: Sequence[RunFolder]) -> list[RunFolder]:

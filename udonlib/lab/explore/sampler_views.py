@@ -6,29 +6,42 @@ A domain keeps its colour; strategies and runs are told apart by symbol or dash 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from udonlib.errors import UserError
 from udonlib.lab.explore.sampler_study import Explored, checked, labels, recorded_allocation, steering_loss, steerings
 from udonlib.lab.explore.simulation import STRATEGIES, deviation, outcome, verdict
-from udonlib.lab.views.charts import f32, panels
-from udonlib.lab.views.sheets import Table, facts_table
-from udonlib.lab.views.style import EMBEDDERS, TEMPLATE, TEXT, domain_colours
+from udonlib.lab.views.charts import (
+    ROW_GAP,
+    add_shares,
+    cell,
+    dots,
+    f32,
+    grid,
+    label_grid,
+    line,
+    marker,
+    name_rows,
+    nothing,
+    panels,
+    row_heights,
+    thinned,
+)
+from udonlib.lab.views.style import EMBEDDER_LOOKS, TEXT, domain_colours
+from udonlib.lab.views.tables import Table, facts_table
 
-INKS = (*(EMBEDDERS[name][0] for name in ("student", "teacher", "specialist", "features")), TEXT)
+INKS = (*(EMBEDDER_LOOKS[name].colour for name in ("student", "teacher", "specialist", "features")), TEXT)
 SYMBOLS = ("circle", "square-open", "cross-thin", "diamond-open", "x-thin")
 LOOKS = dict(zip(STRATEGIES, zip(INKS, SYMBOLS, strict=True), strict=True))  # strategy -> colour and symbol
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MAX_WINDOWS = 200  # per area; more are thinned out
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)  # of losses
 SMALL = '<br><span style="font-size:13px">'
-PANEL = 150  # pixels, height of one of many panels
-GAP = 72  # pixels between two rows of them
 
 
 def explored_table(explored: Explored) -> Table:
@@ -66,52 +79,39 @@ def curve_chart(explored: Explored) -> go.Figure:
         fitted = name in e.fits and e.fits[name].curve == curve
         off = f", off by {100 * e.fits[name].residual:.0f} %" if fitted else ", changed" if e.fits else ""
         notes.append(off)
-    fig = _grid("Learning curves" + (", fitted and measured" if e.fits else ", drawn"), e.names, notes)
+    fig = grid("Learning curves" + (", fitted and measured" if e.fits else ", drawn"), e.names, notes)
     colours = domain_colours(e.names)
     end = e.setting.steps * e.setting.batch_size / len(e.names)
     for place, (name, curve) in enumerate(e.curves.items()):
-        where = {"row": place // 3 + 1, "col": place % 3 + 1}
         part = e.points[e.points["domain"] == name]
         x = np.linspace(0, max(part["last"].max(), 1) if len(part) else end, 120)
         if len(part):
-            thin = part.iloc[:: -(-len(part) // MAX_WINDOWS)]
+            thin = thinned(part, MAX_WINDOWS)
             ends = np.stack([thin["first"], thin["last"], np.full(len(thin), np.nan)], axis=1).ravel()
-            bars = go.Scatter(x=f32(ends), y=f32(np.repeat(thin["loss"], 3)), mode="lines", name="measured")
-            bars.update(line={"color": TEXT, "width": 5}, hovertemplate="measured %{y:.2f}")
-            fig.add_trace(bars.update(legendgroup="measured", showlegend=place == 0), **where)
-        line = go.Scatter(x=f32(x), y=f32(curve.loss(x)), mode="lines", name="curve", legendgroup="curve")
-        line.update(line={"color": colours[name], "width": 2.5}, showlegend=False)
-        fig.add_trace(line.update(hovertemplate="curve %{y:.2f}"), **where)
+            bars = line("measured", ends, np.repeat(thin["loss"], 3), TEXT, "measured %{y:.2f}", place == 0, 5)
+            fig.add_trace(bars, **cell(place))
+        fig.add_trace(line("curve", x, curve.loss(x), colours[name], "curve %{y:.2f}", False, 2.5), **cell(place))
     values = np.concatenate([*(curve.loss(np.array([0.0, end])) for curve in e.curves.values()), e.points["loss"]])
     low, high = np.log10(max(values.min(), 1e-3)) - 0.1, np.log10(values.max()) + 0.1
     fig.update_yaxes(type="log", range=[low, high], tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS])
     fig.update_xaxes(nticks=4, tickformat="~s", rangemode="tozero")
-    return _label(fig, len(e.names), "images of the domain seen", "loss (log)").update_layout(hovermode="x")
+    label_grid(fig, len(e.names), "images of the domain seen", "loss (log)")
+    return fig.update_layout(hovermode="x")
 
 
 def strategy_chart(explored: Explored) -> go.Figure:
     """Draw the allocation that each strategy would have made, as stacked areas, one panel a strategy."""
-    found = explored.simulations
-    n_columns = min(2, len(found))
-    n_rows = -(-len(found) // n_columns)
-    titles = [one.strategy for one in found]
+    simulations = explored.simulations
+    n_columns = min(2, len(simulations))
+    n_rows = -(-len(simulations) // n_columns)
+    titles = [one.strategy for one in simulations]
     fig = panels("Allocation by strategy, simulated", titles, n_rows, n_columns, height=150 + 225 * n_rows)
-    for place, one in enumerate(found):
+    for place, one in enumerate(simulations):
         keep = slice(None, None, -(-len(one.starts) // MAX_WINDOWS))
-        x = np.append(one.starts[keep], one.steps)
-        for d, (name, colour) in enumerate(domain_colours(one.names).items()):
-            share = 100 * one.shares[keep, d]
-            area = go.Scatter(x=x, y=f32(np.append(share, share[-1])), mode="lines", name=name, legendgroup=name)
-            area.update(stackgroup="share", line={"shape": "hv", "width": 0.5, "color": colour}, fillcolor=colour)
-            area.update(hovertemplate="%{y:.1f} %", showlegend=place == 0)
-            fig.add_trace(area, row=place // n_columns + 1, col=place % n_columns + 1)
+        shares = {name: (one.starts[keep], one.shares[keep, d]) for d, name in enumerate(one.names)}
+        add_shares(fig, shares, one.steps, place == 0, **cell(place, n_columns))
     fig.update_xaxes(range=[0, explored.setting.steps], nticks=6)
-    fig.update_xaxes(title="step", row=n_rows)
-    fig.update_yaxes(range=[0, 100])
-    fig.update_yaxes(title="share, %", col=1)
-    for place in range(len(found), n_rows * n_columns):
-        fig.update_xaxes(visible=False, row=place // n_columns + 1, col=place % n_columns + 1)
-        fig.update_yaxes(visible=False, row=place // n_columns + 1, col=place % n_columns + 1)
+    label_grid(fig, len(simulations), "step", "share, %", n_columns)
     return fig.update_layout(legend_traceorder="reversed")
 
 
@@ -129,33 +129,21 @@ def outcome_chart(explored: Explored) -> go.Figure:
     fig = panels(
         "What each domain gets, simulated", [label for label, _ in measures.values()], 1, 3, 150 + 36 * len(order)
     )
-    found = explored.simulations
-    for place, one in enumerate(found):
+    simulations = explored.simulations
+    for place, one in enumerate(simulations):
         table = outcome(one, sizes)
-        y = len(order) - 1 - np.arange(len(order)) + 0.13 * ((len(found) - 1) / 2 - place)
-        colour, symbol = LOOKS[one.strategy]
-        marker = {"symbol": symbol, "size": 9, "color": colour, "line": {"width": 2, "color": colour}}
+        y = row_heights(len(order), 0.13 * ((len(simulations) - 1) / 2 - place))
+        looks, hover, texts = marker(*LOOKS[one.strategy], 9, 2), "%{text}: %{x:.1f}", table["domain"]
         for column, (measure, (_, factor)) in enumerate(measures.items(), 1):
-            dots = go.Scatter(
-                x=f32(factor * table[measure]), y=f32(y), mode="markers", marker=marker, name=one.strategy
-            )
-            dots.update(legendgroup=one.strategy, showlegend=column == 1, text=table["domain"])
-            fig.add_trace(dots.update(hovertemplate="%{text}: %{x:.1f}"), row=1, col=column)
+            points = dots(one.strategy, f32(factor * table[measure]), f32(y), looks, hover, column == 1, text=texts)
+            fig.add_trace(points, row=1, col=column)
         hungry = table["starves"].to_numpy()
-        ring = {"symbol": "circle-open", "size": 19, "color": TEXT, "line": {"width": 2}}
-        rings = go.Scatter(x=f32(100 * table["share"][hungry]), y=f32(y[hungry]), mode="markers", marker=ring)
-        rings.update(name="starves", legendgroup="starves", showlegend=False, hoverinfo="skip")
-        fig.add_trace(rings, row=1, col=1)
-    key = go.Scatter(x=[None], y=[None], mode="markers", name="starves", marker={"symbol": "circle-open", "size": 14})
-    fig.add_trace(key.update(marker_color=TEXT, marker_line_width=2), row=1, col=1)
-    ticks = {"tickvals": list(range(len(order) - 1, -1, -1)), "ticktext": _coloured(order)}
-    fig.update_yaxes(range=[-0.6, len(order) - 0.4], showgrid=False, tickvals=ticks["tickvals"])
-    fig.update_yaxes(**ticks, col=1)
+        rings = dots("starves", f32(100 * table["share"][hungry]), f32(y[hungry]), marker(TEXT, "circle-open", 19, 2))
+        fig.add_trace(rings.update(showlegend=False, hoverinfo="skip"), row=1, col=1)
+    fig.add_trace(dots("starves", [None], [None], marker(TEXT, "circle-open", 14, 2)), row=1, col=1)
+    name_rows(fig, order)
     fig.update_yaxes(showticklabels=False, col=2)
     fig.update_yaxes(showticklabels=False, col=3)
-    for column in (1, 2, 3):
-        for border in np.arange(len(order) - 1) + 0.5:
-            fig.add_hline(y=border, line={"color": "rgba(128, 128, 128, 0.25)", "width": 1}, row=1, col=column)
     fig.update_xaxes(rangemode="tozero", nticks=5)
     for column in (1, 2):  # room for a ring at 0
         most = max(max(trace.x, default=0) or 0 for trace in fig.select_traces(col=column))
@@ -179,18 +167,16 @@ def check_chart(explored: Explored) -> go.Figure:
     try:
         compared = checked(explored)
     except UserError as error:  # such as too many windows: the notebook has more to show
-        return _nothing("Simulated against recorded", str(error))
+        return nothing("Simulated against recorded", str(error))
     if compared.empty or explored.check is None:
-        return _nothing("Simulated against recorded", "no dynamic run to hold the simulation against")
+        return nothing("Simulated against recorded", "no dynamic run to hold the simulation against")
     off, equal = deviation(compared)
     own = explored.source is not None and explored.source.path == explored.check.path
     origin = (
         "its own losses" if own else f"the losses of {explored.source.path.name}" if explored.source else "drawn curves"
     )
     title = f"{explored.check.path.name}: simulated from {origin}"
-    found = (
-        f"{SMALL}mean absolute difference {off:.2f} percentage points; equal shares would be off by {equal:.2f}</span>"
-    )
+    said = f"mean absolute difference {off:.2f} percentage points; equal shares would be off by {equal:.2f}"
     steered = (
         f"{SMALL}a person steered this run: the simulation does not know</span>" if steerings(explored.check) else ""
     )
@@ -199,21 +185,19 @@ def check_chart(explored: Explored) -> go.Figure:
     gaps = {n: 100 * (p["recorded"] - p["simulated"])[~p["first"]].abs().mean() for n, p in parts.items()}
     notes = [f", off by {gaps[name]:.1f}" if np.isfinite(gaps[name]) else "" for name in names]
     if not np.isfinite(off):
-        found = f"{SMALL}the run ended before its first update: there is nothing to compare</span>"
-    fig = _grid(title + found + steered, names, notes, top=120 if steered else 105)
+        said = "the run ended before its first update: there is nothing to compare"
+    fig = grid(f"{title}{SMALL}{said}</span>{steered}", names, notes, top=120 if steered else 105)
     colours, end = domain_colours(names), explored.check.summary()["steps"]
     for place, (name, part) in enumerate(parts.items()):
-        part = part.iloc[:: -(-len(part) // MAX_WINDOWS)]
         for kind, width, dash, colour in (("recorded", 2.5, "solid", colours[name]), ("simulated", 2, "dot", TEXT)):
-            share = 100 * part[kind].to_numpy()
-            x, y = [*part["step"], end], f32([*share, share[-1]])
-            line = go.Scatter(x=x, y=y, mode="lines", name=kind, legendgroup=kind)
-            line.update(line={"shape": "hv", "width": width, "dash": dash, "color": colour}, showlegend=False)
-            fig.add_trace(line.update(hovertemplate=kind + " %{y:.1f} %"), row=place // 3 + 1, col=place % 3 + 1)
-    _keys(fig, {"recorded": {"color": TEXT, "width": 2.5}, "simulated": {"color": TEXT, "width": 2, "dash": "dot"}})
+            steps = _until(thinned(part, MAX_WINDOWS), kind, end)
+            share = line(kind, *steps, colour, kind + " %{y:.1f} %", False, width, dash=dash, shape="hv")
+            fig.add_trace(share, **cell(place))
+    _keys(fig, {"recorded": {"colour": TEXT, "width": 2.5}, "simulated": {"colour": TEXT, "width": 2, "dash": "dot"}})
     fig.update_yaxes(rangemode="tozero", nticks=5)
     fig.update_xaxes(rangemode="tozero", nticks=4)
-    return _label(fig, len(names), "step", "share, %")
+    label_grid(fig, len(names), "step", "share, %")
+    return fig
 
 
 def run_chart(explored: Explored) -> go.Figure:
@@ -223,79 +207,42 @@ def run_chart(explored: Explored) -> go.Figure:
     """
     runs = explored.runs
     if not runs:
-        return _nothing("Allocations of finished runs", "no finished run of several domains")
+        return nothing("Allocations of finished runs", "no finished run of several domains")
     tables = [recorded_allocation(run) for run in runs]
     names = list(dict.fromkeys(name for table in tables for name in table["domain"]))
-    fig = _grid("Allocations of finished runs", names, [""] * len(names))
+    fig = grid("Allocations of finished runs", names)
     colours = [*INKS[:3], TEXT, *INKS[:2]]
     keys = {}
     for number, (run, label, table) in enumerate(zip(runs, labels(runs), tables, strict=True)):
-        look = {"color": colours[number], "dash": DASHES[number], "width": 2}
+        look: dict[str, Any] = {"colour": colours[number], "dash": DASHES[number], "width": 2}
         acts, end = steerings(run), run.summary()["steps"]
         keys[label + (f" (▲ steered: {len(acts)})" if acts else "")] = look
         for place, name in enumerate(names):
-            part = table[table["domain"] == name]
-            part = part.iloc[:: -(-max(1, len(part)) // MAX_WINDOWS)]
+            part = thinned(table[table["domain"] == name], MAX_WINDOWS)
             if part.empty:
                 continue
-            where = {"row": place // 3 + 1, "col": place % 3 + 1}
-            x, share = [*part["step"], end], 100 * part["share"].to_numpy()
-            line = go.Scatter(x=x, y=f32([*share, share[-1]]), mode="lines", name=label, legendgroup=label)
-            line.update(line=look | {"shape": "hv"}, showlegend=False, hovertemplate="%{y:.1f} %")
-            fig.add_trace(line, **where)
+            share = line(label, *_until(part, "share", end), hover="%{y:.1f} %", legend=False, **look, shape="hv")
+            fig.add_trace(share, **cell(place))
             if acts:
-                marker = {"symbol": "triangle-up", "size": 9, "color": look["color"]}
-                marks = go.Scatter(x=[act.step for act in acts], y=[0] * len(acts), mode="markers", marker=marker)
-                marks.update(text=[f"step {act.step:,}: {html.escape(str(act))}" for act in acts], cliponaxis=False)
-                marks.update(hovertemplate="%{text}", name=label)
-                fig.add_trace(marks.update(legendgroup=label, showlegend=False), **where)
+                texts = [f"step {act.step:,}: {html.escape(str(act))}" for act in acts]
+                looks = {"symbol": "triangle-up", "size": 9, "color": look["colour"]}
+                marks = dots(label, [act.step for act in acts], [0] * len(acts), looks, "%{text}", False, text=texts)
+                fig.add_trace(marks.update(cliponaxis=False), **cell(place))
     _keys(fig, keys)
     fig.update_yaxes(rangemode="tozero", nticks=5)
     fig.update_xaxes(rangemode="tozero", nticks=4)
-    _label(fig, len(names), "step", "share, %")
+    label_grid(fig, len(names), "step", "share, %")
     below = 20 * -(-len(runs) // 2) + 30  # pixels of the legend
     legend = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
-    return fig.update_layout(legend=legend, height=fig.layout.height + below, margin_b=GAP + below)
+    return fig.update_layout(legend=legend, height=fig.layout.height + below, margin_b=ROW_GAP + below)
 
 
-def _keys(fig: go.Figure, lines: dict[str, dict[str, Any]]) -> None:
+def _until(table: pd.DataFrame, column: str, end: int) -> tuple[list[int], list[float]]:
+    """Steps and shares in percent; the last one holds until `end`."""
+    return [*table["step"], end], [100 * share for share in (*table[column], *table[column][-1:])]
+
+
+def _keys(fig: go.Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Entries of the legend that belong to no domain."""
-    for name, line in lines.items():
-        fig.add_trace(go.Scatter(x=[None], y=[None], mode="lines", name=name, line=line), row=1, col=1)
-
-
-def _nothing(title: str, why: str) -> go.Figure:
-    """An empty figure that says why it is empty."""
-    fig = panels(title, [], 1, 1, height=200).add_annotation(text=why, showarrow=False)
-    return fig.update_xaxes(visible=False).update_yaxes(visible=False)
-
-
-def _coloured(names: Sequence[str]) -> list[str]:
-    colours = domain_colours(names)
-    return [f'<span style="color:{colours[name]}">■</span> {html.escape(name)} ' for name in names]
-
-
-def _grid(title: str, names: Sequence[str], notes: Sequence[str], top: int = 85) -> go.Figure:
-    """Panels in rows of three, one a domain, with its colour beside its name."""
-    n_rows = max(1, -(-len(names) // 3))
-    height = n_rows * (PANEL + GAP) - GAP
-    titles = [name.rstrip() + note for name, note in zip(_coloured(names), notes, strict=True)]
-    fig = make_subplots(n_rows, 3, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=GAP / height)
-    fig.update_annotations(font_size=13, yshift=4)
-    margin = {"t": top, "b": GAP}
-    return fig.update_layout(
-        template=TEMPLATE, title=title, height=height + top + GAP, margin=margin, hovermode="x unified"
-    )
-
-
-def _label(fig: go.Figure, n_panels: int, x: str, y: str) -> go.Figure:
-    """Name the axes at the left and lower border; panels that stay empty do not show."""
-    for place in range(-(-n_panels // 3) * 3):
-        where = {"row": place // 3 + 1, "col": place % 3 + 1}
-        if place >= n_panels:
-            fig.update_xaxes(visible=False, **where).update_yaxes(visible=False, **where)
-        elif place >= n_panels - 3:
-            fig.update_xaxes(title=x, **where)
-        if place % 3 == 0:
-            fig.update_yaxes(title=y, **where)
-    return fig
+    for name, look in looks.items():
+        fig.add_trace(line(name, [], [], **look).update(x=[None], y=[None], legendgroup=None), row=1, col=1)

@@ -25,12 +25,12 @@ class PictureError(Exception):
 
 def merged(*specs: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that later ones override, level by level."""
-    found: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for spec in specs:
         for name, value in spec.items():
-            both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-            found[name] = merged(found[name], value) if both else value
-    return found
+            both = isinstance(value, Mapping) and isinstance(whole.get(name), Mapping)
+            whole[name] = merged(whole[name], value) if both else value
+    return whole
 
 
 def array(values: Any) -> Shaped[np.ndarray, "..."]:
@@ -144,17 +144,17 @@ class Axis:
             given = array(self.spec["tickvals"])
             texts = self.spec.get("ticktext") or [f"{value:g}" for value in given]
             is_named = given.dtype == object or self.is_log
-            found = list(zip(self.numbers(given) if is_named else given.astype(float), texts, strict=False))
+            ticks = list(zip(self.numbers(given) if is_named else given.astype(float), texts, strict=False))
         elif self._has_categories:
             texts = [str(item[1] if self.is_nested else item) for item in self._categories]
-            found = list(enumerate(texts))
+            ticks = list(enumerate(texts))
         elif self.is_log:
-            found = self._log_ticks()
+            ticks = self._log_ticks()
         else:
-            found = self._even_ticks()
+            ticks = self._even_ticks()
         low, high = sorted(self.range)
         slack = 1e-6 * (high - low)
-        return [(self.pixels([at])[0], text) for at, text in found if low - slack <= at <= high + slack]
+        return [(self.pixels([at])[0], text) for at, text in ticks if low - slack <= at <= high + slack]
 
     def groups(self) -> list[tuple[float, str]]:
         """The outer categories of two levels: the middle of each, and its name."""
@@ -186,13 +186,13 @@ class Axis:
         low, high = sorted(self.range)
         powers = range(math.floor(low), math.ceil(high) + 1)
         factors = DIGITS.get(str(self.spec.get("dtick", "D2" if high - low < 2 else 1)), (1,))
-        found = []
+        ticks = []
         for power in powers:
             for factor in factors:
                 number = factor * 10.0**power
                 text = self._written(number, max(0, -power)) if factor == 1 else str(factor)
-                found.append((math.log10(number), text))
-        return found
+                ticks.append((math.log10(number), text))
+        return ticks
 
     def _written(self, number: float, digits: int, unit: int = 0) -> str:
         form = self.spec.get("tickformat", "")

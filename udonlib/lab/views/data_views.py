@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from udonlib.data.catalog import Catalog
 from udonlib.data.check.datacheck import DataCheck, Finding, check_catalog
-from udonlib.lab.views.live import ProgressLine, has_front_end
-from udonlib.lab.views.sheets import Table, facts_table
+from udonlib.lab.views.live import ProgressLine
+from udonlib.lab.views.tables import Table, facts_table, html_rows
 from udonlib.models.processors import n_cores
 from udonlib.presets import CheckParams
 from udonlib.presets import load as load_preset
@@ -22,7 +22,7 @@ UNITS = {"files": "images", "pixels": "images"}
 SIGNS = {"broken": "✗ broken", "warning": "⚠ warning", "note": "note"}
 N_SHOWN = 5  # images named for each finding
 CACHE_GIB = 4  # of decoded images that a reader keeps at most
-CELL = 'style="text-align: left; vertical-align: top; padding: 2px 8px; white-space: normal"'
+LOOK = "vertical-align: top; padding: 2px 8px; white-space: normal"
 
 
 def check(
@@ -38,43 +38,38 @@ def check(
         clock: seconds; for tests.
     """
     limit = math.inf if params.deep else params.seconds
-    line = ProgressLine(UNITS, has_front_end() if live is None else live, clock, limit)
-    try:
-        found = check_catalog(catalog, None if params.deep else params.seconds, params.seed, line.progress, n_cores())
-    except BaseException:
-        line.say("stopped")
-        raise
-    line.say(f"Verdict: {found.verdict}, in {duration(line.seconds())}")
-    return found
+    with ProgressLine(UNITS, live, clock, limit) as line:
+        checked = check_catalog(catalog, None if params.deep else params.seconds, params.seed, line.progress, n_cores())
+    line.say(f"Verdict: {checked.verdict}, in {duration(line.seconds())}")
+    return checked
 
 
 def findings_table(check: DataCheck) -> Table:
     """Tabulate what was found, the worst first, with what it means and some of the images by path."""
-    rows = [_row("th", "", "found", "", "what it does", f"the first {N_SHOWN}, by path")]
-    lines = []
+    rows, lines = [], []
     for finding in check.findings:
         named = _named(finding)
-        shown = "<br>".join(html.escape(text) for text in named)
         cells = (SIGNS[finding.level], finding.what, f"{finding.n:,}", finding.meaning)
-        rows.append(_row("td", *map(html.escape, cells), shown))
+        rows.append([*map(html.escape, cells), "<br>".join(map(html.escape, named))])
         lines += [f"{SIGNS[finding.level]}: {finding}: {finding.meaning}", *(f"    {text}" for text in named)]
     for note in check.notes:
-        rows.append(_row("td", "note", html.escape(note), "", "", ""))
+        rows.append(["note", html.escape(note), "", "", ""])
         lines.append(f"note: {note}")
     if not lines:
         return facts_table({"found": f"nothing wrong; {check.coverage}"})
+    head = html_rows(
+        [["", "found", "", "what it does", f"the first {N_SHOWN}, by path"]], "th", "th", "left", look=LOOK
+    )
     end = f"{check.coverage[0].upper()}{check.coverage[1:]}."
-    return Table(f"<table>{''.join(rows)}</table><p>{end}</p>", "\n".join([*lines, end]))
+    return Table(
+        f"<table>{head}{html_rows(rows, side='left', look=LOOK)}</table><p>{end}</p>", "\n".join([*lines, end])
+    )
 
 
 def _named(finding: Finding) -> list[str]:
     named = [": ".join(text for text in (path or domain, about) if text) for domain, path, about in finding.images]
     more = finding.n - N_SHOWN
     return named[:N_SHOWN] + ([f"... and {more:,} more"] if more > 0 and len(named) > 1 else [])
-
-
-def _row(tag: str, *cells: str) -> str:
-    return f"<tr>{''.join(f'<{tag} {CELL}>{cell}</{tag}>' for cell in cells)}</tr>"
 
 
 def files_table(check: DataCheck) -> Table:

@@ -12,10 +12,10 @@ from IPython.display import Image
 from udonlib.data.catalog import DataError
 from udonlib.data.decoding import ImageError
 from udonlib.lab.views import charts
-from udonlib.lab.views.charts import by_embedder, f32, panels
-from udonlib.lab.views.live import ProgressLine, has_front_end
-from udonlib.lab.views.sheets import Table, facts_table, query_gallery
-from udonlib.lab.views.style import EMBEDDERS, GRID, TEXT
+from udonlib.lab.views.charts import embedder_bars, panels
+from udonlib.lab.views.live import ProgressLine
+from udonlib.lab.views.sheets import contents_table, query_gallery
+from udonlib.lab.views.tables import Table, facts_table
 from udonlib.models.processors import pick_device, slow_precision
 from udonlib.runs.evaluations import SavedEvaluation
 from udonlib.runs.watch import duration
@@ -59,12 +59,8 @@ def measure(
         clock: seconds; for tests.
     """
     finished = evaluation.is_finished
-    view = ProgressLine(UNITS, has_front_end() if live is None else live, clock)
-    try:
+    with ProgressLine(UNITS, live, clock) as view:
         table = evaluation.measure(view.progress)
-    except BaseException:
-        view.say("stopped")
-        raise
     means = table[table["domain"] == "mean"].set_index(["embedder", "index"])["r_at_1"]
     merged, separate = means[evaluation.embedder, "merged"], means[evaluation.embedder, "separate"]
     end = "evaluated before" if finished else f"finished in {duration(view.seconds())}"
@@ -75,7 +71,7 @@ def measure(
 
 
 def results_chart(evaluation: SavedEvaluation) -> go.Figure:
-    """Draw `plots.results_chart` of the merged index under a title that names the queries."""
+    """Draw `charts.results_chart` of the merged index under a title that names the queries."""
     queries = {"test": "Test", "val": "Validation"}[evaluation.params.subset]
     return charts.results_chart(evaluation.table).update_layout(title=f"{queries} queries, merged index")
 
@@ -87,20 +83,8 @@ def merging_chart(lost: pd.DataFrame) -> go.Figure:
         lost: of `runs.evaluations.lost_by_merging`.
     """
     fig = panels("Lost by merging: the first neighbour is of another domain", [""], 1, 1, height=430)
-    for embedder in by_embedder(lost):
-        part = lost[lost["embedder"] == embedder]
-        colour, pattern = EMBEDDERS.get(embedder, (TEXT, "x"))
-        up, down = f32(part["high"] - part["lost"]), f32(part["lost"] - part["low"])
-        error = {"array": up, "arrayminus": down, "color": TEXT, "thickness": 1.2, "width": 3}
-        bar = go.Bar(
-            name=embedder, x=part["domain"], y=f32(part["lost"]), error_y=error, hovertemplate="%{x}: %{y:.1f}"
-        )
-        shape = {"shape": pattern, "size": 6, "solidity": 0.2, "fillmode": "overlay", "fgcolor": "white"}
-        fig.add_trace(bar.update(marker={"color": colour, "pattern": shape}, showlegend=True))
-    order = [name for name in dict.fromkeys(lost["domain"]) if name != "mean"] + ["mean"]
-    fig.update_xaxes(categoryorder="array", categoryarray=order, showgrid=False)
-    fig.update_yaxes(title="R@1 separate − merged, points", rangemode="tozero", gridcolor=GRID)
-    return fig.update_layout(barmode="group", bargap=0.25, hovermode="closest")
+    embedder_bars(fig, lost, {"lost": ("low", "high")})
+    return fig.update_yaxes(title="R@1 separate − merged, points")
 
 
 def gallery(evaluation: SavedEvaluation, n_queries: int = 16) -> Image | Table:
@@ -125,7 +109,4 @@ def files_table(evaluation: SavedEvaluation) -> Table:
         "descriptors.npz": "the student's embedding of every image: arrays <domain>/<split>",
         "summary.json": "what the results belong to, and images that were left out",
     }
-    sizes = {name: (evaluation.path / name).stat().st_size for name in holds if (evaluation.path / name).exists()}
-    return facts_table(
-        {"folder": str(evaluation.path)} | {n: f"{holds[n]} ({size / 1e3:,.1f} KB)" for n, size in sizes.items()}
-    )
+    return contents_table(evaluation.path, holds)

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import ipywidgets
 
 from udonlib.errors import UserError
-from udonlib.lab.views import panel_controls, panel_views
+from udonlib.lab.views import panel_views
 from udonlib.lab.views.front_end import Still, button, named
 from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.panel_controls import DomainRow
+from udonlib.lab.views.panel_views import DomainRow
+from udonlib.lab.views.style import STYLE
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.watch import Watch
@@ -109,7 +110,7 @@ class Panel:
 
     def _build(self) -> None:
         self.status, self.charts = (named(ipywidgets.HTML(), name) for name in ("status", "charts"))
-        self.buttons = panel_controls.buttons()
+        self.buttons = panel_views.buttons()
         actions: dict[str, Callable[[Any], None]] = {
             "pause": lambda _: self._ask(paused=True),
             "resume": lambda _: self._ask(paused=False),
@@ -126,14 +127,14 @@ class Panel:
         self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
         self.adopt.on_click(lambda _: self._adopt())
         self.adopt.layout.display = "none"
-        self.rows = panel_controls.rows(self.domains)
+        self.rows = panel_views.rows(self.domains)
         for domain, row in self.rows.items():
             self._connect(domain, row)
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         buttons = list(self.buttons.values())
-        requests, allocations = panel_controls.toolbar(buttons[:5]), panel_controls.toolbar([label, *buttons[5:]])
-        table = panel_controls.table(self.rows, panel_views.headings(panel_views.COLUMNS))
-        style = ipywidgets.HTML(panel_controls.STYLE)
+        requests, allocations = panel_views.toolbar(buttons[:5]), panel_views.toolbar([label, *buttons[5:]])
+        table = panel_views.table(self.rows, panel_views.headings(panel_views.COLUMNS))
+        style = ipywidgets.HTML(STYLE)
         parts = [style, self.status, requests, allocations, self.adopt, *table, self.charts]
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
@@ -206,7 +207,7 @@ class Panel:
         with self._lock, self._silently():
             multipliers, locks = self._wished
             for domain in domains or self.domains:
-                self.rows[domain].show(multipliers.get(domain, 1.0), domain in locks)
+                self.rows[domain].set(multipliers.get(domain, 1.0), domain in locks)
 
     def _adopt(self) -> None:
         """Set all controls to what the control file wants, whoever has asked for it."""

@@ -1,6 +1,6 @@
-"""What the steering panel draws: a run's state, its losses and its allocation, as small pieces of HTML and SVG.
+"""What the steering panel is made of: a run's state, losses and allocation as HTML and SVG, and controls as widgets.
 
-Text takes the page's colour, so that it reads on light and dark pages; a redraw is about 20 KB.
+A redraw is about 20 KB. What the controls do is in `panel.py`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from udonlib.lab.views.sheets import Table
-from udonlib.lab.views.style import EMBEDDERS, GRID, domain_colours
+import ipywidgets
+import numpy as np
+
+from udonlib.lab.views.front_end import answering, button, named
+from udonlib.lab.views.style import domain_colours, square
+from udonlib.lab.views.tables import Frame, Table, bar, html_rows, share_bar
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.watch import Progress, duration
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 44, 34, 22  # of a chart and its margins, in pixels
-Point = tuple[float, float]
+FRAME = Frame(520, 190, left=44, bottom=34, top=22, right=8)  # of a chart
 
 
 def status(progress: Progress, name: str, text: str, notes: Sequence[str]) -> str:
@@ -38,12 +41,11 @@ def status(progress: Progress, name: str, text: str, notes: Sequence[str]) -> st
     if not math.isnan(progress.best[1]):
         facts.append(f"best validation R@1 {progress.best[1]:.1f} % at step {progress.best[0]:,}")
     share = min(1.0, progress.step / total) if total else 1.0
-    bar = f'<div style="width:{share:.2%};height:8px;border-radius:4px;background:{EMBEDDERS["student"][0]}"></div>'
     lines = "".join(f"<div>{html.escape(note)}</div>" for note in notes)
     return (
         '<div style="line-height:1.5;font-size:13px;font-variant-numeric:tabular-nums">'
         f"<b>{html.escape(name)}</b> &nbsp; {' &nbsp;·&nbsp; '.join(map(html.escape, facts))}"
-        f'<div style="background:{GRID};border-radius:4px;margin:6px 0">{bar}</div>'
+        f"{bar(share, margin='6px 0')}"
         f'<div style="opacity:0.8">{lines}</div></div>'
     )
 
@@ -64,15 +66,14 @@ def numbers(progress: Progress, domain: str) -> str:
     largest = max(progress.shares.values(), default=0) or 1
     terms = progress.terms.get(domain, {})
     curve = progress.r_at_1.get(domain)
-    bar = ""
+    shown = "–"
     if share is not None:
-        rect = f'<rect width="{34 * share / largest:.1f}" height="10" y="3" rx="2" fill="{colour}"/>'
         text = f'<span style="display:inline-block;width:46px">{share:.1%}</span>'
-        bar = f'<svg width="36" height="16" style="vertical-align:middle">{rect}</svg>{text}'
+        shown = share_bar(share / largest, 34, colour) + text
     return _cells(
         [
             f"{progress.weights[domain]:.1%}" if domain in progress.weights else "–",
-            bar or "–",
+            shown,
             f"{terms['ce_teacher']:.2f}" if "ce_teacher" in terms else "–",
             f"{terms['ce_student']:.2f}" if "ce_student" in terms else "–",
             f"{progress.images_seen.get(domain, 0):,}",
@@ -95,10 +96,10 @@ def _cells(texts: Sequence[str]) -> str:
 def page(progress: Progress, head: str) -> str:
     """The panel without its controls: what a saved notebook keeps. `head` is of `status`."""
     colours = domain_colours(progress.domains)
-    name = '<td style="text-align:left;padding:0 12px 0 0"><span style="color:{}">■</span> {}</td><td>{}</td>'
-    rows = [name.format("transparent", "", headings(COLUMNS))]
-    rows += [name.format(colour, html.escape(domain), numbers(progress, domain)) for domain, colour in colours.items()]
-    table = f'<table style="font-size:13px;margin:0 0 8px">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+    rows = [["", headings(COLUMNS)]]
+    rows += [[square(colour, domain), numbers(progress, domain)] for domain, colour in colours.items()]
+    look = "padding: 0 12px 0 0; white-space: nowrap"
+    table = f'<table style="font-size:13px;margin:0 0 8px">{html_rows(rows, look=look)}</table>'
     return f'<div class="udon-panel">{head}{table}{charts(progress) if progress.allocations else ""}</div>'
 
 
@@ -110,37 +111,25 @@ def charts(progress: Progress) -> str:
 def loss_chart(progress: Progress) -> str:
     """The total loss of each domain over the steps."""
     curves = {name: curve for name, curve in progress.losses.items() if curve}
-    values = [value for curve in curves.values() for _, value in curve]
-    high = _round_up(max(values, default=1.0))
-    colours = domain_colours(progress.domains)
-    lines = [
-        f'<polyline points="{_points(curve, progress, high)}" fill="none" stroke="{colours[name]}" stroke-width="1.6"/>'
-        for name, curve in curves.items()
-    ]
-    return _chart("total loss", "".join(lines) + _marks(progress), progress, high, "{:g}")
+    high = _round_up(max((value for curve in curves.values() for _, value in curve), default=1.0))
+    colours, end = domain_colours(progress.domains), _end(progress)
+    lines = (FRAME.line(((x / end, y / high) for x, y in curve), colours[name]) for name, curve in curves.items())
+    return _chart("total loss", "".join(lines), progress, [(y, f"{y * high:g}") for y in (0.0, 0.5, 1.0)])
 
 
 def allocation_chart(progress: Progress) -> str:
     """The shares of steps as stacked areas; what has not been trained yet shows what is in force."""
-    colours, areas = domain_colours(progress.domains), []
-    allocations = _spread(progress)
+    colours, allocations = domain_colours(progress.domains), _spread(progress)
     steps = [step for step, _ in allocations]
-    ends = [*steps[1:], max(progress.step, steps[-1])] if steps else []
-    base = [0.0] * len(steps)
-    for name, colour in colours.items():
-        tops = [low + shares.get(name, 0.0) for low, (_, shares) in zip(base, allocations, strict=True)]
-        upper = [point for a, b, y in zip(steps, ends, tops, strict=True) for point in ((a, y), (b, y))]
-        lower = [point for a, b, y in zip(steps, ends, base, strict=True) for point in ((a, y), (b, y))]
-        if upper:
-            outline = _points([*upper, *reversed(lower)], progress, 1.0)
-            areas.append(f'<polygon points="{outline}" fill="{colour}"><title>{html.escape(name)}</title></polygon>')
-        base = tops
-    return _chart("share of steps", "".join(areas) + _marks(progress), progress, 1.0, "{:.0%}")
+    ends = np.array([*steps, max([progress.step, *steps[-1:]])]) / _end(progress)
+    shares = np.array([[shares.get(name, 0.0) for name in colours] for _, shares in allocations])
+    areas = FRAME.areas(ends, shares, [(colour, name) for name, colour in colours.items()])
+    return _chart("share of steps", areas, progress, [(y, f"{y:.0%}") for y in (0.0, 0.5, 1.0)])
 
 
 def _spread(progress: Progress) -> list[tuple[int, dict[str, float]]]:
     """The allocations that can be told apart in the chart: a pixel apart, or made by an intervention."""
-    apart, marked = _end(progress) / WIDTH, {entry.step for entry in progress.interventions if entry.steers}
+    apart, marked = _end(progress) / FRAME.width, {entry.step for entry in progress.interventions if entry.steers}
     kept: list[tuple[int, dict[str, float]]] = []
     for step, shares in progress.allocations:
         if not kept or step - kept[-1][0] >= apart or step in marked:
@@ -153,51 +142,28 @@ def _marks(progress: Progress) -> str:
     for entry in progress.interventions:
         if not entry.matters:
             continue
-        x = _x(entry.step, progress)
+        x = FRAME.x(entry.step / _end(progress))
         title = f"<title>step {entry.step:,}: {html.escape(str(entry))}</title>"
-        line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="currentColor" '
-        marks.append(f'{line}stroke-dasharray="2 3"/><path d="M{x - 5:.1f} {TOP - 8}h10l-5 8z" fill="currentColor">')
+        line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{FRAME.y(1)}" y2="{FRAME.y(0)}" stroke="currentColor" '
+        marks.append(
+            f'{line}stroke-dasharray="2 3"/><path d="M{x - 5:.1f} {FRAME.top - 8}h10l-5 8z" fill="currentColor">'
+        )
         marks.append(f"{title}</path>")
     return "".join(marks)
 
 
-def _chart(title: str, content: str, progress: Progress, high: float, form: str) -> str:
-    """A frame with a title, three grid lines with their values, and the steps below."""
-    lines = []
-    for part in (0.0, 0.5, 1.0):
-        y = _y(part * high, high)
-        lines.append(f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y}" y2="{y}" stroke="{GRID}"/>')
-        text = form.format(part * high)
-        lines.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{text}</text>')
-    for part in (0.0, 0.5, 1.0):
-        step = round(part * _end(progress))
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[part]
-        place = f'x="{_x(step, progress):.0f}" y="{HEIGHT - BOTTOM + 15}"'
-        lines.append(f'<text {place} text-anchor="{anchor}">{step:,}</text>')
-    middle = (LEFT + WIDTH) / 2
-    lines.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
-    lines.append(f'<text x="{LEFT}" y="11" font-weight="bold">{html.escape(title)}</text>')
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" style="width:100%;max-width:{WIDTH}px;min-width:320px;flex:1 1 320px"'
-    grid, rest = "".join(lines[:6:2]), "".join([*lines[1:6:2], *lines[6:]])
-    return f'<svg {size} font-size="11" fill="currentColor" role="img">{grid}{content}{rest}</svg>'
-
-
-def _x(step: float, progress: Progress) -> float:
-    return LEFT + (WIDTH - 8 - LEFT) * min(1.0, step / _end(progress))
+def _chart(title: str, content: str, progress: Progress, heights: Sequence[tuple[float, str]]) -> str:
+    """A chart over the steps, with the marks of what a person did."""
+    end = _end(progress)
+    places = [(round(part * end) / end, f"{round(part * end):,}") for part in (0.0, 0.5, 1.0)]
+    style = f"width:100%;max-width:{FRAME.width}px;min-width:320px;flex:1 1 320px"
+    return FRAME.drawn(content + _marks(progress), heights, places, style, title, "step")
 
 
 def _end(progress: Progress) -> int:
     """The last step of the axis: of the run, or while it is young, not far beyond now."""
     near = _round_up(max(20.0, 1.5 * progress.step))
     return max(1, min(progress.params.steps, round(near)))
-
-
-def _y(value: float, high: float) -> float:
-    return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / high, 1)
-
-
-def _points(curve: Sequence[Point], progress: Progress, high: float) -> str:
-    return " ".join(f"{_x(step, progress):.1f},{_y(value, high)}" for step, value in curve)
 
 
 def _round_up(value: float) -> float:
@@ -220,12 +186,88 @@ def report(run: RunFolder) -> Table:
             f"<b>{which}</b>: its figures are not those of its parameters alone. The parameter "
             f"<code>replay = {name}</code> of train.ipynb repeats it, step by step."
         )
-    left = '<td style="text-align:left">'
-    rows = "".join(
-        f'<tr><td style="text-align:right">{entry.step:,}</td>{left}{html.escape(str(entry))}</td>'
-        f"{left}{html.escape(entry.panel)}</td></tr>"
-        for entry in done
-    )
-    table = f"<table><tr><th>after step</th><th>what was done</th><th>by</th></tr>{rows}</table>"
+    head = html_rows([["after step", "what was done", "by"]], "th", "th", "left")
+    rows = ([f"{entry.step:,}", html.escape(str(entry)), html.escape(entry.panel)] for entry in done)
+    table = f"<table>{head}{html_rows(rows, side='left', name_side='right')}</table>"
     plain = [f"after step {entry.step:,}: {entry}" for entry in done]
     return Table(f"<p>{text}</p>{table}", "\n".join([html.unescape(re.sub(r"<.*?>", "", text)), *plain]))
+
+
+# Controls
+
+FACTORS = (0.0, 0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+BUTTONS = {  # name -> text, explanation, icon
+    "pause": ("Pause", "wait after this step; the state is saved", "pause"),
+    "resume": ("Resume", "go on", "play"),
+    "stop": ("Stop", "end after this step; running the notebook again goes on from there", "stop"),
+    "evaluate": ("Evaluate now", "validate the model as it is", "check"),
+    "save": ("Save now", "write a checkpoint", "save"),
+    "by-loss": ("By loss", "UDON's own allocation: no multipliers, no locks"),
+    "uniform": ("Uniform", "lock all domains at the same share"),
+    "by-size": ("By size", "lock all domains at their share of the training images"),
+    "only": ("Only ticked", "give the domains without a tick no steps"),
+}
+NAME_WIDTH = 72  # pixels; up to twice that for long names
+SMALL = {"width": "28px", "flex": "0 0 auto", "padding": "0"}  # a button that is an icon
+STRETCHED = {"flex": "1 1 96px", "width": "auto", "min_width": "96px", "max_width": "240px"}  # a slider
+
+
+def buttons() -> dict[str, ipywidgets.Button]:
+    """The buttons above the domains, by name."""
+    return {name: button(name, *said) for name, said in BUTTONS.items()}
+
+
+def toolbar(controls: Sequence[ipywidgets.Widget]) -> ipywidgets.Widget:
+    """Controls side by side, on a second line where there is no room."""
+    return ipywidgets.HBox(controls, layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
+class DomainRow:
+    """A domain's controls: tick, slider, lock and reset, with its name and its numbers. `widget` is what to display."""
+
+    def __init__(self, domain: str, colour: str, width: int) -> None:
+        tick = ipywidgets.Checkbox(indent=False, layout={"width": "18px", "flex": "0 0 auto"})
+        options = [(f"×{factor:g}" if factor else "none", factor) for factor in FACTORS]
+        look = {"continuous_update": False, "layout": dict(STRETCHED)}
+        slider = ipywidgets.SelectionSlider(options=options, value=1.0, **look)
+        lock = ipywidgets.ToggleButton(icon="lock", tooltip="pin the share that it has now", layout=dict(SMALL))
+        name = ipywidgets.HTML(
+            f'<div style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap" title="{html.escape(domain)}">'
+            f"{square(colour, domain)}</div>",
+            layout={"width": f"{width}px", "flex": "0 0 auto"},
+        )
+        self.tick = named(answering(tick), f"tick-{domain}")
+        self.slider = named(answering(slider), f"w-{domain}")
+        self.lock = named(answering(lock), f"lock-{domain}")
+        self.reset = button(f"reset-{domain}", "", "back to ×1, unlocked", "undo")
+        self.reset.layout = dict(SMALL)
+        self.numbers = named(ipywidgets.HTML(), f"numbers-{domain}")
+        parts = [self.tick, name, self.slider, self.lock, self.reset, self.numbers]
+        self.widget = ipywidgets.HBox(parts, layout={"align_items": "center"})
+
+    def set(self, factor: float, locked: bool) -> None:
+        """Set slider and lock; the slider has steps, so it takes the nearest."""
+        self.slider.value = min((abs(step - factor), step) for step in FACTORS)[1]
+        self.lock.value = locked
+
+    def enable(self, enabled: bool) -> None:
+        """Let a person move the controls, or not. The slider of a domain that is locked stays where it is."""
+        for control in (self.lock, self.reset, self.tick):
+            control.disabled = not enabled
+        self.slider.disabled = not enabled or self.lock.value
+
+
+def rows(domains: Sequence[str]) -> dict[str, DomainRow]:
+    """A row for each domain, all as wide as the longest name needs."""
+    return {domain: DomainRow(domain, colour, _width(domains)) for domain, colour in domain_colours(domains).items()}
+
+
+def table(rows: Mapping[str, DomainRow], headings: str) -> list[ipywidgets.Widget]:
+    """The rows under the headings of their numbers, which are HTML."""
+    spaces = [{"flex": "0 0 auto", "width": f"{pixels}px"} for pixels in (18, _width(list(rows)))]
+    empty = [ipywidgets.HTML(layout=dict(space)) for space in (*spaces, STRETCHED, SMALL, SMALL)]
+    return [ipywidgets.HBox([*empty, ipywidgets.HTML(headings)]), *(row.widget for row in rows.values())]
+
+
+def _width(domains: Sequence[str]) -> int:
+    return NAME_WIDTH if max(map(len, domains)) < 9 else 2 * NAME_WIDTH

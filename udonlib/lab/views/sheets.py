@@ -6,12 +6,8 @@ a light card, which reads on light and dark pages.
 
 from __future__ import annotations
 
-import html
 import io
-import re
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +22,9 @@ from udonlib.data.check.datacheck import DataCheck
 from udonlib.data.decoding import decode
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
-from udonlib.lab.views.charts import by_embedder, images_per_class, metric_labels
-from udonlib.lab.views.style import domain_colours
+from udonlib.lab.views.charts import images_per_class
+from udonlib.lab.views.style import by_embedder, domain_colours, metric_labels
+from udonlib.lab.views.tables import Table, columns_table, facts_table, figure
 from udonlib.params import TrainParams
 
 CARD, INK, FAINT = "#f4f4f4", "#2b2b2b", "#6b6b6b"
@@ -47,21 +44,6 @@ RUN_FILES = {
     "neighbours.npz": "the neighbours of every test query",
     "summary.json": "steps, time and skipped images",
 }
-LEFT = 'style="text-align: left"'
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that shows as HTML where there is HTML, and as text elsewhere."""
-
-    html: str
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 class Picture(Image):
@@ -84,22 +66,23 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     rows = evaluation[evaluation["index"] == index]
     order = [name for name in dict.fromkeys(rows["domain"]) if name != "mean"] + ["mean"]
     counts = rows.drop_duplicates("domain").set_index("domain").reindex(order)
-    cells = {("", "queries"): [f"{n:,.0f}" for n in counts["n_queries"]]}
+    columns = {("", "queries"): [f"{n:,.0f}" for n in counts["n_queries"]]}
     if counts["n_index"].nunique() > 1:
-        cells["", "index"] = [f"{n:,.0f}" for n in counts["n_index"]]
+        columns["", "index"] = [f"{n:,.0f}" for n in counts["n_index"]]
     without = counts.get("n_without_positive", pd.Series(0, order)).fillna(0)  # runs of before did not count them
     if without.any():
-        cells["", "no positive"] = [f"{n:,.0f}" for n in without]
-    best = rows.groupby("domain")["r_at_1"].max().reindex(order).to_numpy()
-    bold: set[tuple[int, int]] = set()
+        columns["", "no positive"] = [f"{n:,.0f}" for n in without]
+    best = rows.groupby("domain")["r_at_1"].max()
     for embedder in by_embedder(rows):
         part = rows[rows["embedder"] == embedder].set_index("domain").reindex(order)
-        bold |= {(int(i), len(cells)) for i in np.flatnonzero(part["r_at_1"].to_numpy() == best)}
         for metric, label in metric_labels(rows).items():
-            cells[embedder, label] = [_with_interval(row, metric) for _, row in part.iterrows()]
-    table = pd.DataFrame(cells, index=pd.Index(order, name="domain"))
-    table.columns = pd.MultiIndex.from_tuples(cells, names=[f"{index} index,", "percent"])
-    shown = html_table(table, bold)
+            ends = (part.get(f"{metric}_{end}", part[metric] * np.nan) for end in ("low", "high"))
+            texts = map(figure, part[metric], *ends)
+            sure = part[metric] == best.reindex(order) if metric == "r_at_1" else [False] * len(order)
+            columns[embedder, label] = [
+                f"**{text}**" if is_best else text for text, is_best in zip(texts, sure, strict=True)
+            ]
+    shown = columns_table(columns, order, (f"{index} index,", "percent"))
     if not without.any():
         return shown
     n_without, n_queries = (values.drop("mean").sum() for values in (without, counts["n_queries"]))
@@ -112,52 +95,20 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
 
 def split_table(catalog: Catalog) -> Table:
     """Tabulate what a catalog holds: by domain the classes and images of each split, and images per training class."""
-    cells: dict[tuple[str, str], list[str]] = {}
+    columns: dict[tuple[str, str], list[str]] = {}
     for part in ("classes", "images"):
         for name in ("train", "val", "test", "index", "small_index"):
             splits = [domain.splits.get(name) for domain in catalog.domains]
-            counts = [images_per_class(s.labels).size if part == "classes" else len(s) for s in splits if s]
-            shown = iter([f"{count:,}" for count in counts])
-            if counts:
-                cells[part, name] = [*(next(shown) if s else "–" for s in splits), f"{sum(counts):,}"]
+            counts = [(images_per_class(s.labels).size if part == "classes" else len(s)) if s else 0 for s in splits]
+            if any(splits):
+                texts = [f"{n:,}" if s else "–" for n, s in zip(counts, splits, strict=True)]
+                columns[part, name] = [*texts, f"{sum(counts):,}"]
     sizes = [images_per_class(domain.splits["train"].labels) for domain in catalog.domains]
     for label, quantile in {"min": 0.0, "median": 0.5, "max": 1.0}.items():
-        cells["images per train class", label] = [
+        columns["images per train class", label] = [
             f"{np.quantile(s, quantile):,.0f}" for s in (*sizes, np.concatenate(sizes))
         ]
-    table = pd.DataFrame(cells, index=pd.Index([*catalog.names, "all"], name="domain"))
-    return html_table(table, set())
-
-
-def facts_table(facts: dict[str, str]) -> Table:
-    """Format names and what is to say about them, one a line."""
-    cells = ((html.escape(name), html.escape(text)) for name, text in facts.items())
-    rows = "".join(f"<tr><th {LEFT}>{name}</th><td {LEFT}>{text}</td></tr>" for name, text in cells)
-    width = max(map(len, facts)) + 2
-    return Table(f"<table>{rows}</table>", "\n".join(f"{name:{width}}{text}" for name, text in facts.items()))
-
-
-def _with_interval(row: pd.Series, metric: str) -> str:
-    if pd.isna(row[metric]):
-        return "–"
-    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-    interval = "" if low is None or pd.isna(low) else f" ±{(high - low) / 2:.1f}"
-    return f"{row[metric]:.1f}{interval}"
-
-
-def html_table(cells: pd.DataFrame, bold: set[tuple[int, int]]) -> Table:
-    """Format a table of texts: columns to the right, some cells bold, a rule above the last row, which sums up."""
-    styles = pd.DataFrame("", cells.index, cells.columns)
-    for row, column in bold:
-        styles.iloc[row, column] = "font-weight: bold"
-    styles.iloc[-1] += "; border-top: 1px solid currentColor"
-    text = cells.to_string()
-    # Cells are styled by their ids, so that two tables of one page must not share them.
-    styler = cells.style.apply(lambda _: styles, axis=None).set_uuid(f"{zlib.crc32(text.encode()):08x}")
-    layout = {"th, td": "text-align: right; padding: 2px 6px; white-space: nowrap", "th[colspan]": "text-align: center"}
-    styler.set_table_styles([{"selector": where, "props": props} for where, props in layout.items()])
-    styler.set_table_attributes('class="dataframe"').format(escape="html").format_index(escape="html")
-    return Table(re.sub(r"(±[\d.]+)", r"<small>\1</small>", styler.to_html()), text)
+    return columns_table(columns, [*catalog.names, "all"], ("", ""))
 
 
 def plan_table(
@@ -208,8 +159,13 @@ def _n_classes(domain: Domain) -> int:
 
 def files_table(path: Path) -> Table:
     """Tabulate the files of a run's folder, with what they hold. Other files are not named."""
+    return contents_table(path, RUN_FILES)
+
+
+def contents_table(path: Path, holds: Mapping[str, str]) -> Table:
+    """Tabulate the files and folders of a folder that are there, by what they hold, with their sizes."""
     facts = {"folder": str(path)}
-    for name, content in RUN_FILES.items():
+    for name, content in holds.items():
         file = path / name
         size = sum(part.stat().st_size for part in (file, *file.rglob("*")) if part.is_file())
         if file.exists():
@@ -237,8 +193,8 @@ def query_gallery(
         DataError: "... not what was searched ..." where the data has changed since.
     """
     rng = np.random.default_rng(seed)
-    found = {part.query_domain: part for part in neighbours if part.embedder == embedder}
-    parts = [found[name] for name in catalog.names if name in found][:n_queries]
+    by_domain = {part.query_domain: part for part in neighbours if part.embedder == embedder}
+    parts = [by_domain[name] for name in catalog.names if name in by_domain][:n_queries]
     chosen = [(part, q) for part in parts for q in _choose(part.hit[:, 0], max(1, n_queries // len(parts)), rng)]
     n_ranks = parts[0].hit.shape[1]
     shown = [[(part.query_domain, part.query_paths[query]), *part.of(query)] for part, query in chosen]
@@ -355,13 +311,12 @@ def _choose(right: Bool[np.ndarray, "query"], n: int, rng: np.random.Generator) 
 
 def class_map(catalog: Catalog, images: set[tuple[str, str]]) -> dict[tuple[str, str], dict[int, str]]:
     """Names of the classes of some images by their ids; images are (domain, path)."""
-    found: dict[tuple[str, str], dict[int, str]] = {image: {} for image in images}
+    names_of: dict[tuple[str, str], dict[int, str]] = {image: {} for image in images}
     for domain in catalog.domains:
         paths = {path for name, path in images if name == domain.name}
         for split in domain.splits.values():
             for i in (i for i, path in enumerate(split.paths) if path in paths):
                 labels = (int(label) for label in split.labels[i] if label >= 0)
-                found[domain.name, split.paths[i]] = {
-                    label: split.class_names.get(label, str(label)) for label in labels
-                }
-    return found
+                known = {label: split.class_names.get(label, str(label)) for label in labels}
+                names_of[domain.name, split.paths[i]] = known
+    return names_of

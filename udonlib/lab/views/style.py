@@ -7,12 +7,15 @@ white and on #111111. A domain has the same colour everywhere.
 import asyncio
 import base64
 import contextlib
+import html
+import importlib.resources
 import importlib.util
 import threading
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.core.getipython import get_ipython
@@ -31,18 +34,30 @@ FIXED = {
     **dict(zip(("sop", "cars", "rp2k", "met", "food2k", "inshop", "inat", "gldv2"), PALETTE, strict=True)),
 }
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "star", "hexagon")
-EMBEDDERS = {  # name -> colour, fill pattern: told apart without colour, too
-    "student": ("#008b8b", ""),
-    "teacher": ("#c77700", "/"),
-    "specialist": ("#7a5fd0", "x"),
-    "features": ("#7f7f7f", "\\"),
-    "pixels": ("#a8a8a8", "."),
+ACCENT = "#008b8b"  # of what is done, or sure
+
+
+class EmbedderLook(NamedTuple):
+    """How an embedder is told apart: also without colour, by the pattern of bars, symbols and the dashes of lines."""
+
+    colour: str = TEXT
+    pattern: str = "x"
+    symbol: str = "x"
+    dash: str = "dashdot"
+
+
+EMBEDDER_LOOKS = {
+    "student": EmbedderLook(ACCENT, "", "circle", "solid"),
+    "teacher": EmbedderLook("#c77700", "/", "diamond-open", "dash"),
+    "specialist": EmbedderLook("#7a5fd0", "x", "triangle-up", "dot"),
+    "features": EmbedderLook("#7f7f7f", "\\"),
+    "pixels": EmbedderLook("#a8a8a8", "."),
 }
+# What JupyterLab's own style sheets leave to be said, of all pages.
+STYLE = f"<style>{importlib.resources.files(__package__).joinpath('front_end.css').read_text('utf-8')}</style>"
 PNG_WIDTH = 900  # pixels
 PNG_SECONDS = 45  # for one image; a browser that starts on a busy machine needs some of them for its first one
-# JupyterLab shows a figure's image until the mouse is on it, then the figure; without this, in the image's own width.
-FIT_IMAGES = "<style>.jp-RenderedPlotly .plot-img { max-width: 100%; }</style>"
-AXIS = {"font": {"size": 13}, "standoff": 8}
+_AXIS = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -50,15 +65,8 @@ TEMPLATE = go.layout.Template(
         "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": {
-            "gridcolor": GRID,
-            "linecolor": GRID,
-            "zeroline": False,
-            "ticks": "outside",
-            "tickcolor": GRID,
-            "title": AXIS,
-        },
-        "yaxis": {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True, "title": AXIS},
+        "xaxis": _AXIS | {"ticks": "outside", "tickcolor": GRID},
+        "yaxis": _AXIS | {"automargin": True},
         "legend": {"x": 1.02, "y": 1, "yanchor": "top", "tracegroupgap": 0, "bgcolor": "rgba(0,0,0,0)"},
         "hoverlabel": {"bgcolor": "#333333", "bordercolor": "#333333", "font": {"color": "#f2f2f2"}},
         "margin": {"l": 70, "r": 30, "t": 85, "b": 60},
@@ -155,7 +163,7 @@ def use_renderer() -> str:
     pio.renderers["png"] = _Pictures()
     pio.renderers.default = "plotly_mimetype+png"
     if get_ipython() is not None:
-        display({"text/html": FIT_IMAGES}, raw=True)
+        display({"text/html": STYLE}, raw=True)
     return str(pio.renderers.default)
 
 
@@ -172,3 +180,32 @@ def domain_colours(names: Iterable[str]) -> dict[str, str]:
         used = list(colours.values())
         colours[name] = min(order, key=used.count)
     return {name: colours[name] for name in names}
+
+
+def square(colour: str, name: str = "") -> str:
+    """A name behind a square of a colour, as HTML that plotly understands, too."""
+    return f'<span style="color:{colour}">■</span> {html.escape(name)}'
+
+
+def coloured(names: Iterable[str]) -> list[str]:
+    """The names of domains behind squares of their colours, for titles and ticks; the mean is bold."""
+    names = list(names)
+    colours = domain_colours(name for name in names if name != "mean")
+    return [f"{square(colours[name], name)} " if name in colours else f"<b>{name}</b> " for name in names]
+
+
+def metric_label(metric: str) -> str:
+    """Write r_at_1 as R@1 and mmp_at_5 as mMP@5."""
+    return metric.replace("r_at_", "R@") if metric.startswith("r_") else metric.replace("mmp_at_", "mMP@")
+
+
+def metric_labels(table: pd.DataFrame) -> dict[str, str]:
+    """Columns of an evaluation table that hold metrics, with the names to show: R@1, and mMP@k of the table's k."""
+    mmp = next(name for name in table if name.startswith("mmp_at_") and name.removeprefix("mmp_at_").isdigit())
+    return {name: metric_label(name) for name in ("r_at_1", mmp)}
+
+
+def by_embedder(rows: pd.DataFrame) -> list[str]:
+    """Embedders of a table in the order in which they are shown."""
+    present = list(dict.fromkeys(rows["embedder"]))
+    return [name for name in EMBEDDER_LOOKS if name in present] + [n for n in present if n not in EMBEDDER_LOOKS]
