@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -42,13 +44,18 @@ timm = _import_timm()
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+Kind = Literal["class", "patches"]
+# Tokens by kind: class [batch, dim], patches [batch, position, dim], the positions row by row.
+Tokens = Mapping[Kind, Tensor]
+
+
 class Backbone(nn.Module):
     """An encoder of images with the facts that its users need: `feature_dim`, and the `mean` and `std` it expects.
 
     `loaded` says in words what a file of weights brought, "" where there was none.
 
     Calling it maps normalised images [batch, 3, size, size] to features [batch, feature_dim]: the class token, or the
-    pooled map, whatever the model's own classifier would see.
+    pooled map, whatever the model's own classifier would see. `tokens` gives what its blocks see.
     """
 
     def __init__(
@@ -64,6 +71,83 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.encoder(images)
+
+    @property
+    def block_dims(self) -> list[int]:
+        """Width of the tokens of each block: of a transformer its blocks, of a ConvNet its stages, as timm counts them.
+
+        timm counts the stem of a ResNet as stage 0, and takes an EfficientNet's blocks of one size of map as a stage.
+
+        Raises:
+            UserError: "parameter 'backbone': ... shows no tokens ..." for a model whose blocks cannot be seen.
+        """
+        encoder: Any = self.encoder
+        if not hasattr(encoder, "forward_intermediates"):
+            raise UserError(f"parameter 'backbone': {self.name!r} shows no tokens of its blocks, only its feature")
+        return [stage["num_chs"] for stage in encoder.feature_info]
+
+    def tokens(
+        self, images: Float[Tensor, "batch 3 height width"], blocks: Sequence[int] = (), end: bool = False
+    ) -> list[Tokens]:
+        """Class and patch tokens of some blocks, in their order, from one pass; gradients flow through all of them.
+
+        Of a block the tokens are as it leaves them, before any last norm, without registers. The class token of a model
+        that has none there is the mean over the patches; patches of a ConvNet are the positions of its map.
+
+        Args:
+            images: normalised.
+            blocks: numbers from 0, or from -1 for the last one down; see `block_dims`.
+            end: one entry more, the last: the feature as class token, the same bits as calling the backbone gives; and
+                the patches that go into it, after a transformer's last norm, an EfficientNet's last convolution.
+
+        Raises:
+            UserError: "blocks: found 12, expected 0 to 11 ..."; a model that has no tokens.
+        """
+        n = len(self.block_dims) if blocks else 0
+        encoder: Any = self.encoder
+        for block in blocks:
+            if not -n <= block < n:
+                raise UserError(
+                    f"blocks: found {block}, expected 0 to {n - 1}, or -1 (the last) to -{n}: {self.name!r} has {n}"
+                )
+        places = sorted({block % n for block in blocks})
+        options: dict[str, Any] = {"intermediates_only": not end, "stop_early": not end}
+        if "return_prefix_tokens" in inspect.signature(encoder.forward_intermediates).parameters:
+            options |= {"return_prefix_tokens": self._n_others > 0, "output_fmt": "NLC"}
+        if places:
+            given = encoder.forward_intermediates(images, indices=places, **options)
+            final, seen = given if end else (None, given)
+        else:
+            final, seen = encoder.forward_features(images) if end else None, ()
+        by_place = dict(zip(places, map(self._of_block, seen), strict=True))
+        tokens = [by_place[block % n] for block in blocks]
+        return [*tokens, {"class": encoder.forward_head(final), "patches": self._patches(final)}] if end else tokens
+
+    def _of_block(self, given: Tensor | tuple[Tensor, Tensor]) -> Tokens:
+        """Tokens from what timm gives of a block: patches, perhaps beside class token and registers, or a map."""
+        if isinstance(given, tuple):
+            patches, others = given
+            return {"class": others[:, 0] if self._has_class_token else patches.mean(dim=1), "patches": patches}
+        patches = given if given.ndim == 3 else given.flatten(2).mT
+        return {"class": patches.mean(dim=1), "patches": patches}
+
+    def _patches(self, final: Any) -> Tensor:
+        """Patch tokens from what the encoder hands to its pool: a sequence, or a map in either layout."""
+        if isinstance(final, Tensor) and final.ndim == 4:
+            channels_last = getattr(self.encoder, "output_fmt", "NCHW") == "NHWC"
+            return final.flatten(1, 2) if channels_last else final.flatten(2).mT
+        if not isinstance(final, Tensor) or final.ndim != 3 or final.shape[1] == self._n_others:
+            raise UserError(f"parameter 'backbone': {self.name!r} has no patch tokens in the end, only its feature")
+        return final[:, self._n_others :]
+
+    @property
+    def _has_class_token(self) -> bool:
+        return getattr(self.encoder, "cls_token", None) is not None
+
+    @property
+    def _n_others(self) -> int:
+        """Tokens that stand before the patches: class token and registers."""
+        return int(getattr(self.encoder, "num_prefix_tokens", self._has_class_token))
 
 
 class SmallResNet(nn.Module):
@@ -83,9 +167,28 @@ class SmallResNet(nn.Module):
         for before, after, n_blocks in zip([width, *channels], channels, blocks, strict=False):
             layers += [_Block(before, after)] + [_Block(after, after) for _ in range(n_blocks - 1)]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self._ends = [2 + n for n in itertools.accumulate(blocks)]  # the place of each stage's last layer
+        self.feature_info = [{"num_chs": n} for n in channels]  # this and the methods below: as timm's models have them
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers[:-2](images)
+
+    def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.layers[-2:](maps)
+
+    def forward_intermediates(
+        self, images: torch.Tensor, indices: Sequence[int], intermediates_only: bool, stop_early: bool
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        wanted = [self._ends[stage] for stage in indices]
+        maps, seen = images, []
+        for place, layer in enumerate(list(self.layers)[: wanted[-1] + 1 if stop_early else -2]):
+            maps = layer(maps)
+            if place in wanted:
+                seen.append(maps)
+        return seen if intermediates_only else (maps, seen)
 
 
 class _Block(nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from udonlib.errors import UserError
 from udonlib.files import PACKAGE
-from udonlib.models.backbones import Backbone, check_size, create_backbone, flops_per_image, normalise
+from udonlib.models.backbones import Backbone, Tokens, check_size, create_backbone, flops_per_image, normalise
 from udonlib.models.files.importers import load_backbone_weights
 from udonlib.models.heads import ByDomain, FeatureHead, Head, cosine_logits, prototypes, unit
 from udonlib.params import TrainParams
@@ -100,13 +100,32 @@ class EmbeddingModel(nn.Module):
             precision: bfloat16 runs the backbone under autocast; heads and losses stay float32.
             frozen: compute without a graph.
         """
+        with self._encoding(images, precision, frozen) as normalised:
+            features = self.backbone(normalised).float()
+        return unit(features) if self.normalise_features else features
+
+    def tokens(
+        self,
+        images: Images,
+        blocks: Sequence[int] = (),
+        end: bool = False,
+        precision: torch.dtype = torch.float32,
+        frozen: bool = False,
+    ) -> list[Tokens]:
+        """`Backbone.tokens` of images whose values lie in 0..255 (any dtype), in float32; else as for `features`."""
+        with self._encoding(images, precision, frozen) as normalised:
+            tokens = self.backbone.tokens(normalised, blocks, end)
+            return [{kind: token.float() for kind, token in block.items()} for block in tokens]
+
+    @contextmanager
+    def _encoding(self, images: Images, precision: torch.dtype, frozen: bool) -> Iterator[Tensor]:
+        """The images normalised; what is computed within has that precision, and no graph where frozen."""
         normalised = normalise(images, self.backbone.mean, self.backbone.std)
         normalised = normalised.contiguous(memory_format=torch.channels_last)  # convolutions are twice as fast on CPUs
         low = precision != torch.float32
         autocast = torch.autocast(normalised.device.type, precision) if low else nullcontext()
         with autocast, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = self.backbone(normalised).float()
-        return unit(features) if self.normalise_features else features
+            yield normalised
 
     def embed(self, images: Images, precision: torch.dtype = torch.float32) -> Float[Tensor, "batch student_dim"]:
         """The universal embedding of images with values in 0..255: unit rows."""

@@ -16,20 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from udonlib.models.backbones import Kind, Tokens
 from udonlib.models.heads import ByDomain
 
 M = TypeVar("M", bound=nn.Module)
-Kind = Literal["class", "patches"]
 KINDS: tuple[Kind, ...] = ("class", "patches")
-# Tokens by kind: class [batch, dim], patches [batch, position, dim], the positions of a square, row by row.
-Tokens = Mapping[Kind, Tensor]
 # Widths of the features that each teacher counts, by kind.
 Widths = Mapping[str, Mapping[Kind, int]]
 
