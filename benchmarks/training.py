@@ -71,7 +71,7 @@ def pipeline(precision: str, n_rounds: int, n_steps: int) -> None:
 
     def train() -> None:
         for planned_images, planned_slots in loader(plan[:n_steps]):
-            real._train_step(planned_images, planned_slots)
+            real._train_step(planned_images, planned_slots, planned_slots)
         real._flush()
 
     def step() -> None:

@@ -196,7 +196,7 @@ class TestAffineColour:
         assert 0.35 < inverted.float().mean() < 0.45
 
     def test_the_matrix_does_what_its_parts_do_one_after_the_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(augmentation, "_warp", lambda images, size, generator: images.float())
+        monkeypatch.setattr(augmentation, "_warp", lambda images, size, draws: images.float())
         images = smooth(300)
         views = augment(images, "affine_colour", 48, seeded(2))
         draws = torch.rand(300, 16, generator=seeded(2))

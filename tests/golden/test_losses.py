@@ -7,13 +7,15 @@ import re
 import pytest
 import torch
 
+from udonlib.models.embedding_model import DomainOutputs
 from udonlib.models.heads import cosine_logits
+from udonlib.params import TrainParams
 from udonlib.training.losses import (
+    UdonObjective,
     classification_loss,
     logit_distillation,
     margin_logits,
     relational_distillation,
-    udon_terms,
     weighted_total,
 )
 
@@ -37,9 +39,8 @@ class Case:
         self.relational_scale = len(self.labels) * int(arrays["rel/n_devices"]) / 4
 
     def terms(self, **options):
-        return udon_terms(
-            self.e_s, self.c_s, self.labels, self.e_t, self.c_t, relational_scale=self.relational_scale, **options
-        )
+        objective = UdonObjective(TrainParams(relational_scale=self.relational_scale, **options))
+        return objective.losses(DomainOutputs(self.e_s, self.c_s, self.e_t, self.c_t), self.labels)
 
     def check_gradients(self, agree, prefix):
         leaves = {

@@ -10,7 +10,7 @@ import torch
 
 from tests.golden.reference import build_model, reference_params, state_from_reference
 from udonlib.models.heads import Head, cosine_logits, unit
-from udonlib.training.learner import Learner
+from udonlib.training.losses import Batch, UdonObjective
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
@@ -62,7 +62,7 @@ def test_the_whole_model_and_its_gradients(golden, agree, file):
     images = torch.from_numpy(arrays["images_u8"].transpose(0, 3, 1, 2).copy())
     agree("backbone_out", model.features(images), arrays["backbone_out"], TOLERANCE)
     agree("student_embedding", model.embed(images), arrays["student_embedding"], TOLERANCE)
-    learner = Learner(model, reference_params(len(images)))
+    objective = UdonObjective(reference_params(len(images)))
     with_gradients = 0
     for d in range(len(n_classes)):
         model.zero_grad(set_to_none=True)
@@ -72,7 +72,7 @@ def test_the_whole_model_and_its_gradients(golden, agree, file):
         agree(f"domain{d} teacher", out.teacher, arrays[f"domain{d}/teacher_embedding"], TOLERANCE)
         agree(f"domain{d} student logits", out.student_cosines, arrays[f"domain{d}/student_logits"], TOLERANCE)
         agree(f"domain{d} teacher logits", out.teacher_cosines, arrays[f"domain{d}/teacher_logits"], TOLERANCE)
-        total = learner.terms(features, str(d), labels)["total"]
+        total = objective.terms(model, Batch(images, [(str(d), labels)]))[str(d)]["total"]
         agree(f"domain{d} total", total, arrays[f"domain{d}/total_loss"], TOLERANCE)
         total.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -3,19 +3,22 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers.training import predicting
 from udonlib.models.backbones import create_backbone
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.params import TrainParams
 from udonlib.training.learner import Learner, learning_rate_factor
-from udonlib.training.losses import logit_distillation, relational_distillation
+from udonlib.training.losses import Batch, UdonObjective, logit_distillation, relational_distillation
 
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
+VALUES = {"steps": 10, "frozen_steps": 0, "batch_size": 6}
+
+
 def make(**changes):
-    values = {"steps": 10, "frozen_steps": 0, "batch_size": 6} | changes
-    params = TrainParams(**values)
+    params = TrainParams(**VALUES | changes)
     torch.manual_seed(0)
     backbone = create_backbone("test_vit", pretrained=False, image_size=32)
     model = EmbeddingModel(
@@ -26,6 +29,11 @@ def make(**changes):
 
 def snapshot(learner):
     return {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+
+
+def terms_of(learner, domain="a", labels=LABELS, images=IMAGES):
+    """The terms of images of one domain."""
+    return learner.objective.terms(learner.model, Batch(images, [(domain, labels)]))[domain]
 
 
 def moved(learner, before):
@@ -81,7 +89,7 @@ def test_a_batch_of_two_domains_has_the_gradient_of_its_parts():
     parts = [("a", LABELS[:4]), ("b", LABELS[4:])]
     together.step(0, IMAGES, parts)
     for (domain, labels), images in zip(parts, IMAGES.split([4, 2]), strict=True):
-        total = apart.terms(apart.model.features(images), domain, labels)["total"]
+        total = terms_of(apart, domain, labels, images)["total"]
         (len(images) / 6 * total).backward()
     gradients = dict(apart.model.named_parameters())
     for name, p in together.model.named_parameters():
@@ -116,24 +124,21 @@ def test_a_joint_classifier_competes_with_the_classes_of_all_domains():
 def test_a_joint_classifier_of_one_domain_is_a_separate_one():
     model = EmbeddingModel(create_backbone("test_vit", pretrained=False, image_size=32), {"a": 3}, teacher_dim=0)
     values = {"steps": 10, "batch_size": 6}
-    losses = [
-        Learner(model, TrainParams(recipe=recipe, **values)).terms(model.features(IMAGES), "a", LABELS)["total"]
-        for recipe in ("us_rr", "uj_rr")
-    ]
+    losses = [terms_of(Learner(model, TrainParams(recipe=recipe, **values)))["total"] for recipe in ("us_rr", "uj_rr")]
     assert losses[0] == losses[1]
 
 
 def test_distillation_ramps_up_from_nothing_to_its_weights():
-    learner = make(distillation_ramp=9, w_kl=2.0)
-    assert learner.loss_weights(0)["kl"] == pytest.approx(0.2)
-    assert learner.loss_weights(0)["ce_student"] == 1
-    assert learner.loss_weights(9) == learner.loss_weights(500) == {"ce_student": 1, "ce_teacher": 1, "kl": 2, "rel": 1}
+    objective = UdonObjective(TrainParams(distillation_ramp=9, w_kl=2.0))
+    assert objective.weights(0)["kl"] == pytest.approx(0.2)
+    assert objective.weights(0)["ce_student"] == 1
+    assert objective.weights(9) == objective.weights(500) == {"ce_student": 1, "ce_teacher": 1, "kl": 2, "rel": 1}
 
 
 def test_nested_embeddings_each_classify_by_themselves():
     learner = make(recipe="us_rr", student_dim=8, nested_dims=(2, 4))
     features = learner.model.features(IMAGES)
-    found = learner.terms(features, "a", LABELS)["ce_student"]
+    found = terms_of(learner)["ce_student"]
     losses = []
     for dim in (2, 4, 8):
         student = learner.model.student.layers(features)[:, :dim]
@@ -153,9 +158,9 @@ def test_nested_embeddings_meet_the_classes_of_all_domains_where_the_classifier_
         student = torch.nn.functional.normalize(learner.model.student.layers(features)[:, :dim], dim=1)
         classes = torch.nn.functional.normalize(prototypes[:, :dim], dim=1)
         losses.append(torch.nn.functional.cross_entropy(16 * student @ classes.T, LABELS).item())
-    found = learner.terms(features, "a", LABELS)["ce_student"]
+    found = terms_of(learner)["ce_student"]
     assert found.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
-    apart = make(recipe="us_rr", student_dim=8, nested_dims=(2, 4)).terms(features, "a", LABELS)["ce_student"]
+    apart = terms_of(make(recipe="us_rr", student_dim=8, nested_dims=(2, 4)))["ce_student"]
     assert found.item() > apart.item() + 0.1  # more classes to tell apart
 
 
@@ -186,18 +191,65 @@ def test_a_learner_learns_a_batch_by_heart():
     assert losses[-1] < 0.2 * losses[0]
 
 
+def test_an_objective_s_own_parameters_learn_at_the_rate_of_the_heads():
+    learner = make()
+    objective = predicting(TrainParams(backbone="test_vit", image_size=32))
+    learner = Learner(learner.model, TrainParams(**VALUES, max_grad_norm=1e-3, weight_decay=0.1), objective)
+    before, own = snapshot(learner), {name: p.detach().clone() for name, p in objective.named_parameters()}
+    _, norm = learner.step(0, IMAGES, [("a", LABELS[:2]), ("b", LABELS[2:])])
+    assert moved(learner, before) == {"backbone"}
+    assert all(not torch.equal(p, own[name]) for name, p in objective.named_parameters())
+    parameters = [*learner.model.parameters(), *objective.parameters()]
+    clipped = sum(p.grad.square().sum() for p in parameters if p.grad is not None).sqrt()
+    assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
+    assert norm > 1e-3
+    group_of = {id(p): group for group in learner.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in parameters} == set(group_of)
+    backbone = {id(p) for p in learner.model.backbone.parameters()}
+    for p in parameters:
+        group = group_of[id(p)]
+        assert group["lr"] == (1e-5 if id(p) in backbone else 1e-3)
+        assert group["weight_decay"] == (0.1 if p.ndim > 1 else 0.0)
+
+
+def test_udon_has_the_two_groups_of_parameters_that_checkpoints_hold():
+    assert len(make().optimizer.param_groups) == 2
+
+
+def test_an_objective_sees_a_frozen_backbone_without_a_graph():
+    learner = make(frozen_steps=1)
+    learner = Learner(learner.model, learner.params, predicting(TrainParams(backbone="test_vit", image_size=32)))
+    before = snapshot(learner)
+    learner.step(0, IMAGES, [("a", LABELS)])
+    assert not moved(learner, before)
+    assert all(p.grad is None for p in learner.model.backbone.parameters())
+    learner.step(1, IMAGES, [("a", LABELS)])
+    assert moved(learner, before) == {"backbone"}
+
+
 def test_an_offline_teacher_teaches_with_its_own_embedding_and_classes():
     torch.manual_seed(3)
     backbone = create_backbone("test_vit", pretrained=False, image_size=32)
     teacher = EmbeddingModel(backbone, {"a": 3}, student_dim=12, teacher_dim=0, seed=3)
     learner = make(offline_teachers="x")
-    learner = Learner(learner.model, learner.params, {"a": teacher})
-    terms = learner.terms(learner.model.features(IMAGES), "a", LABELS, images=IMAGES)
-    with pytest.raises(ValueError, match="domain 'a' has an offline teacher, which has to see the images"):
-        learner.terms(learner.model.features(IMAGES), "a", LABELS)
+    learner = Learner(learner.model, learner.params, UdonObjective(learner.params, {"a": teacher}))
+    found = terms_of(learner)
     known = teacher.outputs(teacher.features(IMAGES), "a")
     own = learner.model.outputs(learner.model.features(IMAGES), "a")
-    assert terms["kl"].item() == pytest.approx(
-        logit_distillation(own.student_cosines, known.student_cosines).item(), rel=1e-5
+    assert found["kl"].item() == pytest.approx(
+        logit_distillation(own.student_cosines, known.student_cosines, 0.1, 0.1).item(), rel=1e-5
     )
-    assert terms["rel"].item() == pytest.approx(relational_distillation(own.student, known.student).item(), rel=1e-5)
+    assert found["rel"].item() == pytest.approx(
+        relational_distillation(own.student, known.student, 32.0).item(), rel=1e-5
+    )
+    assert not list(learner.objective.parameters())
+    assert not learner.objective.state_dict()  # the specialist is no part of what is trained, or kept
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_a_domain_without_its_offline_teacher_is_not_taught_by_its_own_head(asked_for):
+    learner = make(offline_teachers="x" if asked_for else None)
+    others = {} if asked_for else {"b": learner.model}
+    learner = Learner(learner.model, learner.params, UdonObjective(learner.params, others))
+    with pytest.raises(ValueError, match="domain 'a' has no offline teacher"):
+        learner.step(0, IMAGES, [("a", LABELS)])

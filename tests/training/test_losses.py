@@ -7,13 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udonlib.models.embedding_model import DomainOutputs
 from udonlib.models.heads import cosine_logits, unit
+from udonlib.params import TrainParams
 from udonlib.training.losses import (
+    UdonObjective,
     classification_loss,
     logit_distillation,
     margin_logits,
     relational_distillation,
-    udon_terms,
     weighted_total,
 )
 
@@ -60,23 +62,23 @@ def test_gradients_of_a_whole_arcface_are_finite_when_an_embedding_equals_its_pr
 def test_a_margin_makes_the_loss_larger():
     cosines = cosine_logits(random_units(6, 8), random_units(5, 8, 1))
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
-    plain = classification_loss(cosines, labels, "normface")
-    assert classification_loss(cosines, labels, "cosface", margin=0.2) > plain
-    assert classification_loss(cosines, labels, "arcface", margin=0.2) > plain
+    plain = classification_loss(cosines, labels, "normface", 16.0)
+    assert classification_loss(cosines, labels, "cosface", 16.0, margin=0.2) > plain
+    assert classification_loss(cosines, labels, "arcface", 16.0, margin=0.2) > plain
 
 
 def test_logit_distillation_is_zero_for_equal_logits_and_positive_else():
     cosines = cosine_logits(random_units(6, 8), random_units(5, 8, 1))
-    assert logit_distillation(cosines, cosines).item() == pytest.approx(0, abs=1e-7)
-    assert logit_distillation(cosines, -cosines).item() > 0
+    assert logit_distillation(cosines, cosines, 0.1, 0.1).item() == pytest.approx(0, abs=1e-7)
+    assert logit_distillation(cosines, -cosines, 0.1, 0.1).item() > 0
 
 
 def test_distillation_gives_the_teacher_no_gradient():
     teacher = random_units(6, 8).requires_grad_()
     student = random_units(6, 4, 1).requires_grad_()
     weights = random_units(5, 8, 2).requires_grad_(), random_units(5, 4, 3)
-    kl = logit_distillation(cosine_logits(student, weights[1]), cosine_logits(teacher, weights[0]))
-    (kl + relational_distillation(student, teacher)).backward()
+    kl = logit_distillation(cosine_logits(student, weights[1]), cosine_logits(teacher, weights[0]), 0.1, 0.1)
+    (kl + relational_distillation(student, teacher, 32.0)).backward()
     assert teacher.grad is None
     assert weights[0].grad is None
     assert student.grad.abs().sum() > 0
@@ -101,8 +103,8 @@ def test_excess_counts_only_pairs_that_the_student_holds_closer():
 
 def test_without_a_teacher_only_the_student_s_classification_is_left():
     student = random_units(4, 3)
-    terms = udon_terms(student, cosine_logits(student, random_units(5, 3, 1)), torch.tensor([0, 1, 2, 3]))
-    assert list(terms) == ["ce_student"]
+    out = DomainOutputs(student, cosine_logits(student, random_units(5, 3, 1)))
+    assert list(UdonObjective(TrainParams()).losses(out, torch.tensor([0, 1, 2, 3]))) == ["ce_student"]
 
 
 def test_the_total_is_a_weighted_mean():

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tests.helpers.catalogs import write_uned_tree
-from tests.helpers.training import make, same, weights
+from tests.helpers.training import SMALL, make, predicting, same, weights
 from udonlib.data.augmentation import augment
 from udonlib.data.catalog import load_catalog
 from udonlib.data.images import ImageReader
 from udonlib.models.embedding_model import create_model
+from udonlib.params import TrainParams
 from udonlib.training.trainer import TrainingError
 
 
@@ -94,6 +95,64 @@ def test_a_restored_trainer_ends_in_the_same_bits(catalog, trained, at, changes)
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert whole.sampler.weights.tolist() == second.sampler.weights.tolist()
     assert same(whole.kept.state_dict(), second.kept.state_dict())
+
+
+def test_another_objective_is_trained_logged_and_resumed_to_the_bit(catalog):
+    changes = {"log_every": 1, "checkpoint_every": 1, "domains_per_batch": 2, "weight_decay": 0.1}
+
+    def begin():
+        return make(catalog, predicting(TrainParams(**SMALL)), **changes)
+
+    whole, states, records = begin(), {}, []
+    for record in whole.train():
+        records.append(record)
+        if record["kind"] == "checkpoint":
+            torch.save(dict(whole.state_dict()), file := io.BytesIO())
+            states[record["step"]] = file.getvalue()
+    losses = [record["losses"] for record in records if record["kind"] == "train"]
+    assert all(set(terms) == {"total", "brightness"} for domains in losses for terms in domains.values())
+    assert all(0.1 < terms["brightness"] < 0.9 for domains in losses for terms in domains.values())
+    allocation = [record["weights"] for record in records if record["kind"] == "allocation"][1]
+    sums = {name: [domains[name]["total"] for domains in losses[:4] if name in domains] for name in catalog.names}
+    means = np.array([np.mean(values) for values in sums.values()])
+    np.testing.assert_allclose(list(allocation.values()), means / means.sum(), rtol=1e-5)  # allocated by `total`
+
+    again = begin()
+    again.load_state_dict(torch.load(io.BytesIO(states[6]), weights_only=True))
+    list(again.train())
+    assert same(weights(whole), weights(again))
+    assert same(whole.learner.objective.state_dict(), again.learner.objective.state_dict())
+    assert set(whole.learner.objective.state_dict()) == {
+        *("projectors.0.weight", "projectors.0.bias", "projectors.1.weight", "projectors.1.bias", "running"),
+    }
+    assert set(weights(whole)) == set(weights(make(catalog)))  # none of it is in the model
+
+
+def test_a_checkpoint_of_before_objectives_goes_on(catalog):
+    whole, later = make(catalog), make(catalog)
+    for record in whole.train():
+        if record == {"kind": "checkpoint", "step": 6}:
+            torch.save(dict(whole.state_dict()), file := io.BytesIO())
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    assert state.pop("objective") == {}
+    later.load_state_dict(state)
+    list(later.train())
+    assert same(weights(whole), weights(later))
+
+
+def test_state_of_an_objective_that_is_no_number_is_not_kept(catalog):
+    trainer = make(catalog, predicting(TrainParams(**SMALL)))
+    step = trainer.learner.step
+
+    def broken(number, images, parts):
+        found = step(number, images, parts)
+        if number == 2:
+            trainer.learner.objective.running = torch.full((3,), float("nan"))
+        return found
+
+    trainer.learner.step = broken
+    with pytest.raises(TrainingError, match="step 3: running is not finite any more"):
+        list(trainer.train())
 
 
 def test_what_is_kept_is_the_moving_average_of_weights_and_statistics(catalog):
@@ -267,7 +326,8 @@ def test_a_small_training_image_is_the_whole_image(catalog):
         ({name: {} for name, _ in parts}, torch.zeros(())),
     )[1]
     [(name, _), *_] = trainer._labels.items()
-    trainer._train_step(images, [(name, np.arange(8) % 2)])
+    slots = [(name, np.arange(8) % 2)]
+    trainer._train_step(images, slots, slots)
     assert (seen[0][:, :, :, :7] < 1).all()
     assert (seen[0][:, :, :, 9:] > 199).all()
 

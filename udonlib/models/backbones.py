@@ -174,14 +174,17 @@ class SmallResNet(nn.Module):
         return self.layers(images)
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """The last stage's map."""
         return self.layers[:-2](images)
 
     def forward_head(self, maps: torch.Tensor) -> torch.Tensor:
+        """The feature from the last stage's map."""
         return self.layers[-2:](maps)
 
     def forward_intermediates(
         self, images: torch.Tensor, indices: Sequence[int], intermediates_only: bool, stop_early: bool
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of some stages, in ascending order, beside the last one's unless they alone are wanted."""
         wanted = [self._ends[stage] for stage in indices]
         maps, seen = images, []
         for place, layer in enumerate(list(self.layers)[: wanted[-1] + 1 if stop_early else -2]):

@@ -39,6 +39,7 @@ from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.writer import RunWriter, provenance
+from udonlib.training.losses import UdonObjective
 from udonlib.training.needs import check_room
 from udonlib.training.steering import Commands, Control, read_control
 from udonlib.training.threads import use_threads
@@ -161,7 +162,7 @@ class Run(RunFolder):
             p,
             WindowLoader(reader, p.n_workers),
             validate,
-            {domain: specialist.to(device) for domain, specialist in self._offline_teachers().items()},
+            UdonObjective(p, {domain: teacher.to(device) for domain, teacher in self._offline_teachers().items()}),
         )
         # Requests of before are void, those made while this process loads are not.
         before = Control() if p.overwrite else read_control(self.path)

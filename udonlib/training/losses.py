@@ -1,13 +1,12 @@
-"""The loss functions of UDON as pure functions of embeddings, logits and labels.
+"""What a step learns from: an objective, UDON's first of all, and the loss functions it is made of.
 
 | function | what | source |
 |---|---|---|
-| `cosine_logits` | class scores of unit embeddings | UDON sec. 3 |
 | `margin_logits` | normface, cosface, arcface scores | NormFace 2017, CosFace 2018, ArcFace 2019 |
 | `classification_loss` | cross-entropy on scaled (margin) logits | UDON eq. 1 |
 | `logit_distillation` | KL from teacher to student classes | UDON eq. 2 |
 | `relational_distillation` | squared difference of batch similarities | UDON eq. 3 |
-| `udon_terms` | the four terms of one domain's images, by name | UDON eq. 4 |
+| `UdonObjective` | the four terms of each domain's images, by name, and their weighted mean | UDON eq. 4 |
 
 All means run over images, so that losses of different batch sizes are comparable. Pinned by `losses.npz` and
 `relational_devices.npz` of the golden numbers.
@@ -16,24 +15,29 @@ All means run over images, so that losses of different batch sizes are comparabl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from udonlib.models.embedding_model import DomainOutputs, EmbeddingModel
+from udonlib.models.heads import cosine_logits, unit
+from udonlib.params import TrainParams
+from udonlib.training.distributed import ONE, World
 
 Classification = Literal["normface", "cosface", "arcface"]
-
-TERMS = ("ce_student", "ce_teacher", "kl", "rel")
+Terms = dict[str, Float[Tensor, ""]]
 
 
 def margin_logits(
     cosines: Float[Tensor, "batch classes"],
     labels: Int[Tensor, "batch"],
-    kind: Classification = "normface",
-    scale: float = 16.0,
+    kind: Classification,
+    scale: float,
     margin: float = 0.0,
 ) -> Float[Tensor, "batch classes"]:
     """Scale cosines for the softmax, making the image's own class harder by a margin.
@@ -67,8 +71,8 @@ def margin_logits(
 def classification_loss(
     cosines: Float[Tensor, "batch classes"],
     labels: Int[Tensor, "batch"],
-    kind: Classification = "normface",
-    scale: float = 16.0,
+    kind: Classification,
+    scale: float,
     margin: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
@@ -79,8 +83,8 @@ def classification_loss(
 def logit_distillation(
     student_cosines: Float[Tensor, "batch classes"],
     teacher_cosines: Float[Tensor, "batch classes"],
-    student_temperature: float = 0.1,
-    teacher_temperature: float = 0.1,
+    student_temperature: float,
+    teacher_temperature: float,
 ) -> Float[Tensor, ""]:
     """Mean KL divergence from the teacher's class distribution to the student's.
 
@@ -96,7 +100,7 @@ def logit_distillation(
 def relational_distillation(
     student: Float[Tensor, "batch student_dim"],
     teacher: Float[Tensor, "batch teacher_dim"],
-    scale: float = 32.0,
+    scale: float,
     kind: Literal["squared", "excess"] = "squared",
 ) -> Float[Tensor, ""]:
     """Difference between the batch similarities of the student and of the teacher.
@@ -112,44 +116,6 @@ def relational_distillation(
     return scale * (difference if kind == "squared" else difference.relu()).square().mean()
 
 
-def udon_terms(
-    student: Float[Tensor, "batch student_dim"],
-    student_cosines: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, "batch"],
-    teacher: Float[Tensor, "batch teacher_dim"] | None = None,
-    teacher_cosines: Float[Tensor, "batch classes"] | None = None,
-    *,
-    classification: Classification = "normface",
-    scale: float = 16.0,
-    margin: float = 0.0,
-    label_smoothing: float = 0.0,
-    student_temperature: float = 0.1,
-    teacher_temperature: float = 0.1,
-    relational_scale: float = 32.0,
-    relational: Literal["squared", "excess"] = "squared",
-    rival_cosines: Float[Tensor, "batch rivals"] | None = None,
-) -> dict[str, Float[Tensor, ""]]:
-    """The named terms of UDON for images of one domain: `ce_student`, and with a teacher `ce_teacher`, `kl`, `rel`.
-
-    Without a teacher (recipes `us_*`, `uj_*`) only `ce_student` is returned.
-
-    Args:
-        rival_cosines: the student's cosines to classes of other domains, which compete in `ce_student` alone: a joint
-            classifier, since the order of a softmax's classes does not matter.
-    """
-
-    def cross_entropy(cosines: Tensor) -> Tensor:
-        return classification_loss(cosines, labels, classification, scale, margin, label_smoothing)
-
-    rivals = [] if rival_cosines is None else [rival_cosines]
-    terms = {"ce_student": cross_entropy(torch.cat([student_cosines, *rivals], dim=1))}
-    if teacher is not None and teacher_cosines is not None:
-        terms["ce_teacher"] = cross_entropy(teacher_cosines)
-        terms["kl"] = logit_distillation(student_cosines, teacher_cosines, student_temperature, teacher_temperature)
-        terms["rel"] = relational_distillation(student, teacher, relational_scale, relational)
-    return terms
-
-
 def weighted_total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
     """Weighted mean of the terms that are there: sum w_t L_t / sum w_t, so that leaving one out rescales the others.
 
@@ -160,3 +126,154 @@ def weighted_total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str,
     if total <= 0:
         raise ValueError(f"loss weights of {', '.join(terms)} sum to {total:g}; at least one must be positive")
     return torch.stack([weights[name] / total * term for name, term in terms.items()]).sum()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    Args:
+        images: this process's part of the batch, values in 0..255, augmented, in the order of `parts`.
+        parts: domain and training labels of consecutive images of the *whole* batch; each domain once.
+        number: of the step, from 0.
+        precision: of the backbone's forward pass.
+        frozen: encode without a graph, since the backbone does not learn in this step.
+        world: the processes that share the batch; `world.gather` makes their rows those of the whole batch.
+    """
+
+    images: Tensor
+    parts: Sequence[tuple[str, Tensor]]
+    number: int = 0
+    precision: torch.dtype = torch.float32
+    frozen: bool = False
+    world: World = ONE
+
+    @property
+    def n_images(self) -> int:
+        """Images of the whole batch."""
+        return sum(len(labels) for _, labels in self.parts)
+
+
+class Objective(nn.Module):
+    """What a step minimises. `training.learner` optimises it, whatever it is.
+
+    Its parameters, such as projectors, are optimised at the rate of the heads; its state, such as running means, is
+    kept in checkpoints. Neither belongs to the model that comes out. Frozen teachers are to stand in a plain
+    dictionary, so that they are no part of it.
+
+    Attributes:
+        allocates_by: name of the term whose mean the dynamic sampler takes as a domain's loss.
+    """
+
+    allocates_by = "total"
+
+    def terms(self, model: EmbeddingModel, batch: Batch) -> dict[str, Terms]:
+        """Named terms of each domain's images, with one called `total`.
+
+        The loss of the batch is  sum_d (n_d / n) total_d.  The other terms are logged, each as a mean over images, be
+        they losses or not: what is to be watched has a name here. All are of the whole batch, in every process.
+        """
+        raise NotImplementedError
+
+    def decays(self, parameter: nn.Parameter) -> bool:
+        """Whether weight decay acts on a parameter of the model or of this module: on all, if nothing else is said."""
+        return True
+
+
+class UdonObjective(Objective):
+    """Classification by student and teachers, and distillation from one to the other, domain by domain.
+
+        total = (w_cs CE_s + w_ct CE_t + w_kl KL + w_rel REL) / (w_cs + w_ct + w_kl + w_rel)
+
+    over the terms that are there: `ce_student`; with a teacher `ce_teacher`, `kl` and `rel` too. Source: UDON eq. 4;
+    pinned by losses.npz and the trajectories.
+
+    Args:
+        params: of the run: kind and scale of the losses, and their weights.
+        offline_teachers: frozen specialist of each domain that teaches in place of the model's own teacher heads: its
+            student embedding and classes are the teacher's.
+    """
+
+    def __init__(self, params: TrainParams, offline_teachers: Mapping[str, EmbeddingModel] | None = None) -> None:
+        super().__init__()
+        self.params = params
+        self.allocates_by = "ce_teacher" if params.sampler_loss == "teacher" and params.is_taught else "ce_student"
+        self.offline_teachers = {d: m.eval().requires_grad_(False) for d, m in (offline_teachers or {}).items()}
+
+    def weights(self, number: int) -> dict[str, float]:
+        """Weights of the terms at a step, from 0: distillation's rise linearly over `distillation_ramp` steps."""
+        p = self.params
+        ramp = min(1.0, (number + 1) / (p.distillation_ramp + 1))
+        return {"ce_student": p.w_ce_student, "ce_teacher": p.w_ce_teacher, "kl": ramp * p.w_kl, "rel": ramp * p.w_rel}
+
+    def terms(self, model: EmbeddingModel, batch: Batch) -> dict[str, Terms]:
+        """See `Objective`. The relational term is of the whole batch, whatever number of processes shares it.
+
+        Raises:
+            ValueError: "domain 'flags' has no offline teacher" where others have one, or the parameters ask for one.
+        """
+        features = batch.world.gather(model.features(batch.images, batch.precision, batch.frozen), batch.n_images)
+        by_domain: dict[str, Terms] = {}
+        start = 0
+        for domain, labels in batch.parts:
+            rows = slice(start, start := start + len(labels))
+            out = model.outputs(features[rows], domain)
+            if self.offline_teachers or self.params.offline_teachers is not None:
+                out = self._taught_offline(out, domain, batch, rows)
+            joint = self.params.classifier == "joint"
+            terms = self.losses(out, labels, model.rival_cosines(out.student, domain) if joint else None)
+            if self.params.nested_dims:
+                terms["ce_student"] = self._nested(model, out, domain, labels, terms["ce_student"])
+            by_domain[domain] = terms | {"total": weighted_total(terms, self.weights(batch.number))}
+        return by_domain
+
+    def losses(
+        self,
+        out: DomainOutputs,
+        labels: Int[Tensor, "batch"],
+        rival_cosines: Float[Tensor, "batch rivals"] | None = None,
+    ) -> Terms:
+        """The named losses of images of one domain: `ce_student`, and with a teacher `ce_teacher`, `kl`, `rel`.
+
+        Args:
+            out: what the model, and perhaps an offline teacher, says of them.
+            rival_cosines: the student's cosines to classes of other domains, which compete in `ce_student` alone: a
+                joint classifier, since the order of a softmax's classes does not matter.
+        """
+        p = self.params
+        rivals = [] if rival_cosines is None else [rival_cosines]
+        terms = {"ce_student": self._classification(torch.cat([out.student_cosines, *rivals], dim=1), labels)}
+        if out.teacher is not None and out.teacher_cosines is not None:
+            terms["ce_teacher"] = self._classification(out.teacher_cosines, labels)
+            terms["kl"] = logit_distillation(
+                out.student_cosines, out.teacher_cosines, p.student_temperature, p.teacher_temperature
+            )
+            terms["rel"] = relational_distillation(out.student, out.teacher, p.relational_scale, p.relational)
+        return terms
+
+    def _classification(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        p = self.params
+        return classification_loss(cosines, labels, p.classification, p.scale, p.margin, p.label_smoothing)
+
+    def _nested(self, model: EmbeddingModel, out: DomainOutputs, domain: str, labels: Tensor, whole: Tensor) -> Tensor:
+        """Mean of the student's classification loss and those of its shorter embeddings, each with its own norm."""
+        losses = [whole]
+        rivals = [d for d in model.domains if d != domain and self.params.classifier == "joint"]
+        for dim in self.params.nested_dims:
+            classes = torch.cat([model.student_prototypes[d][:, :dim] for d in (domain, *rivals)])
+            losses.append(self._classification(cosine_logits(unit(out.student[:, :dim]), classes), labels))
+        return torch.stack(losses).mean()
+
+    def _taught_offline(self, out: DomainOutputs, domain: str, batch: Batch, rows: slice) -> DomainOutputs:
+        """What the domain's offline teacher says of its images, which are these rows of the batch, as the teacher."""
+        if domain not in self.offline_teachers:
+            raise ValueError(f"domain {domain!r} has no offline teacher; those of {list(self.offline_teachers)} have")
+        teacher = self.offline_teachers[domain]
+        ours = batch.world.rows(batch.n_images)
+        first, last = max(rows.start, ours.start), min(rows.stop, ours.stop)
+        images = batch.images[first - ours.start : max(first, last) - ours.start]
+        with torch.no_grad():
+            mine = teacher.student(teacher.features(images, batch.precision))
+            known = batch.world.gather(mine, rows.stop - rows.start, first - rows.start)
+            cosines = cosine_logits(known, teacher.student_prototypes[domain])
+        return replace(out, teacher=known, teacher_cosines=cosines)

@@ -18,16 +18,18 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from udonlib.data.augmentation import augment
 from udonlib.data.catalog import Catalog
-from udonlib.data.images import WindowLoader
+from udonlib.data.images import Slot, WindowLoader
 from udonlib.errors import UserError
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.params import TrainParams
+from udonlib.training.distributed import ONE, World
 from udonlib.training.interventions import Intervention
 from udonlib.training.learner import Learner
+from udonlib.training.losses import Objective
 from udonlib.training.sampler import ImageOrder, Sampler
 from udonlib.training.steering import Commands
 
@@ -51,10 +53,12 @@ class Trainer:
         params: of the run.
         loader: reads planned batches of the train splits.
         validate: evaluates a model as it is and returns the table of `evaluation.evaluate`.
-        offline_teachers: frozen specialists by domain, as for `training.learner.Learner`.
+        objective: what a step minimises; None: UDON's, without offline teachers.
+        world: the processes that share each batch; every one of them iterates over `train()`, and gets the same records
+            (but for the pace). The first one alone validates, and is told what a person wants.
 
     Attributes:
-        commands: where to ask, between two steps, what a person wants; None: nobody steers.
+        commands: where to ask, between two steps, what a person wants; None: nobody steers this process.
         sign_every: seconds without a record after which one of kind `progress` comes; it is for those who wait, and no
             part of what a run leaves.
     """
@@ -66,13 +70,17 @@ class Trainer:
         params: TrainParams,
         loader: WindowLoader,
         validate: Callable[[EmbeddingModel], pd.DataFrame],
-        offline_teachers: Mapping[str, EmbeddingModel] | None = None,
+        objective: Objective | None = None,
+        world: World = ONE,
     ) -> None:
+        if world.size > params.batch_size:
+            raise UserError(f"parameter 'batch_size': found {params.batch_size} images for {world.size} processes")
         self.params = params
+        self.world = world
         self.model = model
         # What is validated and kept: the model itself, or the moving average of its weights and statistics.
         self.kept = copy.deepcopy(model).requires_grad_(False) if params.average_decay else model
-        self.learner = Learner(model, params, offline_teachers)
+        self.learner = Learner(model, params, objective, world)
         self.step = 0  # steps done
         self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
         self.n_worse = 0  # validations since the best one
@@ -104,7 +112,7 @@ class Trainer:
         self._allocated = -1  # the slot at which the latest record of the allocation was made
         self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
 
-    def plan_window(self) -> list[list[tuple[str, np.ndarray]]]:
+    def plan_window(self) -> list[list[Slot]]:
         """The images of each step of the current window: per step, domains and positions in their train splits."""
         self._window_order = self._order.state_dict()
         n_per_slot = self.params.batch_size // self.params.domains_per_batch
@@ -143,8 +151,9 @@ class Trainer:
                 yield self._allocation_record()
             clock, since = time.perf_counter(), self.step
             sign = clock
-            for images, slots in self._loader(plan[done:]):
-                self._train_step(images, slots)
+            rest = plan[done:]
+            for (images, slots), planned in zip(self._loader([self._ours(slots) for slots in rest]), rest, strict=True):
+                self._train_step(images, slots, planned)
                 logs, validates, saves = (
                     self.step % every == 0 or self.step == p.steps
                     for every in (p.log_every, p.eval_every, p.checkpoint_every)
@@ -187,7 +196,7 @@ class Trainer:
         return (self.step - since) * self.params.batch_size / (time.perf_counter() - clock)
 
     def _asked(self) -> Intervention | None:
-        return None if self.commands is None else self.commands.take(self.step)
+        return self.world.broadcast(None if self.commands is None else self.commands.take(self.step))
 
     def _obey(self, asked: Intervention | None) -> Iterator[Record]:
         """Do what was asked for after this step, and what is asked for while the run is paused."""
@@ -232,18 +241,35 @@ class Trainer:
             "images_seen": dict(self.images_seen),
         }
 
-    def _train_step(self, images: Tensor, slots: Sequence[tuple[str, np.ndarray]]) -> None:
+    def _ours(self, slots: Sequence[Slot]) -> list[Slot]:
+        """The part of a step's images that this process reads."""
+        rows, start, ours = self.world.rows(self.params.batch_size), 0, []
+        for name, indices in slots:
+            mine = indices[max(0, rows.start - start) : max(0, rows.stop - start)]
+            start += len(indices)
+            if len(mine):
+                ours.append((name, mine))
+        return ours
+
+    def _train_step(self, images: Tensor, slots: Sequence[Slot], planned: Sequence[Slot]) -> None:
+        """Train on images of ours, from these slots; the whole batch was planned with those."""
+        p, world, device = self.params, self.world, self._device
         # Dropout and the like draw from the global generator: seeding it by step makes it part of the state for free.
-        torch.manual_seed(self.params.seed * 1_000_003 + self.step)
-        generator = torch.Generator(self._device).manual_seed(self.params.seed * 1_000_003 + self.step)
-        kinds = [self._kinds[name] for name, indices in slots for _ in range(len(indices))]
-        views = augment(images.to(self._device, non_blocking=True), kinds, self.params.image_size, generator)
-        size = self.params.image_size_at(self.step)
-        if size < self.params.image_size:
+        seed = p.seed * 1_000_003 + self.step
+        torch.manual_seed(seed + world.rank * 2**52)  # another one for the images of each process
+        generator = torch.Generator(device).manual_seed(seed)
+        kinds = [self._kinds[name] for name, indices in planned for _ in range(len(indices))]
+        rows = world.rows(len(kinds))
+        views = augment(images.to(device, non_blocking=True), kinds, p.image_size, generator, rows)
+        size = p.image_size_at(self.step)
+        if size < p.image_size:
             views = F.interpolate(views, (size, size), mode="bilinear", antialias=True)
-        parts = [(name, self._labels[name][torch.from_numpy(indices).to(self._device)]) for name, indices in slots]
+        ours = [self._labels[name][torch.from_numpy(indices).to(device)] for name, indices in slots]
+        sizes = [(name, len(indices)) for name, indices in planned]
+        labels = world.gather(torch.cat(ours), len(kinds)).split([n for _, n in sizes])
+        parts = [(name, part) for (name, _), part in zip(sizes, labels, strict=True)]
         terms, grad_norm = self.learner.step(self.step, views, parts)
-        self._pending.append(([(name, len(indices)) for name, indices in slots], terms, grad_norm))
+        self._pending.append((sizes, terms, grad_norm))
         self.step += 1
         if self.kept is not self.model:
             self._average()
@@ -270,9 +296,8 @@ class Trainer:
                 if bad or not math.isfinite(grad_norm.item()):
                     what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
                     raise diverged(first + offset, what)
-                loss = values.get("ce_teacher" if self.params.sampler_loss == "teacher" else "ce_student")
                 self.images_seen[name] += n
-                self.sampler.record(name, n * (values["ce_student"] if loss is None else loss), n)
+                self.sampler.record(name, n * values[self.learner.objective.allocates_by], n)
                 domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
                 for term, value in values.items():
                     domain[term] += n * value
@@ -289,13 +314,15 @@ class Trainer:
     @torch.no_grad()
     def _check_weights(self) -> None:
         """Refuse to keep or to validate weights that are no numbers: a loss shows them only at the step after."""
-        for model in {id(model): model for model in (self.model, self.kept)}.values():
-            for name, value in model.state_dict().items():
+        modules: tuple[nn.Module, ...] = (self.model, self.kept, self.learner.objective)
+        for module in {id(module): module for module in modules}.values():
+            for name, value in module.state_dict().items():
                 if value.is_floating_point() and not value.isfinite().all():
                     raise diverged(self.step, f"{name} is not finite any more")
 
     def _validation_record(self) -> Record:
-        table, self._validated = self._validate(self.kept), self.step
+        table = self.world.broadcast(self._validate(self.kept) if self.world.is_first else pd.DataFrame())
+        self._validated = self.step
         value = merged_r_at_1(table)
         best = value > self.best
         self.best = max(self.best, value)
@@ -312,6 +339,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.kept.state_dict() if self.kept is not self.model else None,
             "optimizer": self.learner.optimizer.state_dict(),
+            "objective": self.learner.objective.state_dict(),
             "sampler": self.sampler.state_dict(),
             "order": self._window_order,
             "images_seen": dict(self.images_seen),
@@ -325,6 +353,7 @@ class Trainer:
         if state["average"] is not None:
             self.kept.load_state_dict(state["average"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.learner.objective.load_state_dict(state.get("objective", {}))
         self.sampler.load_state_dict(state["sampler"])
         self._order.load_state_dict(state["order"])
         self._window_order = state["order"]

@@ -1,0 +1,143 @@
+"""Trainings in one process and in several: `python -m tests.helpers.ranks FOLDER RANK SIZE CASE...` is one of these.
+
+Each does its cases on the data in FOLDER/data and leaves what came out in FOLDER/<rank>.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests import PROJECT
+from tests.helpers.training import SMALL, make, predicting, weights
+from udonlib.data.catalog import load_catalog
+from udonlib.models.embedding_model import create_model
+from udonlib.params import TrainParams
+from udonlib.training.distributed import ONE, Processes, World
+from udonlib.training.interventions import Intervention
+from udonlib.training.losses import UdonObjective
+
+# Layer norm, no attention: batch statistics would be of each process's own images; and of a key's bias, whose gradient
+# is 0 but for rounding, Adam would make as much as of any other.
+COMMON = {
+    "backbone": "test_convnext",
+    "steps": 20,
+    "learning_rate": 1e-3,
+    "backbone_learning_rate": 1e-4,
+    "log_every": 3,
+    "eval_every": 10,
+    "max_grad_norm": 0.5,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "udon": {},
+    "mixed": {"domains_per_batch": 2, "augmentation_by_domain": {"emoji": "affine_colour"}},
+    "joint": {"recipe": "uj_ds", "average_decay": 0.9, "frozen_steps": 5, "augmentation": "crop_flip"},
+    "offline": {"domains_per_batch": 2, "offline_teachers": "x"},
+    "steered": {"sampler_loss": "student", "absent_heads": "decay"},
+    "predicting": {"domains_per_batch": 4},
+}
+
+
+class Person:
+    """Multiplies a domain's weight after six steps, once, and wants a validation; asked as `Commands` are."""
+
+    def __init__(self) -> None:
+        self.wishes = [Intervention(number=1, step=6, steers=True, multipliers={"emoji": 5.0}, evaluate=True)]
+
+    def take(self, step: int) -> Intervention | None:
+        return self.wishes.pop() if step == 6 and self.wishes else None
+
+
+def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
+    """Model, records (as far as they do not depend on the clock) and norms of the gradients, of one of the cases."""
+    catalog, changes = load_catalog(str(data)), COMMON | CASES[case]
+    objective = None
+    if "offline_teachers" in changes:
+        values = {**changes, "recipe": "us_rr", "offline_teachers": None, "pretrained": False, "image_size": 32}
+        teacher = create_model(TrainParams(**values, seed=3, student_dim=12, resize_size=32), catalog.n_classes)
+        objective = UdonObjective(TrainParams(offline_teachers="x"), dict.fromkeys(catalog.names, teacher))
+    if case == "predicting":
+        objective = predicting(TrainParams(**SMALL | changes))
+    trainer = make(catalog, objective, world, **changes)
+    trainer.commands = Person() if case == "steered" and world.is_first else None  # type: ignore[assignment]
+    step, norms = trainer.learner.step, []
+
+    def watched(*batch: Any) -> Any:
+        terms, norm = step(*batch)
+        norms.append(norm.item())
+        return terms, norm
+
+    trainer.learner.step = watched  # type: ignore[method-assign]
+    records = [dict(record) for record in trainer.train()]
+    for record in records:
+        record.pop("images_per_s", None)
+        record.pop("table", None)
+    return {"weights": weights(trainer), "kept": dict(trainer.kept.state_dict()), "records": records, "norms": norms}
+
+
+def train_together(folder: Path, size: int, cases: list[str]) -> list[dict[str, Any]]:
+    """What each of `size` processes leaves, by its rank; the data is in `folder`."""
+    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    command = [sys.executable, "-m", "tests.helpers.ranks", str(folder)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), *cases], cwd=PROJECT, env=os.environ | settings, stderr=subprocess.PIPE
+        )
+        for rank in range(size)
+    ]
+    try:
+        ends = [rank.communicate(timeout=300)[1].decode() for rank in ranks]
+    finally:  # one that waits for another would wait for ever
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(ends)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def main(folder: Path, rank: int, size: int, cases: list[str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{size}", rank=rank, world_size=size)
+    world = Processes()
+    left: dict[str, Any] = {"sums": sums(world), "words": [world.broadcast(word if rank == 0 else 0) for word in WORDS]}
+    left |= {case: train(folder / "data", case, world) for case in cases}
+    torch.save(left, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+WORDS = [None, "stop", {"emoji": 2.0}, "x" * 100_000]
+
+
+def sums(world: World) -> dict[str, Any]:
+    """What the operations of a world make of known numbers: 7 rows of 3, and tensors that hold the rank + 1."""
+    everything = torch.arange(21.0).view(7, 3)
+    ours = everything[world.rows(7)].clone().requires_grad_()
+    whole = world.gather(ours, 7)
+    ((world.rank + 1) * whole.square()).sum().backward()
+    some = world.gather(
+        torch.tensor([world.rank + 1]) if world.rank < 2 else torch.empty(0, dtype=torch.long), 2, world.rank
+    )
+    maps = torch.full((2, 3, 4, 4), world.rank + 1.0).contiguous(memory_format=torch.channels_last)
+    maps[0, 1, 2, 3] = 0
+    counts, mean = torch.tensor([world.rank + 1, 5]), torch.full((2,), world.rank + 1.0)
+    world.sum_([maps, counts])
+    total = world.sum(torch.tensor(2.0))
+    world.average_([mean])
+    return {
+        "rows": [world.rows(7).start, world.rows(7).stop],
+        "whole": whole.detach(),
+        "gradient": ours.grad,
+        "some": some,
+        "maps": maps,
+        "counts": counts,
+        "total": total,
+        "mean": mean,
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

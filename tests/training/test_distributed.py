@@ -1,0 +1,137 @@
+"""Several processes against one; each number of them is started once, and does all of its cases."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+
+from tests.helpers import ranks
+from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.training import make, same
+from udonlib.data.catalog import load_catalog
+from udonlib.errors import UserError
+from udonlib.training.distributed import ONE, World
+
+# A batch of 8 images has unequal parts in 3 processes, and domains that not all of them see.
+CASES = {2: list(ranks.CASES), 3: ["mixed", "offline"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    write_uned_tree(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What comes out of a case in one process."""
+    return functools.cache(lambda case: ranks.train(folder / "data", case))
+
+
+@pytest.fixture(scope="module")
+def together(folder):
+    """What comes out in each of so many processes."""
+    return functools.cache(lambda size: ranks.train_together(folder, size, CASES[size]))
+
+
+every_case = pytest.mark.parametrize(("size", "case"), [(n, case) for n, cases in CASES.items() for case in cases])
+every_size = pytest.mark.parametrize("size", CASES)
+
+
+def of_kind(records, kind):
+    return [record for record in records if record["kind"] == kind]
+
+
+@every_case
+def test_all_processes_end_in_the_same_bits_and_have_the_same_records(together, size, case):
+    first, *others = [left[case] for left in together(size)]
+    assert len(others) == size - 1
+    for other in others:
+        assert same(first["weights"], other["weights"])
+        assert same(first["kept"], other["kept"])
+        assert first["records"] == other["records"]
+
+
+@every_case
+def test_several_processes_train_what_one_trains(together, alone, size, case):
+    found, expected = together(size)[0][case], alone(case)
+    assert [(r["kind"], r["step"]) for r in found["records"]] == [(r["kind"], r["step"]) for r in expected["records"]]
+    for kind in ("train", "allocation"):  # the allocation, to the image
+        for record, wanted in zip(of_kind(found["records"], kind), of_kind(expected["records"], kind), strict=True):
+            assert record["images_seen"] == wanted["images_seen"]
+            assert record.get("shares", {}) == pytest.approx(wanted.get("shares", {}), abs=1e-6)
+            for domain, losses in record.get("losses", {}).items():
+                assert losses == pytest.approx(wanted["losses"][domain], rel=1e-4, abs=1e-5)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+    for part in ("weights", "kept"):
+        off = {name: (value - expected[part][name]).abs().max().item() for name, value in found[part].items()}
+        assert {name: size for name, size in off.items() if size > 1e-5} == {}
+
+
+def test_what_the_first_process_is_told_all_of_them_do(together):
+    for left in together(2):
+        records = left["steered"]["records"]
+        [told] = of_kind(records, "steering")
+        assert told["step"] == 6
+        shares = {record["step"]: record["shares"]["emoji"] for record in of_kind(records, "allocation")}
+        assert shares[6] > 0.6 > shares[4]
+        assert 6 in {record["step"] for record in of_kind(records, "validation")}
+
+
+@every_size
+def test_rows_are_gathered_from_all_and_their_gradients_summed(together, size):
+    everything = torch.arange(21.0).view(7, 3)
+    found = [left["sums"] for left in together(size)]
+    places = [sums["rows"] for sums in found]
+    assert places[0][0] == 0
+    assert places[-1][1] == 7
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(places))
+    assert {stop - start for start, stop in places} <= {7 // size, 7 // size + 1}
+    for sums in found:
+        assert torch.equal(sums["whole"], everything)
+        # The loss of process r is r + 1 times the sum of squares.
+        assert torch.equal(sums["gradient"], size * (size + 1) * everything[slice(*sums["rows"])])
+        assert sums["some"].tolist() == [1, 2]
+
+
+@every_size
+def test_tensors_of_all_types_and_layouts_are_summed_and_averaged(together, size):
+    total = size * (size + 1) // 2
+    maps = torch.full((2, 3, 4, 4), float(total))
+    maps[0, 1, 2, 3] = 0
+    for left in together(size):
+        sums = left["sums"]
+        assert torch.equal(sums["maps"], maps)
+        assert sums["counts"].tolist() == [total, 5 * size]
+        assert sums["total"] == 2 * size
+        assert sums["mean"].tolist() == [total / size] * 2
+
+
+@every_size
+def test_the_first_process_s_word_reaches_all(together, size):
+    assert all(left["words"] == ranks.WORDS for left in together(size))
+
+
+def test_one_process_has_everything_and_says_it_to_itself():
+    rows = torch.rand(5, 2)
+    kept = rows.clone()
+    assert ONE.is_first
+    assert ONE.rows(5) == slice(0, 5)
+    assert ONE.gather(rows, 5) is rows
+    assert ONE.sum(rows) is rows
+    assert ONE.broadcast("stop") == "stop"
+    ONE.sum_([rows])
+    ONE.average_([rows])
+    assert torch.equal(rows, kept)
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(folder):
+    class Many(World):
+        size = 9
+
+    with pytest.raises(UserError, match="parameter 'batch_size': found 8 images for 9 processes"):
+        make(load_catalog(str(folder / "data")), world=Many())
