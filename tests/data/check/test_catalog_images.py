@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.helpers.catalogs import picture, uned_files, write_image_folder, write_tree, write_uned_tree
-from udonlib.data.catalog import load_catalog
+from udonlib.data.catalog import Domain, Split, load_catalog
 from udonlib.data.check.catalog_images import CatalogImages, single_images, without_positives
 
 
@@ -64,6 +66,29 @@ def test_queries_without_a_positive_are_those_alone_in_their_class(tmp_path):
     files["info_files/emoji/index.json"] = json.dumps([entries[1], entries[2]]).encode()
     domain = load_catalog(str(write_tree(tmp_path / "b", files))).domains[0]
     assert without_positives(domain, "test").tolist() == [False, True, True, False]
+
+
+LABELLED = st.dictionaries(
+    st.sampled_from("abcdef"), st.tuples(st.integers(0, 3), st.integers(-1, 3)), min_size=1, max_size=6
+)
+
+
+def split_of(name: str, images: dict[str, tuple[int, int]]) -> Split:
+    return Split(name, tuple(images), np.array(list(images.values()), np.int64))
+
+
+@given(LABELLED, st.none() | LABELLED)
+def test_queries_without_positives_are_those_that_share_no_label_with_another_image(queries, index):
+    """Labels of an index may name one class twice, and a query may stand in it, or not."""
+    if index is not None:  # an image has the same labels wherever it stands
+        index = {path: queries.get(path, labels) for path, labels in index.items()}
+    splits = {"test": split_of("test", queries)} | ({} if index is None else {"index": split_of("index", index)})
+    searched = queries if index is None else index
+    expected = [
+        not any(other != path and {*labels} & {*theirs} - {-1} for other, theirs in searched.items())
+        for path, labels in queries.items()
+    ]
+    assert without_positives(Domain("d", splits), "test").tolist() == expected
 
 
 def test_images_alone_in_their_training_class_are_named(tmp_path):
