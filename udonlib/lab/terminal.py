@@ -13,8 +13,9 @@ from typing import Any
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, logger
 
-# A kernel warns at each start that others on this machine could listen to its sockets; from ERROR on it speaks.
-KERNEL = ["--log-level=40"]
+# A kernel warns at each start that others on this machine could listen to its sockets, and calls the interrupt with
+# which it is always ended an error, if that finds it idle. A kernel that dies is reported by papermill itself.
+KERNEL = ["--log-level=50"]
 
 
 class TerminalEngine(NBClientEngine):
