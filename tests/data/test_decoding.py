@@ -25,6 +25,7 @@ from udonlib.data.decoding import (
     MAX_PIXELS,
     ImageError,
     decode,
+    decode_alpha,
     ending,
     prepare_eval,
     prepare_train,
@@ -127,6 +128,36 @@ class TestColours:
 
     def test_16_bit_grey_with_alpha_is_laid_on_white(self) -> None:
         assert colour_of(png(1, 1, 16, 4, b"\0" + struct.pack(">HH", 0, 0))) == (255, 255, 255)
+
+    def test_alpha_is_told_of_whatever_is_transparent_and_of_nothing_else(self) -> None:
+        def alpha_of(data: bytes) -> list[int] | None:
+            alpha = decode_alpha(data, "x")
+            return None if alpha is None else np.unique(np.asarray(alpha)).tolist()
+
+        assert alpha_of(encode(flat("RGB", (1, 2, 3)))) is None
+        assert alpha_of(encode(flat("RGBA", (1, 2, 3, 255)))) is None
+        assert alpha_of(encode(flat("RGBA", (1, 2, 3, 90)))) == [90]
+        assert alpha_of(encode(flat("LA", (0, 51)))) == [51]
+        assert alpha_of(encode(flat("RGB", (1, 2, 3)), transparency=(1, 2, 3))) == [0]
+        assert alpha_of(encode(flat("RGB", (1, 2, 3)), transparency=(1, 2, 4))) is None
+        key = (b"tRNS", struct.pack(">H", 300))
+        assert alpha_of(png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 300, 301), key)) == [0, 255]
+        colour = struct.pack(">HHH", 65535, 300, 5)
+        assert alpha_of(png(1, 1, 16, 2, b"\0" + colour, (b"tRNS", colour))) == [0]
+
+    def test_alpha_is_turned_as_the_image_is(self) -> None:
+        image = flat("RGBA", (1, 2, 3, 255), (6, 4))
+        image.putpixel((5, 0), (1, 2, 3, 0))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise by a quarter
+        turned = decode_alpha(encode(image, exif=exif), "x")
+        assert turned is not None
+        assert turned.size == (4, 6)
+        assert [tuple(place) for place in np.argwhere(np.asarray(turned) == 0)] == [(5, 3)]
+
+    def test_alpha_of_what_is_no_image_is_refused(self) -> None:
+        with pytest.raises(ImageError, match="x: not an image"):
+            decode_alpha(b"no image", "x")
 
     def test_cmyk_is_converted_whether_inverted_as_adobe_does_or_not(self) -> None:
         cyan = flat("CMYK", (255, 0, 0, 0), (16, 16))

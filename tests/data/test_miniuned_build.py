@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
+import zipfile
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from udonlib.data.miniuned import artwork, build, collected, dedupe, icons, layout, lettering, logos, sources
+from udonlib.data.miniuned import artwork, build, collected, dedupe, icons, layout, lettering, logos, masks, sources
 from udonlib.data.miniuned.artwork import Drawing
 
 
@@ -54,6 +56,81 @@ def test_composing_twice_from_the_same_key_gives_the_same_pixels_and_another_key
     assert pictures[0].shape == (48, 48, 3)
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_a_picture_is_its_drawing_laid_on_its_ground():
+    style, key = artwork.Style(), ("icons", "ring", "a")
+    ground, drawing = artwork.set_on_ground(draw("ring"), artwork.generator(*key), style)
+    alpha = np.asarray(drawing.getchannel("A"))[..., None] / 255
+    mixed = alpha * np.asarray(drawing)[..., :3] + (1 - alpha) * np.asarray(ground)[..., :3]
+    picture = artwork.reduced(Image.fromarray(mixed.round().astype(np.uint8)))
+    composed = artwork.compose(draw("ring"), artwork.generator(*key), style)
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(composed)).max() <= 2
+
+
+def drawn_archive() -> tuple[dict, dict, dict]:
+    """Pictures, info files and drawings of a tiny archive: discs and rings in each domain of drawings."""
+    images, info, drawings = {}, {}, {}
+    for domain, style in artwork.DRAWN.items():
+        info[domain] = {"train": [], "test": []}
+        for i, shape in enumerate(("ring", "disc", "square")):
+            source = f"set:{shape}"
+            drawings[domain, source] = draw(shape)
+            finished = artwork.compose(draw(shape), artwork.generator(domain, shape, source), style)
+            path = f"{domain}/{9 - i}.webp"
+            images[path] = layout.encode(finished)
+            info[domain]["train" if i else "test"].append({"path": path, "class": shape, "source": source})
+    return images, info, drawings
+
+
+def test_masks_are_where_the_drawing_covers_its_ground_in_the_order_of_paths():
+    images, info, drawings = drawn_archive()
+    sheets = masks.draw_masks(images, info, lambda *key: drawings[key], report=lambda line: None)
+    assert set(sheets) == {"emoji.webp", "logos.webp", "icons.webp"}
+    square, disc, ring = masks.cells(sheets["icons.webp"])[:3]
+    assert square.mean() > disc.mean() > ring.mean() > 0.05
+    _, drawing = artwork.set_on_ground(
+        draw("disc"), artwork.generator("icons", "disc", "set:disc"), artwork.DRAWN["icons"]
+    )
+    assert np.array_equal(disc, np.asarray(drawing.getchannel("A").resize((48, 48), Image.Resampling.LANCZOS)) >= 128)
+
+
+def test_a_picture_that_its_drawing_does_not_give_has_no_mask():
+    images, info, drawings = drawn_archive()
+    images["logos/8.webp"] = images["logos/9.webp"]
+    with pytest.raises(sources.BuildError, match=r"logos/8\.webp: the drawing set:disc gives another picture"):
+        masks.draw_masks(images, info, lambda *key: drawings[key], report=lambda line: None)
+
+
+def test_masks_are_made_for_an_archive_that_stays_and_the_manifest_says_so(tmp_path, monkeypatch):
+    images, info, _ = drawn_archive()
+    files = {f"images/{path}": content for path, content in images.items()}
+    files |= {
+        f"info_files/{d}/{s}.json": build.to_json(rows) for d, splits in info.items() for s, rows in splits.items()
+    }
+    archive = tmp_path / "miniuned.zip"
+    archive.write_bytes(build.pack(files))
+    before = {**build.facts(archive.name, archive.read_bytes()), "images": 9}
+    (tmp_path / "manifest.json").write_bytes(build.to_json(before))
+
+    class Sets:
+        def __init__(self, downloads):
+            pass
+
+        def load(self, names):
+            assert set(names) == {"set"}
+
+        def draw(self, name, icon):
+            return Drawing(draw(icon), f"{name}:{icon}")
+
+    monkeypatch.setattr(build, "IconSets", Sets)
+    downloads = sources.Downloads(tmp_path, [], report=lambda line: None)
+    build.build_masks(downloads, archive)
+    content = (tmp_path / "masks.zip").read_bytes()
+    assert json.loads((tmp_path / "manifest.json").read_text()) == before | {"masks": build.facts("masks.zip", content)}
+    with zipfile.ZipFile(tmp_path / "masks.zip") as opened:
+        assert sorted(opened.namelist()) == ["emoji.webp", "icons.webp", "logos.webp"]
+        assert masks.cells(opened.read("emoji.webp"))[:3].any((1, 2)).all()
 
 
 def test_stable_hash_is_the_same_in_every_process():

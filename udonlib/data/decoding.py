@@ -44,13 +44,7 @@ def decode(data: bytes, path: str, at_least: int | None = None) -> Image.Image:
         than MAX_PIXELS declared, or one side more than MAX_ASPECT times the other.
     """
     with _in_words(path):
-        image = _identified(data, path)
-        if at_least is not None:
-            image.draft(None, (2 * at_least, 2 * at_least))
-        if image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
-            _shorten_key(image)
-        image.load()
-        return _to_rgb(image, path)
+        return _to_rgb(_loaded(data, path, at_least), path)
 
 
 def identify(data: bytes, path: str) -> Image.Image:
@@ -60,6 +54,25 @@ def identify(data: bytes, path: str) -> Image.Image:
     """
     with _in_words(path):
         return _identified(data, path)
+
+
+def decode_alpha(data: bytes, path: str) -> Image.Image | None:
+    """Decode how opaque each pixel of an image file is, 0 to 255 (mode L), as `decode` turns it; None: all are.
+
+    Raises: ImageError, as `decode` does.
+    """
+    with _in_words(path):
+        image = _loaded(data, path)
+        with contextlib.suppress(Exception):  # as in `decode`
+            ImageOps.exif_transpose(image, in_place=True)
+        if not image.has_transparency_data:
+            return None
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            seen = np.asarray(image) != image.info["transparency"]
+            alpha = Image.fromarray(np.where(seen, 255, 0).astype(np.uint8))
+        else:
+            alpha = image.convert("RGBA").getchannel("A")
+        return None if alpha.getextrema() == (255, 255) else alpha
 
 
 class _Quiet:
@@ -112,6 +125,16 @@ def _identified(data: bytes, path: str) -> ImageFile.ImageFile:
         raise ImageError(f"{path}: too large: {width} x {height} are declared, more than {MAX_PIXELS} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"{path}: too thin: {width} x {height}, one side more than {MAX_ASPECT} times the other")
+    return image
+
+
+def _loaded(data: bytes, path: str, at_least: int | None = None) -> ImageFile.ImageFile:
+    image = _identified(data, path)
+    if at_least is not None:
+        image.draft(None, (2 * at_least, 2 * at_least))
+    if image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile):
+        _shorten_key(image)
+    image.load()
     return image
 
 

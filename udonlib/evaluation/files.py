@@ -17,7 +17,16 @@ from udonlib.files import replacing
 
 OUTCOMES, NEIGHBOURS = "outcomes.csv.gz", "neighbours.npz"
 FILES = ("evaluation.csv", "evaluation.json", OUTCOMES, NEIGHBOURS)
-TEXT = ("embedder", "domain", "index", "path", "row", "metric")  # columns of names, in any table that is written
+TEXT = (
+    "embedder",
+    "encoder",
+    "group",
+    "domain",
+    "index",
+    "path",
+    "row",
+    "metric",
+)  # columns of names, in any table that is written
 
 
 def save_neighbours(neighbours: Iterable[Neighbours], file: Path) -> None:

@@ -42,6 +42,10 @@ class Style:
     white: float = 0.35
 
 
+# Domains whose pictures are drawings on a ground and nothing more, and how they are set.
+DRAWN = {"emoji": Style(), "logos": Style(tilt=5), "icons": Style(tilt=7)}
+
+
 def stable_hash(*key: object) -> int:
     """A 64-bit number from the key's text: the same on every machine, in every process."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:8], "big")
@@ -133,8 +137,17 @@ def fit(image: Image.Image, longest: float) -> Image.Image:
 def compose(image: Image.Image, rng: Random, style: Style) -> Image.Image:
     """Set a drawing (RGBA) on a background and give the finished picture, RGB [SIZE, SIZE].
 
+    Everything is drawn from `rng`: the same generator state gives the same pixels.
+    """
+    ground, drawing = set_on_ground(image, rng, style)
+    return reduced(Image.alpha_composite(ground, drawing).convert("RGB"))
+
+
+def set_on_ground(image: Image.Image, rng: Random, style: Style) -> tuple[Image.Image, Image.Image]:
+    """A background, and a drawing (RGBA) as it lies on it, both RGBA [CANVAS, CANVAS].
+
     One-coloured drawings get a random ink that stands out from the background; for coloured ones the background stands
-    out from the drawing. Everything is drawn from `rng`: the same generator state gives the same pixels.
+    out from the drawing.
     """
     if is_monochrome(image):
         colour = choose_background(rng, None, style.white)
@@ -148,6 +161,11 @@ def compose(image: Image.Image, rng: Random, style: Style) -> Image.Image:
     image = image.rotate(rng.gauss(0.0, style.tilt), Image.Resampling.BICUBIC, expand=True)
     if max(image.size) > CANVAS:
         image = fit(image, CANVAS)
-    place = rng.randint(0, CANVAS - image.size[0]), rng.randint(0, CANVAS - image.size[1])
-    background.alpha_composite(image, place)
-    return background.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    drawing = Image.new("RGBA", background.size, (0, 0, 0, 0))
+    drawing.paste(image, (rng.randint(0, CANVAS - image.size[0]), rng.randint(0, CANVAS - image.size[1])))
+    return background, drawing
+
+
+def reduced(canvas: Image.Image) -> Image.Image:
+    """What was composed, at the size of a finished picture."""
+    return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)

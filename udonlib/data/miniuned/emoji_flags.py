@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from udonlib.data.miniuned.artwork import Drawing, Style, compose
+from udonlib.data.miniuned.artwork import DRAWN, Drawing, Style, compose
 from udonlib.data.miniuned.collected import Collected, choose_classes, set_in, stable_order
 from udonlib.data.miniuned.dedupe import drop_near_duplicates
 from udonlib.data.miniuned.iconify import IconSets
@@ -70,7 +70,7 @@ def collect_emoji(icons: IconSets) -> Collected:
         drawn = [icons.draw(name_of_set, icon) for name_of_set, icon in found[by_class[name]].items()]
         classes[name] = drop_near_duplicates([d for d in drawn if d is not None])
     kept, notes = choose_classes("emoji", classes, min_images=4, n_classes=N_EMOJI)
-    return Collected("emoji", kept, {n: icons.credit(n) for n in EMOJI_SETS}, set_in(Style()), notes=notes)
+    return Collected("emoji", kept, {n: icons.credit(n) for n in EMOJI_SETS}, set_in(DRAWN["emoji"]), notes=notes)
 
 
 def country(code: str) -> str | None:

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 
 from udonlib.data.miniuned import FOLDER
-from udonlib.data.miniuned.artwork import Drawing, Style, generator, stable_hash
+from udonlib.data.miniuned.artwork import DRAWN, Drawing, generator, stable_hash
 from udonlib.data.miniuned.collected import Collected, choose_classes, set_in
 from udonlib.data.miniuned.dedupe import drop_near_duplicates
 from udonlib.data.miniuned.iconify import IconSets
@@ -84,4 +84,4 @@ def collect_icons(icons: IconSets) -> Collected:
         distinct = drop_near_duplicates([d for d in drawn if d is not None])
         classes[thing] = distinct[: min(number, MOST_IMAGES)]
     kept, notes = choose_classes("icons", classes, MIN_IMAGES, N_CLASSES)
-    return Collected("icons", kept, {n: icons.credit(n) for n in sets}, set_in(Style(tilt=7)), notes=notes)
+    return Collected("icons", kept, {n: icons.credit(n) for n in sets}, set_in(DRAWN["icons"]), notes=notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from udonlib.data.miniuned.artwork import Drawing, Style
+from udonlib.data.miniuned.artwork import DRAWN, Drawing
 from udonlib.data.miniuned.collected import Collected, choose_classes, set_in, stable_order
 from udonlib.data.miniuned.dedupe import drop_near_duplicates
 from udonlib.data.miniuned.iconify import IconSets
@@ -60,4 +60,4 @@ def collect_logos(icons: IconSets) -> Collected:
         drawn = [icons.draw(name, icon) for name in sets for icon in sets[name][:3]]
         classes[key] = drop_near_duplicates([d for d in drawn if d is not None])[:MOST_IMAGES]
     kept, notes = choose_classes("logos", classes, MIN_IMAGES, N_CLASSES)
-    return Collected("logos", kept, {n: icons.credit(n) for n in LOGO_SETS}, set_in(Style(tilt=5)), notes=notes)
+    return Collected("logos", kept, {n: icons.credit(n) for n in LOGO_SETS}, set_in(DRAWN["logos"]), notes=notes)

@@ -12,6 +12,8 @@ classified are of the same classes and share no image: `deal` makes such parts o
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,15 +141,39 @@ def logistic_probe(
         kept, held = deal(labels, 1 - held_out, np.random.default_rng(seed))
         alone = np.setdiff1d(np.arange(len(labels)), np.concatenate([kept, held]))  # the only image of its class
         kept = np.concatenate([kept, alone])
-        for strength in np.geomspace(*STRENGTHS, trials).tolist():
-            found = _fit(vectors[kept], labels[kept], strength).predict(vectors[held])
-            tried[strength] = float((found == labels[held]).mean())
+        strengths = np.geomspace(*STRENGTHS, trials).tolist()
+        for strength, classifier in zip(strengths, regressions(vectors[kept], labels[kept], strengths), strict=True):
+            tried[strength] = float((classifier.predict(vectors[held]) == labels[held]).mean())
     best = max(tried, key=lambda strength: (tried[strength], -strength), default=1.0)
-    return LinearProbe(_fit(vectors, labels, best), best, tried)
+    return LinearProbe(next(regressions(vectors, labels, [best])), best, tried)
 
 
-def _fit(vectors: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, "n"], strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # Weak regularisation of few images has no finite optimum that matters: the last step is as good a classifier.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=MAX_STEPS).fit(vectors, labels)
+def regressions(
+    vectors: Float[np.ndarray, "n dim"],
+    labels: Int[np.ndarray, "n"],
+    strengths: Sequence[float],
+    weights: Float[np.ndarray, "n"] | None = None,
+) -> Iterator[LogisticRegression]:
+    """Yield the logistic regression of each C, each begun where the one before it ended.
+
+    With few vectors of many dimensions it is computed among the dimensions that they span, which gives the same: the
+    intercept is free, so that centring changes nothing, and what stands at right angles to all vectors has no weight.
+
+    Args:
+        strengths: values of C, best rising.
+        weights: of each vector's loss; None: 1.
+    """
+    centre = vectors.mean(axis=0)
+    basis = np.linalg.qr((vectors - centre).T).Q if len(vectors) < vectors.shape[1] else None
+    inner = vectors - centre if basis is None else (vectors - centre) @ basis
+    fitted = LogisticRegression(max_iter=MAX_STEPS, warm_start=True)
+    for strength in strengths:
+        with warnings.catch_warnings():
+            # Weak regularisation of few images has no finite optimum that matters: the last step is as good.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted.set_params(C=strength).fit(inner, labels, weights)
+        found = copy(fitted)
+        found.coef_ = fitted.coef_ if basis is None else fitted.coef_ @ basis.T
+        found.intercept_ = fitted.intercept_ - found.coef_ @ centre
+        found.n_features_in_ = vectors.shape[1]
+        yield found

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udonlib.errors import UserError
-from udonlib.evaluation.probes import deal, logistic_probe, vote
+from udonlib.evaluation.frozen.probes import deal, logistic_probe, vote
 from udonlib.models.heads import unit
 
 
