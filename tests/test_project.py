@@ -397,7 +397,6 @@ TESTED_WITH = {
     "models/files/layouts": "models/test_reference",
     "runs/folder": "runs/test_run",
     "runs/writer": "runs/test_run",
-    "runs/sources": "runs/test_evaluations",
     "training/interventions": "training/test_steering",
     "lab/views/evaluation_views": "runs/test_evaluations",
     "lab/views/panel_views": "lab/views/test_panel",

@@ -70,6 +70,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
         return " or ".join(_expected(option) for option in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
+    if "$ref" in schema:
+        return "a mapping of its own parameters"
     if "const" in schema:
         return repr(schema["const"])
     if "pattern" in schema:

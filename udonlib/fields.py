@@ -221,16 +221,10 @@ def _read_number(value: Any) -> Any:
     return str(value)
 
 
-class DataParams(BaseModel):
-    """Which images: what every notebook that reads a catalog takes."""
+class Checked(BaseModel):
+    """Values that are checked together, from whatever text or YAML has made of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    data: str = Field(
-        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or folders of images"
-    )
-    images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
-    domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
 
     def __init__(self, /, **values: Any) -> None:
         """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
@@ -245,6 +239,16 @@ class DataParams(BaseModel):
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values that others bring along where they are not given themselves."""
         return {}
+
+
+class DataParams(Checked):
+    """Which images: what every notebook that reads a catalog takes."""
+
+    data: str = Field(
+        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or folders of images"
+    )
+    images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
+    domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
 
     @model_validator(mode="after")
     def _name_what_can_be(self) -> "DataParams":
@@ -293,37 +297,30 @@ def different(values: tuple, expected: str = "one or more different values, with
     return values
 
 
-class TeacherParams(BaseModel):
-    """A frozen teacher of recipe `unic`: an encoder of timm's, a run or released model of ours, or an ONNX file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class TeacherParams(Checked):
+    """A frozen teacher: an encoder of timm's, a run of ours, or an ONNX file."""
 
     backbone: str | None = Field(None, min_length=1, description="name of an encoder, as the parameter 'backbone'")
     backbone_args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     pretrained: bool = Field(False, description="with timm's released weights")
     weights: str | None = Field(None, min_length=1, description="file of its weights, as the parameter 'weights'")
     run: str | None = Field(None, min_length=1, description="a finished run of ours, or a checkpoint of one")
-    onnx: str | None = Field(None, min_length=1, description="an ONNX file, which onnxruntime executes")
+    onnx: str | None = Field(
+        None, min_length=1, description="an ONNX file, which onnxruntime executes: a path, or PACKAGE/FILE"
+    )
+    outputs: tuple[str, ...] = Field((), description="values in the ONNX graph that are its tokens; []: its outputs")
     image_size: Side | None = Field(None, description="side of the images that it sees, pixels; None: a run's own")
     mean: tuple[float, float, float] | None = Field(
         None, description="of each channel, in 0..1; None: its weights' own"
     )
     std: tuple[Positive, Positive, Positive] | None = Field(None, description="the same of the deviation")
+    bgr: bool = Field(False, description="its images have blue first, as OpenCV reads them")
     kinds: tuple[Literal["class", "patches"], ...] = Field(
         ("class", "patches"), description="tokens of it that count: class, patches"
     )
     embedding: bool = Field(False, description="of a run: its embedding is the class token, not the backbone's feature")
     weight: Positive = Field(1.0, description="of its loss beside the other teachers'")
     licence: str = Field("", description="of its weights, to be told with what is made of them")
-
-    def __init__(self, /, **values: Any) -> None:
-        """Check all values together. Raises ParameterError naming every parameter that is unknown or wrong."""
-        try:
-            fields = type(self).model_fields
-            read = {name: read_as(fields[name].annotation, value) for name, value in values.items() if name in fields}
-            super().__init__(**values | read)
-        except ValidationError as error:
-            raise ParameterError(problems(type(self), error, values)) from None
 
     @field_validator("kinds")
     @classmethod
@@ -344,10 +341,83 @@ class TeacherParams(BaseModel):
             wrong["backbone"] = f"found None beside what only a backbone has, expected {given[0]} alone"
         if self.backbone is not None and self.image_size is None:
             wrong["image_size"] = "found None, expected the side of the images that the encoder sees"
+        if self.outputs and self.onnx is None:
+            wrong["outputs"] = f"found {', '.join(self.outputs)} beside no ONNX file, expected none"
         if self.onnx is not None and None in (self.image_size, self.mean, self.std):
             wrong["onnx"] = "expected image_size, mean and std beside it: an ONNX file does not say them"
         if self.embedding and (self.run is None or self.kinds != ("class",)):
             wrong["embedding"] = "found True, expected a run and kinds: [class]: an embedding is one of a whole image"
+        if wrong:
+            raise ParameterError(wrong)
+        return self
+
+
+class DistillParams(ComputeParams):
+    """Frozen teachers, and how a student learns from them (UNIC). Defaults: the original's, but where it says ours."""
+
+    teachers: dict[str, TeacherParams] = Field({}, description="name -> frozen teacher: see `fields.TeacherParams`")
+    teacher_features: Literal["augmented", "cached"] = Field(
+        "augmented",
+        description="teachers see what the student sees, in each step; or each image once, without augmentation",
+    )
+    max_cache_gb: Positive = Field(20.0, description="room of all cached features under outputs/features, GB")
+    w_unic: NotNegative = Field(1.0, description="weight of frozen teachers beside labels, in recipes that have both")
+    w_cosine: NotNegative = Field(0.5, description="weight of 1 - cosine in the distance from a teacher's token")
+    w_smooth_l1: NotNegative = Field(0.5, description="weight of smooth L1 in it")
+    drop_probability: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="of an image's teachers but the farthest one; 0: their mean, 1: the farthest alone",
+    )
+    image_weights: Literal["equal", "kept"] = Field(
+        "equal", description="images weigh the same (ours), or as much as they have teachers left"
+    )
+    projector: Literal["ladder", "last", "transformer"] = Field(
+        "ladder", description="from the student's tokens to a teacher's: of all blocks, of the last, attention over it"
+    )
+    projected_blocks: tuple[int, ...] | None = Field(
+        None, description="ladder: blocks beneath the last that have a rung, from 0; None: all"
+    )
+    projected_end: Literal["end", "block"] = Field(
+        "end", description="the last rung reads what the feature is made of (ours), or the last block before its norm"
+    )
+    projector_hidden_dim: int = Field(0, ge=0, le=65_536, description="width of a rung; 0: a quarter of the last block")
+    projector_last_hidden_dim: int = Field(0, ge=0, le=65_536, description="of the last rung; 0: as wide as its input")
+    standard: Literal["running", "batch", "fixed", "isotropic", "none"] = Field(
+        "running", description="how teachers' features are standardised: see `models.standards`"
+    )
+    standard_update: Literal["before", "after"] = Field(
+        "before", description="running: a batch changes the statistics before it is standardised (ours), or after"
+    )
+    standard_momentum: float = Field(1.0, ge=0, le=1, description="running: weight of the first batch's statistics")
+    standard_momentum_end: float = Field(0.001, ge=0, le=1, description="the same at the end, half a cosine later")
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _teachers(cls, teachers: Any) -> Any:
+        """Check each by name, so that a mistake in one names it."""
+        if not isinstance(teachers, Mapping):
+            return teachers
+        found = {}
+        for name, values in teachers.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,50}", str(name)):
+                raise ValueError(f"{name!r} is no name of a teacher: expected letters, digits, _ and -")
+            if isinstance(values, Mapping):
+                try:
+                    values = TeacherParams(**values)
+                except ParameterError as error:
+                    raise ValueError("; ".join(f"'{name}': {k}: {v}" for k, v in error.problems.items())) from None
+            found[name] = values
+        return found
+
+    @model_validator(mode="after")
+    def _distil(self) -> "DistillParams":
+        wrong = {}
+        if self.teachers and self.w_cosine + self.w_smooth_l1 == 0:
+            wrong["w_cosine"] = "found 0 beside w_smooth_l1 = 0: expected one of them above 0"
+        if self.projected_blocks is not None and self.projector != "ladder":
+            wrong["projected_blocks"] = f"found {list(self.projected_blocks)}: '{self.projector}' has none"
         if wrong:
             raise ParameterError(wrong)
         return self

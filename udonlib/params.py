@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from udonlib.errors import ParameterError, nearest
 from udonlib.fields import (
-    ComputeParams,
+    DistillParams,
     FolderName,
     Images,
     Neighbours,
@@ -30,7 +30,7 @@ from udonlib.fields import (
 from udonlib.files import runs_folder
 
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
-Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features"]
+Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features", "unic"]
 Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
 
 # What a recipe fixes; everything else stays free. UnED's plain universal models have no teachers to learn from.
@@ -45,6 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "specialist": {"sampler": "round_robin", **NO_TEACHERS},
     "adapter": {"backbone_learning_rate": 0.0, "sampler": "round_robin", **NO_TEACHERS},
     "features": {"steps": 0, "sampler": "round_robin", **NO_TEACHERS},
+    "unic": {"w_ce_student": 0.0, "sampler_loss": "student", **NO_TEACHERS},
 }
 # Recipes whose values are a start: each may be set otherwise, to see what it gives. Measured for a pretrained backbone;
 # from scratch relational distillation of weight 4 keeps the embedding from spreading (LOG.md).
@@ -54,10 +55,11 @@ OPEN_RECIPES = {"udon_plus"}
 WITHOUT_EFFECT = {
     *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
     *("eval_batch_size", "log_every", "checkpoint_every", "overwrite", "check_data"),
+    "max_cache_gb",
 }
 
 
-class TrainParams(ComputeParams):
+class TrainParams(DistillParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
     recipe: Recipe = Field(
@@ -65,7 +67,7 @@ class TrainParams(ComputeParams):
         description=(
             "udon; udon_plus: with our changes; UnED's universal models without teachers, with separate (us_) or joint "
             "(uj_) classifiers, domains in turn (_rr) or by size (_ds); specialist: one domain alone; adapter: frozen "
-            "backbone and linear layer; features: the backbone as it is"
+            "backbone and linear layer; features: the backbone as it is; unic: learns from frozen teachers, no labels"
         ),
     )
     run: FolderName = Field(
@@ -266,7 +268,11 @@ class TrainParams(ComputeParams):
         if not self.is_taught and (self.w_kl > 0 or self.w_rel > 0):
             found = f"w_kl = {self.w_kl} and w_rel = {self.w_rel}"
             wrong["w_ce_teacher"] = f"found 0 beside {found}: nobody teaches; expected more than 0, or both 0"
-        if self.w_ce_student == 0 and not self.is_taught:
+        if self.recipe == "unic" and not self.teachers:
+            wrong["teachers"] = "found none, expected one or more for recipe 'unic': name -> teacher"
+        if self.teachers and self.recipe in ("features", "adapter"):
+            wrong["teachers"] = f"found {', '.join(self.teachers)}, but recipe '{self.recipe}' trains no backbone"
+        if self.w_ce_student == 0 and not self.is_taught and self.recipe != "unic":
             wrong["w_ce_student"] = "found 0, and there are no teachers: nothing would be learned"
         if self.offline_teachers is not None and RECIPES[self.recipe].get("w_ce_teacher") == 0:
             wrong["offline_teachers"] = f"found {self.offline_teachers!r}, but recipe '{self.recipe}' has no teachers"
@@ -309,6 +315,11 @@ class TrainParams(ComputeParams):
     def has_teachers(self) -> bool:
         """Whether teacher heads are trained."""
         return self.w_ce_teacher > 0 and self.offline_teachers is None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a student head; else the embedding is the backbone's feature."""
+        return self.recipe not in ("features", "unic")
 
     @property
     def is_taught(self) -> bool:

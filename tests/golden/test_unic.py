@@ -12,9 +12,8 @@ from torch import nn
 
 from udonlib.models.backbones import timm
 from udonlib.models.ladder import Ladder
+from udonlib.models.standards import RunningStandard, Standards
 from udonlib.training.unic import (
-    RunningStandard,
-    Standards,
     cosine,
     kept_teachers,
     teacher_losses,
@@ -195,8 +194,8 @@ def test_which_teachers_are_dropped_and_what_that_costs(case, agree, name):
     np.testing.assert_array_equal(kept.numpy(), a[f"{name}/keep_mask"].astype(bool))
     agree(f"{name}/teacher_coefficient", kept.sum(1) / kept.sum(), a[f"{name}/teacher_coefficient"], TOLERANCE)
     student = case.by_kind(lambda teacher, kind: torch.tensor(a[f"student/{teacher}/{kind}"]))
-    terms = unic_terms(student, case.targets(), draws, drop_probability=p, image_weights="kept")
-    agree(f"{name}/loss", terms["total"], a[f"{name}/loss"], TOLERANCE)
+    terms = unic_terms(teacher_losses(student, case.targets()), draws, drop_probability=p, image_weights="kept")
+    agree(f"{name}/loss", terms["total"].mean(), a[f"{name}/loss"], TOLERANCE)
 
 
 def test_gradients_reach_ladder_and_encoder_but_for_its_last_norm(case, agree):
@@ -205,8 +204,10 @@ def test_gradients_reach_ladder_and_encoder_but_for_its_last_norm(case, agree):
     for kinds in found.values():
         for tokens in kinds.values():
             tokens.retain_grad()
-    terms = unic_terms(found, case.targets(), case.draws(name), drop_probability=0.5, image_weights="kept")
-    terms["total"].backward()
+    terms = unic_terms(
+        teacher_losses(found, case.targets()), case.draws(name), drop_probability=0.5, image_weights="kept"
+    )
+    terms["total"].mean().backward()
     for teacher in case.teachers:
         for ours, theirs in KINDS.items():
             key = f"{name}/grad_student/{teacher}/{theirs}"

@@ -39,7 +39,7 @@ def make(folder, key="a", max_bytes=1e6, shapes=SHAPES, n=N):
 
 def filled(folder, key="a", **options):
     cache = make(folder, key, **options)
-    cache.fill(Computer(), 4)
+    list(cache.fill(Computer(), 4))
     return cache
 
 
@@ -50,9 +50,9 @@ def same(cache, positions=(7, 0, 3)):
 
 def test_features_come_back_by_position_in_half_precision(tmp_path):
     cache, computer, seen = make(tmp_path), Computer(), []
-    cache.fill(computer, 4, lambda done, n: seen.append((done, n)))
+    seen += cache.fill(computer, 4)
     assert computer.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert seen == [4, 8, 10]
     assert same(cache)
     assert {t.dtype for t in cache[np.array([1])].values()} == {torch.float16}
 
@@ -60,7 +60,7 @@ def test_features_come_back_by_position_in_half_precision(tmp_path):
 def test_a_full_cache_is_not_computed_again_by_another_process(tmp_path):
     filled(tmp_path)
     computer, cache = Computer(), make(tmp_path)
-    cache.fill(computer)
+    list(cache.fill(computer))
     assert computer.asked == []
     assert same(cache)
 
@@ -69,10 +69,10 @@ def test_filling_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("udonlib.models.feature_cache.SAVE_EVERY", 1)
     cache = make(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(Computer(stops_after=2), 4)
+        list(cache.fill(Computer(stops_after=2), 4))
     assert cache.n_done == 8
     computer, again = Computer(), make(tmp_path)
-    again.fill(computer, 4)
+    list(again.fill(computer, 4))
     assert computer.asked == [[8, 9]]
     assert same(again, range(10))
 
@@ -80,7 +80,7 @@ def test_filling_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_what_was_not_noted_yet_is_computed_again(tmp_path):
     cache = make(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(Computer(stops_after=2), 4)  # fewer than are noted together
+        list(cache.fill(Computer(stops_after=2), 4))  # fewer than are noted together
     assert cache.n_done == 0
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, file):
     path = filled(tmp_path).path / file
     path.write_bytes(path.read_bytes()[:-5])
     computer, cache = Computer(), make(tmp_path)
-    cache.fill(computer, 10)
+    list(cache.fill(computer, 10))
     assert len(computer.asked) == 1
     assert same(cache)
 
@@ -115,7 +115,7 @@ def size(cache):
 def test_the_cache_that_was_opened_longest_ago_makes_room(tmp_path):
     first, second = filled(tmp_path, "first"), filled(tmp_path, "second")
     time.sleep(0.01)
-    make(tmp_path, "first").fill(Computer())  # opened again
+    list(make(tmp_path, "first").fill(Computer()))  # opened again
     room = size(first) + BYTES + 50
     third = filled(tmp_path, "third", max_bytes=room)
     assert not second.path.exists()
@@ -131,7 +131,7 @@ def test_a_cache_that_is_being_filled_is_never_removed(tmp_path):
         return tokens(positions)
 
     cache = make(tmp_path, "slow")
-    thread = threading.Thread(target=cache.fill, args=(slow,))
+    thread = threading.Thread(target=lambda: list(cache.fill(slow)))
     thread.start()
     try:
         assert inside.wait(60)
@@ -156,7 +156,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path, value):
         return {kind: t + value for kind, t in tokens(positions).items()}
 
     with pytest.raises(UserError, match="class tokens that are not finite, or beyond 65,504"):
-        make(tmp_path).fill(compute)
+        list(make(tmp_path).fill(compute))
 
 
 def test_an_unfilled_cache_gives_nothing(tmp_path):

@@ -23,9 +23,8 @@ from udonlib.lab.views import evaluation_views
 from udonlib.params import TrainParams
 from udonlib.presets import EvaluateParams
 from udonlib.runs import evaluations
-from udonlib.runs.evaluations import lost_by_merging, open_evaluation
+from udonlib.runs.evaluations import Source, lost_by_merging, open_evaluation
 from udonlib.runs.run import open_run
-from udonlib.runs.sources import Source
 
 SETTINGS = {"eval_batch_size": 4, "n_threads": 1, "device": "cpu"}
 

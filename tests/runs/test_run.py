@@ -24,9 +24,9 @@ from udonlib.errors import UserError
 from udonlib.models import processors
 from udonlib.params import TrainParams
 from udonlib.presets import EvaluateParams
+from udonlib.runs.evaluations import find_source
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import load_run, open_run
-from udonlib.runs.sources import find_source
 from udonlib.runs.writer import RunWriter
 from udonlib.training.learner import Learner
 

@@ -1,27 +1,11 @@
 from __future__ import annotations
 
-import math
-import threading
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udonlib.training.unic import (
-    STANDARDS,
-    FixedStandard,
-    IsotropicStandard,
-    RunningStandard,
-    Standards,
-    cosine,
-    equalising_rotation,
-    kept_teachers,
-    teacher_losses,
-    token_loss,
-    unic_terms,
-    warmed_cosine,
-)
+from udonlib.training.unic import cosine, kept_teachers, teacher_losses, token_loss, unic_terms, warmed_cosine
 
 WIDTHS = {"b": {"class": 4, "patches": 3}, "a": {"class": 5}}
 
@@ -39,6 +23,13 @@ def features(seed=0, n=6):
 
 def draws(n, others, seed=0):
     return torch.rand(n, others, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def terms_of(student, targets, *drawn, **options):
+    """The means over the batch."""
+    return {
+        name: values.mean() for name, values in unic_terms(teacher_losses(student, targets), *drawn, **options).items()
+    }
 
 
 # Losses
@@ -77,7 +68,7 @@ def test_teachers_come_in_the_order_of_the_alphabet_and_count_their_own_kinds():
 
 def test_the_total_without_dropping_is_the_mean_of_teachers_each_the_mean_of_its_kinds():
     student, targets = features(), features(seed=9)
-    terms = unic_terms(student, targets)
+    terms = terms_of(student, targets)
     of_b = (terms["b/class"] + terms["b/patches"]) / 2
     assert terms["total"].item() == pytest.approx(((terms["a/class"] + of_b) / 2).item())
     assert terms["a/kept"] == terms["b/kept"] == 1
@@ -86,14 +77,14 @@ def test_the_total_without_dropping_is_the_mean_of_teachers_each_the_mean_of_its
 
 def test_weights_of_teachers_shift_the_total():
     student, targets = features(), features(seed=9)
-    terms = unic_terms(student, targets, weights={"b": 3.0})
+    terms = terms_of(student, targets, weights={"b": 3.0})
     expected = (terms["a/class"] + 3 * (terms["b/class"] + terms["b/patches"]) / 2) / 4
     assert terms["total"].item() == pytest.approx(expected.item())
 
 
 def test_only_the_total_has_a_gradient():
     student = {t: {k: v.requires_grad_() for k, v in kinds.items()} for t, kinds in features().items()}
-    terms = unic_terms(student, features(seed=9), draws(6, 1))
+    terms = terms_of(student, features(seed=9), draws(6, 1))
     assert [name for name, value in terms.items() if value.requires_grad] == ["total"]
 
 
@@ -137,7 +128,7 @@ def test_where_all_are_dropped_that_can_be_the_total_is_the_largest_loss():
     by_kind = teacher_losses(student, targets)
     losses = torch.stack([torch.stack(list(kinds.values())).mean(0) for kinds in by_kind.values()])
     for weighing in ("equal", "kept"):
-        total = unic_terms(student, targets, draws(6, 1), drop_probability=1.0, image_weights=weighing)["total"]
+        total = terms_of(student, targets, draws(6, 1), drop_probability=1.0, image_weights=weighing)["total"]
         assert total.item() == pytest.approx(losses.max(0).values.mean().item())
 
 
@@ -147,8 +138,8 @@ def test_an_image_with_more_teachers_left_weighs_more_in_the_original_alone():
     by_kind = teacher_losses(student, targets)
     losses = torch.stack([torch.stack(list(kinds.values())).mean(0) for kinds in by_kind.values()])
     first, second = losses[:, 0], losses[:, 1].max()
-    equal = unic_terms(student, targets, u, image_weights="equal")
-    original = unic_terms(student, targets, u, image_weights="kept")
+    equal = terms_of(student, targets, u, image_weights="equal")
+    original = terms_of(student, targets, u, image_weights="kept")
     assert equal["total"].item() == pytest.approx(((first.mean() + second) / 2).item())
     assert original["total"].item() == pytest.approx(((first.sum() + second) / 3).item())
     assert sorted([equal["a/kept"].item(), equal["b/kept"].item()]) == [0.5, 1.0]
@@ -169,157 +160,3 @@ def test_a_rate_rises_to_its_peak_and_falls_from_there():
     assert rates[4] == rates[5] == 2.0
     assert rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)]
     assert warmed_cosine(2.0, 0.5, 0, 20, 0) == 2.0
-
-
-# Standards
-
-DEVIATIONS = torch.tensor([0.1, 1.0, 3.0, 20.0])
-
-
-def batch(seed, n=64):
-    return random(n, 4, seed=seed) * DEVIATIONS + torch.tensor([5.0, 0.0, -3.0, 100.0])
-
-
-@pytest.mark.parametrize("name", STANDARDS)
-def test_a_standard_takes_one_vector_an_image_and_maps(name):
-    standard = STANDARDS[name](4)
-    for shape in ((6, 4), (6, 9, 4)):
-        assert standard(random(*shape), 0.5).shape == shape
-
-
-@pytest.mark.parametrize("name", sorted(set(STANDARDS) - {"none"}))
-def test_after_some_batches_targets_have_mean_0_and_spread_1(name):
-    standard = STANDARDS[name](4)
-    for step in range(10):
-        standard(batch(step), 0.5)
-    found = standard(batch(0, 4000), 0.0)
-    assert found.mean(0).abs().max() < 0.4
-    if name == "isotropic":
-        assert found.std().item() == pytest.approx(1, abs=0.3)
-    else:
-        assert found.std(0).tolist() == pytest.approx([1] * 4, abs=0.3)
-
-
-@pytest.mark.parametrize("name", sorted(set(STANDARDS) - {"batch", "none"}))
-def test_validation_leaves_the_statistics_alone(name):
-    standard = STANDARDS[name](4)
-    standard(batch(0), 0.5)
-    before = {key: value.clone() for key, value in standard.state_dict().items()}
-    standard(batch(1), 0.0)
-    assert before.keys() == standard.state_dict().keys()
-    assert all(torch.equal(before[key], value) for key, value in standard.state_dict().items())
-
-
-def test_the_first_batch_is_raw_in_the_original_and_standardised_by_default():
-    x = batch(0)
-    torch.testing.assert_close(RunningStandard(4, update="after")(x, 1.0), x, rtol=1e-5, atol=0)
-    assert RunningStandard(4)(x, 1.0).std(0).tolist() == pytest.approx([1] * 4, abs=1e-3)
-
-
-def test_fixed_statistics_are_those_of_all_their_batches_and_stay():
-    standard = FixedStandard(4, n_batches=3)
-    for step in range(3):
-        standard(batch(step), 1.0)
-    together = torch.cat([batch(step) for step in range(3)])
-    expected = (batch(7) - together.mean(0)) / together.std(0)
-    torch.testing.assert_close(standard(batch(7) * 1, 0.0), expected, rtol=1e-4, atol=1e-4)
-    standard(batch(8) * 9, 1.0)
-    torch.testing.assert_close(standard(batch(7), 0.0), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_one_scale_after_a_rotation_keeps_distances_in_proportion_and_evens_variances():
-    standard = IsotropicStandard(4, n_batches=2)
-    for step in range(2):
-        standard(batch(step), 1.0)
-    together = torch.cat([batch(0), batch(1)])
-    found = standard(together, 0.0)
-    assert found.var(0).tolist() == pytest.approx([1] * 4, abs=1e-3)
-    ratio = torch.pdist(found) / torch.pdist(together)
-    torch.testing.assert_close(ratio, ratio.mean().expand(len(ratio)), rtol=1e-3, atol=0)
-
-
-def test_rotation_waits_for_the_last_of_the_batches():
-    standard = IsotropicStandard(4, n_batches=2)
-    found = standard(batch(0), 1.0)
-    assert torch.equal(standard.rotation, torch.eye(4))
-    assert found.var(0).mean().item() == pytest.approx(1, abs=1e-3)
-    standard(batch(1), 1.0)
-    assert not torch.equal(standard.rotation, torch.eye(4))
-
-
-@given(st.integers(1, 24), st.integers(0, 50))
-def test_every_covariance_has_a_rotation_that_evens_its_variances(dim, seed):
-    factors = random(dim, dim, seed=seed).double() * torch.logspace(-2, 2, dim, dtype=torch.float64)[:, None]
-    covariance = factors @ factors.mT
-    rotation = equalising_rotation(covariance)
-    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(dim, dtype=torch.float64))
-    assert torch.linalg.det(rotation).item() == pytest.approx(1)
-    variances = (rotation @ covariance @ rotation.mT).diagonal()
-    torch.testing.assert_close(variances, covariance.diagonal().mean().expand(dim))
-
-
-@pytest.mark.parametrize("name", sorted(set(STANDARDS) - {"none"}))
-def test_several_processes_measure_what_one_would(name):
-    whole = [batch(step, 8) for step in range(3)]
-    alone = STANDARDS[name](4)
-    for x in whole:
-        expected = alone(x, 0.5)
-    halves = [[x[:3] for x in whole], [x[3:] for x in whole]]
-    standards = run_together(name, halves)
-    found = torch.cat([outputs[-1] for _, outputs in standards])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    for standard, _ in standards:
-        for key, value in standard.state_dict().items():
-            torch.testing.assert_close(value, alone.state_dict()[key], rtol=1e-4, atol=1e-3)
-
-
-def run_together(name, shards):
-    """Run a standard in one thread for each process, with sums over all of them."""
-    n = len(shards)
-    barrier, shelf = threading.Barrier(n), [None] * n
-
-    def process(rank, results):
-        def sums(tensor):
-            shelf[rank] = tensor
-            barrier.wait()
-            total = torch.stack(list(shelf)).sum(0)
-            barrier.wait()
-            return total
-
-        standard = STANDARDS[name](4, sums=sums)
-        results[rank] = (standard, [standard(x, 0.5) for x in shards[rank]])
-
-    results: list = [None] * n
-    threads = [threading.Thread(target=process, args=(rank, results)) for rank in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    return results
-
-
-@pytest.mark.parametrize("name", STANDARDS)
-def test_statistics_go_through_a_checkpoint_to_the_bit(name):
-    standards = Standards(WIDTHS, name)
-    for step in range(3):
-        standards(features(step), 0.5)
-    again = Standards(WIDTHS, name)
-    again.load_state_dict(standards.state_dict())
-    for momentum in (0.5, 0.0):
-        first, second = standards(features(9), momentum), again(features(9), momentum)
-        assert all(torch.equal(first[t][k], second[t][k]) for t in first for k in first[t])
-    assert {t: list(kinds) for t, kinds in first.items()} == {"a": ["class"], "b": ["class", "patches"]}
-
-
-def test_each_teacher_and_kind_has_statistics_of_its_own():
-    standards = Standards(WIDTHS)
-    found = standards(
-        {"a": {"class": random(50, 5) * 100}, "b": {"class": random(50, 4), "patches": random(50, 4, 3) + 7}}, 1.0
-    )
-    assert all(math.isclose(x.std().item(), 1, abs_tol=0.1) for kinds in found.values() for x in kinds.values())
-    assert not any(x.requires_grad for kinds in found.values() for x in kinds.values())
-
-
-def test_half_precision_features_are_standardised_in_single():
-    found = Standards({"a": {"class": 5}})({"a": {"class": random(6, 5).half()}}, 1.0)
-    assert found["a"]["class"].dtype == torch.float32

@@ -102,6 +102,10 @@ class EmbeddingModel(nn.Module):
         """
         with self._encoding(images, precision, frozen) as normalised:
             features = self.backbone(normalised).float()
+        return self.scaled(features)
+
+    def scaled(self, features: Float[Tensor, "batch feature_dim"]) -> Float[Tensor, "batch feature_dim"]:
+        """What the heads see of the backbone's features: unit rows, or the features as they are."""
         return unit(features) if self.normalise_features else features
 
     def tokens(
@@ -206,7 +210,7 @@ def create_model(params: TrainParams, n_classes: Mapping[str, int]) -> Embedding
     return EmbeddingModel(
         backbone,
         n_classes,
-        student_dim=0 if params.recipe == "features" else params.student_dim,
+        student_dim=params.student_dim if params.has_head else 0,
         teacher_dim=params.teacher_dim if params.has_teachers else 0,
         hidden_dims=params.head_hidden_dims,
         teacher_hidden_dims=params.teacher_hidden_dims,

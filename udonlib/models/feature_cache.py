@@ -16,7 +16,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,11 @@ class FeatureCache:
         self,
         compute: Callable[[Int[np.ndarray, "n"]], Tokens],
         batch_size: int = 256,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Compute what is missing.
+    ) -> Iterator[int]:
+        """Compute what is missing, and yield after each batch how many images are done.
 
         Args:
             compute: tokens of the images at some positions, which rise.
-            progress: called with (images done, images in all).
 
         Raises:
             UserError: features that are not finite, or too large for half precision; a full disk.
@@ -125,8 +123,7 @@ class FeatureCache:
                         for array in self._arrays.values():
                             array.flush()
                     self._note(done)
-                if progress is not None:
-                    progress(done, self.n_images)
+                yield done
             self._open("r")
             os.utime(self.path / FACTS)
         finally:

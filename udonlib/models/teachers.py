@@ -15,18 +15,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from udonlib.errors import UserError
+from udonlib.errors import UserError, nearest
 from udonlib.fields import TeacherParams
-from udonlib.models.backbones import Backbone, SmallResNet, create_backbone, normalise
+from udonlib.models.backbones import Backbone, create_backbone, normalise
 from udonlib.models.embedding_model import EmbeddingModel, find_weights
 from udonlib.models.files.importers import load_backbone_weights
+from udonlib.models.files.onnx_files import read_onnx, with_outputs
 from udonlib.models.ladder import Kind, Tokens, resample
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
@@ -43,6 +43,7 @@ class Teacher(nn.Module):
         image_size: side of the images that it sees, in pixels.
         mean, std: of each channel, for values in 0..1.
         kinds: of its tokens that count.
+        bgr: its images have blue first.
         source: what it is, in words.
         licence: of its weights.
         identity: what tells it from others beside its weights.
@@ -64,12 +65,13 @@ class Teacher(nn.Module):
         std: Sequence[float],
         kinds: Sequence[Kind] = ("class", "patches"),
         *,
+        bgr: bool = False,
         source: str = "",
         licence: str = "",
         identity: str = "",
     ) -> None:
         super().__init__()
-        self.name, self.source, self.licence = name, source, licence
+        self.name, self.source, self.licence, self.bgr = name, source, licence, bgr
         self.encoder = encoder
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
         self.kinds = tuple(kinds)
@@ -100,6 +102,7 @@ class Teacher(nn.Module):
         if images.shape[2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             resized = F.interpolate(resized, size, mode="bicubic", antialias=True).clamp(0, 255)
+        resized = resized.flip(1) if self.bgr else resized
         normalised = normalise(resized, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         autocast = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
         with torch.no_grad(), autocast:
@@ -132,7 +135,15 @@ class Teacher(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what it says: weights, size and statistics of its images, what it is."""
-        facts = [self._identity, self.image_size, self.mean, self.std, self.kinds, type(self.encoder).__name__]
+        facts = [
+            self._identity,
+            self.image_size,
+            self.mean,
+            self.std,
+            self.bgr,
+            self.kinds,
+            type(self.encoder).__name__,
+        ]
         digest = hashlib.sha256(json.dumps(facts).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -147,22 +158,12 @@ class BackboneTokens(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> dict[Kind, Tensor]:
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Tokens:
         """Both kinds, or the class alone where the encoder gives no map."""
-        encoder: Any = self.backbone.encoder
-        if isinstance(encoder, SmallResNet):
-            maps = encoder.layers[:-2](images)
-            return {"class": encoder.layers[-2:](maps), "patches": maps.flatten(2).mT}
-        if not (hasattr(encoder, "forward_features") and hasattr(encoder, "forward_head")):
-            return {"class": encoder(images)}
-        maps = encoder.forward_features(images)
-        tokens: dict[Kind, Tensor] = {"class": encoder.forward_head(maps, pre_logits=True)}
-        if maps.ndim == 3:
-            tokens["patches"] = maps[:, encoder.num_prefix_tokens :]
-        elif maps.ndim == 4:
-            channels_last = str(getattr(encoder, "output_fmt", "NCHW")) == "NHWC"
-            tokens["patches"] = maps.flatten(1, 2) if channels_last else maps.flatten(2).mT
-        return tokens
+        try:
+            return self.backbone.tokens(images, end=True)[0]
+        except (UserError, AttributeError):  # it shows none
+            return {"class": self.backbone(images)}
 
 
 class EmbeddingTokens(nn.Module):
@@ -183,10 +184,14 @@ class OnnxTokens(nn.Module):
     """Tokens out of an ONNX graph with one input of images, executed by onnxruntime, on the CPU.
 
     Outputs are told by their shapes: [batch, dim] is class; [batch, n + 1, dim] is class and n patches, n a square
-    number; [batch, n, dim] and [batch, dim, height, width] are patches alone. The first of each kind counts.
+    number; [batch, n, dim] and [batch, dim, height, width] are patches alone. The first of each kind counts. Where no
+    class is given it is the mean over the positions, and those of no square grid are no patches.
+
+    Args:
+        outputs: names of values in the graph that are read instead of what it gives.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, outputs: Sequence[str] = ()) -> None:
         super().__init__()
         try:
             runtime = importlib.import_module("onnxruntime")
@@ -194,8 +199,18 @@ class OnnxTokens(nn.Module):
             raise UserError(f"{file}: an ONNX file is executed by onnxruntime: pip install onnxruntime") from None
         if not file.is_file():
             raise UserError(f"{file}: no such file")
+        self.outputs = list(outputs)
+        if outputs:
+            inside = {name for node in read_onnx(file)[1] for name in node.outputs}
+            for name in outputs:
+                if name not in inside:
+                    raise UserError(f"{file}: no value '{name}' in this graph; {nearest(name, sorted(inside))}")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors alone: it warns of what it makes quicker
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            content = with_outputs(file.read_bytes(), list(outputs)) if outputs else str(file)
+            self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library has a class for each reason
             reason = " ".join(str(error).split())
             raise UserError(f"{file}: onnxruntime cannot open it: {reason:.200}") from error
@@ -208,22 +223,30 @@ class OnnxTokens(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> dict[Kind, Tensor]:
         """What the graph gives of both kinds."""
         try:
-            outputs = self.session.run(None, {self.input: images.contiguous().cpu().numpy()})
+            outputs = self.session.run(self.outputs or None, {self.input: images.contiguous().cpu().numpy()})
         except Exception as error:
             raise RuntimeError(" ".join(str(error).split())[:200]) from error
         tokens: dict[Kind, Tensor] = {}
+        pooled = None
         for output in outputs:
             value = torch.from_numpy(output).to(images.device)
+            value = value.flatten(2).mT if value.ndim == 4 else value
             if value.ndim == 2:
                 tokens.setdefault("class", value)
-            elif value.ndim == 3 and math.isqrt(value.shape[1]) ** 2 == value.shape[1]:
-                tokens.setdefault("patches", value)
-            elif value.ndim == 3 and math.isqrt(value.shape[1] - 1) ** 2 == value.shape[1] - 1:
+            elif value.ndim == 3 and not _is_square(value.shape[1]) and _is_square(value.shape[1] - 1):
                 tokens.setdefault("class", value[:, 0])
                 tokens.setdefault("patches", value[:, 1:])
-            elif value.ndim == 4:
-                tokens.setdefault("patches", value.flatten(2).mT)
+            elif value.ndim == 3:
+                pooled = value.mean(1) if pooled is None else pooled
+                if _is_square(value.shape[1]):
+                    tokens.setdefault("patches", value)
+        if pooled is not None:
+            tokens.setdefault("class", pooled)
         return tokens
+
+
+def _is_square(n: int) -> bool:
+    return n > 0 and math.isqrt(n) ** 2 == n
 
 
 def create_teacher(
@@ -251,13 +274,22 @@ def _create(
 ) -> Teacher:
     if params.onnx is not None:
         file = find_weights(params.onnx, "onnx")
-        graph = OnnxTokens(file)
+        graph = OnnxTokens(file, params.outputs)
         with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = hashlib.file_digest(opened, "sha256").hexdigest() + " ".join(params.outputs)
         size, mean, std = params.image_size or 0, params.mean or (), params.std or ()  # all are given: it says none
         source = f"the ONNX file '{params.onnx}'"
         return Teacher(
-            name, graph, size, mean, std, params.kinds, source=source, licence=params.licence, identity=digest
+            name,
+            graph,
+            size,
+            mean,
+            std,
+            params.kinds,
+            bgr=params.bgr,
+            source=source,
+            licence=params.licence,
+            identity=digest,
         )
     if params.run is not None:
         if load_model is None:
@@ -275,6 +307,7 @@ def _create(
         params.mean or backbone.mean,
         params.std or backbone.std,
         params.kinds,
+        bgr=params.bgr,
         source=source,
         licence=params.licence,
         identity=f"{backbone.name} {json.dumps(params.backbone_args, sort_keys=True)}",

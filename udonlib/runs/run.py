@@ -34,12 +34,18 @@ from udonlib.files import run_path, write_json
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.params import WITHOUT_EFFECT, TrainParams
-from udonlib.presets import load as load_preset
 from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
+from udonlib.runs.teachers import (
+    create_objective,
+    load_specialists,
+    open_teachers,
+    some_images,
+    specialist_params,
+    teacher_files,
+)
 from udonlib.runs.writer import RunWriter, provenance
-from udonlib.training.losses import UdonObjective
 from udonlib.training.needs import check_room
 from udonlib.training.steering import Commands, Control, read_control
 from udonlib.training.threads import use_threads
@@ -156,14 +162,12 @@ class Run(RunFolder):
             except EmbeddingError as error:  # of weights that are finite, but too large to compute with
                 raise diverged(trainer.step, str(error)) from None
 
-        trainer = Trainer(
-            model,
-            self.catalog,
-            p,
-            WindowLoader(reader, p.n_workers),
-            validate,
-            UdonObjective(p, {domain: teacher.to(device) for domain, teacher in self._offline_teachers().items()}),
-        )
+        offline = load_specialists(p, self._specialists())
+        frozen = open_teachers(p, some_images(reader, p.image_size)) if p.teachers else {}
+        for teacher in (*offline.values(), *frozen.values()):
+            teacher.to(device)
+        objective, cached = create_objective(p, model, reader, frozen, offline)
+        trainer = Trainer(model, self.catalog, p, WindowLoader(reader, p.n_workers), validate, objective)
         # Requests of before are void, those made while this process loads are not.
         before = Control() if p.overwrite else read_control(self.path)
         writer = RunWriter(self)
@@ -205,6 +209,8 @@ class Run(RunFolder):
             said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded)
             notices = [notice for notice in said if notice]
             yield start | {"best": kept[-1:], "notices": notices}
+            for record in cached.fill() if cached is not None else ():
+                yield record | {"step": trainer.step}
             for record in trainer.train():
                 if record["kind"] == "checkpoint":
                     state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
@@ -275,7 +281,7 @@ class Run(RunFolder):
             The seconds that were spent until then, and what of the run's files is damaged and what that means.
         """
         note = provenance(self.catalog, device) | {"origins": self._origins()}
-        self._check_data()
+        self.check_data()
         last = self.checkpoint()
         n_records, seconds, problems = 0, 0.0, []
         if last is not None:
@@ -290,7 +296,7 @@ class Run(RunFolder):
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
         return seconds, problems
 
-    def _check_data(self) -> None:
+    def check_data(self) -> None:
         """Refuse to mix a run with other data than it began with."""
         before = self.provenance()
         if before and before[0]["data_fingerprint"] != self.catalog.fingerprint:
@@ -300,12 +306,12 @@ class Run(RunFolder):
             )
 
     def _origins(self) -> dict[str, str]:
-        """SHA-256 of each file that the run begins with: weights of the backbone, offline teachers."""
+        """SHA-256 of each file that the run begins with: weights of the backbone, teachers."""
         files = {}
         if self.params.weights is not None:
             files[f"weights {self.params.weights!r}"] = weights_file(self.params.weights)
-        if self.params.offline_teachers is not None:
-            files |= {f"offline teacher of '{d}'": run.best for d, run in self._specialists().items()}
+        files |= {f"offline teacher of '{d}'": run.best for d, run in self._specialists().items()}
+        files |= teacher_files(self.params)
         digests = {}
         for name, path in files.items():
             if path.exists():  # else whoever needs it says so
@@ -327,33 +333,8 @@ class Run(RunFolder):
     def _specialists(self) -> dict[str, Run]:
         """The runs whose models teach offline, by domain, trained or not."""
         p = self.params
-        values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs}
-        names = self.catalog.names
-        return {d: Run(load_preset(str(p.offline_teachers), **values, domains=[d])) for d in names}
-
-    def _offline_teachers(self) -> dict[str, EmbeddingModel]:
-        """The finished specialists that teach, by domain.
-
-        Raises:
-            UserError: "no finished specialist of domain 'flags' ..." with the command that trains it.
-        """
-        p = self.params
-        teachers: dict[str, EmbeddingModel] = {}
-        for domain, specialist in self._specialists().items() if p.offline_teachers is not None else ():
-            if specialist.status != "finished":
-                raise UserError(
-                    f"parameter 'offline_teachers': no finished specialist of domain '{domain}' in {specialist.path}; "
-                    f"train it first: papermill train.ipynb out.ipynb -p preset {p.offline_teachers} "
-                    f"-p domains {domain} -p seed {p.seed}"
-                )
-            if specialist.params.image_size != p.image_size:
-                raise UserError(
-                    f"parameter 'offline_teachers': the specialist of domain '{domain}' sees images of "
-                    f"{specialist.params.image_size} pixels, this run has image_size = {p.image_size}"
-                )
-            specialist._check_data()
-            teachers[domain] = specialist.load_model()
-        return teachers
+        named = specialist_params(p, self.catalog.names) if p.offline_teachers is not None else {}
+        return {domain: Run(params) for domain, params in named.items()}
 
     def _pace(self) -> float:
         """Images trained per second: the median over the records, so that pauses do not count."""
@@ -366,7 +347,7 @@ class Run(RunFolder):
         Raises:
             UserError: the data has changed, so that positions would name other images.
         """
-        self._check_data()
+        self.check_data()
         return load_neighbours(self.path / NEIGHBOURS, self.catalog, "test")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from udonlib.models.embedding_model import EmbeddingModel
@@ -67,7 +69,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, params.beta2), fused=True)
 
     def step(
-        self, number: int, images: Tensor, parts: Sequence[tuple[str, Tensor]]
+        self,
+        number: int,
+        images: Tensor,
+        parts: Sequence[tuple[str, Tensor]],
+        slots: Sequence[tuple[str, Int[np.ndarray, "n"]]] = (),
     ) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
         """Train on one batch: images of one or several domains.
 
@@ -78,6 +84,7 @@ class Learner:
             number: of the step, from 0; sets the rates.
             images: this process's part of the batch: values in 0..255, augmented, in the order of `parts`.
             parts: domain and training labels of consecutive images of the whole batch; each domain once.
+            slots: domain and positions in its train split of the images, for objectives that know them by these.
 
         Returns:
             The terms by domain, detached, and the norm of the gradient before clipping: of the whole batch.
@@ -94,7 +101,7 @@ class Learner:
             rates = (p.learning_rate, 0.0 if frozen else p.backbone_learning_rate)
             group["lr"] = factor * rates[place % 2]
 
-        batch = Batch(images, parts, number, self._precision, without_graph, world)
+        batch = Batch(images, parts, slots, number, self._precision, without_graph, world)
         by_domain = self.objective.terms(model, batch)
         loss = images.new_zeros((), dtype=torch.float32)
         for domain, labels in parts:

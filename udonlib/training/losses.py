@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -135,6 +136,7 @@ class Batch:
     Args:
         images: this process's part of the batch, values in 0..255, augmented, in the order of `parts`.
         parts: domain and training labels of consecutive images of the *whole* batch; each domain once.
+        slots: domain and positions in its train split of consecutive images of this process's part.
         number: of the step, from 0.
         precision: of the backbone's forward pass.
         frozen: encode without a graph, since the backbone does not learn in this step.
@@ -143,6 +145,7 @@ class Batch:
 
     images: Tensor
     parts: Sequence[tuple[str, Tensor]]
+    slots: Sequence[tuple[str, Int[np.ndarray, "n"]]] = ()
     number: int = 0
     precision: torch.dtype = torch.float32
     frozen: bool = False
@@ -212,7 +215,13 @@ class UdonObjective(Objective):
         Raises:
             ValueError: "domain 'flags' has no offline teacher" where others have one, or the parameters ask for one.
         """
-        features = batch.world.gather(model.features(batch.images, batch.precision, batch.frozen), batch.n_images)
+        return self.terms_of(model, model.features(batch.images, batch.precision, batch.frozen), batch)
+
+    def terms_of(
+        self, model: EmbeddingModel, features: Float[Tensor, "ours feature_dim"], batch: Batch
+    ) -> dict[str, Terms]:
+        """The same, from the features of this process's images."""
+        features = batch.world.gather(features, batch.n_images)
         by_domain: dict[str, Terms] = {}
         start = 0
         for domain, labels in batch.parts:

@@ -268,7 +268,7 @@ class Trainer:
         sizes = [(name, len(indices)) for name, indices in planned]
         labels = world.gather(torch.cat(ours), len(kinds)).split([n for _, n in sizes])
         parts = [(name, part) for (name, _), part in zip(sizes, labels, strict=True)]
-        terms, grad_norm = self.learner.step(self.step, views, parts)
+        terms, grad_norm = self.learner.step(self.step, views, parts, slots)
         self._pending.append((sizes, terms, grad_norm))
         self.step += 1
         if self.kept is not self.model:

@@ -1,18 +1,18 @@
-"""The mathematics of UNIC: a student that predicts the standardised features of several frozen teachers.
+"""UNIC: a student that predicts the standardised features of several frozen teachers, with labels or without.
 
 | name | what | source |
 |---|---|---|
 | `token_loss` | distance between features and targets of one kind of token | UNIC eq. 1 |
-| `teacher_losses` | of each teacher and image, the mean of the kinds that it counts | UNIC eq. 2 |
+| `teacher_losses` | of each teacher, kind of token and image | UNIC eq. 2 |
 | `kept_teachers` | which teachers teach an image | UNIC sec. 3.4, teacher dropping |
-| `unic_terms` | the total, and what it is made of, by name | UNIC eq. 3 |
-| `Standards` | targets of mean 0 and deviation 1, with the statistics that this takes | UNIC sec. 3.2 |
+| `unic_terms` | the total of each image, and what it is made of, by name | UNIC eq. 3 |
 | `cosine`, `warmed_cosine` | the way of momentum and rate from start to end | UNIC's original |
+| `UnicObjective` | all of it, as what a step minimises | |
 
 Teachers go by the alphabet everywhere, tokens by kind (`class`, `patches`). Pinned by `unic.npz` of the golden numbers.
-Two habits of the original are options here: a batch is standardised by the statistics from before it, so that the first
-one is raw (`update="after"`); images weigh as much as they have teachers left (`image_weights="kept"`). A third is for
-whoever makes the tokens: projectors see those from before the encoder's last norm, which is then used untrained.
+Three habits of the original are options here: a batch is standardised by the statistics from before it, so that the
+first one is raw (`standard_update: after`); images weigh as much as they have teachers left (`image_weights: kept`);
+projectors see the last block before the encoder's last norm, which is then used untrained (`projected_end: block`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
-from udonlib.models.heads import ByDomain
-from udonlib.models.ladder import Kind, Tokens, Widths
+from udonlib.models.embedding_model import EmbeddingModel
+from udonlib.models.ladder import PROJECTORS, Kind, Tokens, resample
+from udonlib.models.standards import Standards
+from udonlib.models.teachers import Teacher
+from udonlib.params import TrainParams
+from udonlib.training.distributed import ONE, World
+from udonlib.training.losses import Batch, Objective, Terms, UdonObjective
 
-EPS = 1e-6  # added to deviations when they are measured, and again when they divide
-
-# --- losses ----------------------------------------------------------------------------------------------------------
+Losses = Mapping[str, Mapping[Kind, Float[Tensor, "batch"]]]  # of each image, by teacher and kind of token
 
 
 def token_loss(
@@ -94,44 +97,37 @@ def kept_teachers(
 
 
 def unic_terms(
-    student: Mapping[str, Tokens],
-    targets: Mapping[str, Tokens],
+    by_kind: Losses,
     draws: Float64[Tensor, "batch others"] | None = None,
     *,
     drop_probability: float = 0.5,
     weights: Mapping[str, float] | None = None,
     image_weights: Literal["kept", "equal"] = "equal",
-    w_cosine: float = 0.5,
-    w_smooth_l1: float = 0.5,
-) -> dict[str, Float[Tensor, ""]]:
-    """The named terms of a batch: `total`, and of each teacher `NAME/class`, `NAME/patches` and `NAME/kept`.
+) -> dict[str, Float[Tensor, "batch"]]:
+    """The named terms of each image: `total`, and of each teacher `NAME/class`, `NAME/patches` and `NAME/kept`.
 
         L_t = mean of the teacher's kinds       m = `kept_teachers`       w = `weights`
-        equal  total = mean_i (sum_t w_t m_ti L_ti / sum_t w_t m_ti)
-        kept   total = sum_it w_t m_ti L_ti / sum_it w_t m_ti         the original's: more teachers left, more weight
+        equal  total_i = sum_t w_t m_ti L_ti / sum_t w_t m_ti
+        kept   total_i = sum_t w_t m_ti L_ti / mean_j sum_t w_t m_tj      the original's: weight by teachers left
 
-    The terms of kinds are means over all images, kept or not, and `kept` is the share of images that the teacher
-    taught: neither has a gradient.
+    A batch's loss is the mean of the totals. Those of kinds are of all images, kept or not, and `kept` is 1 where the
+    teacher taught the image: neither has a gradient.
 
     Args:
-        student, targets: as for `teacher_losses`.
+        by_kind: as `teacher_losses` gives them.
         draws: as for `kept_teachers`; None: no teacher is dropped, as in validation.
         weights: of teachers, 1 where none is given; positive.
     """
-    by_kind = teacher_losses(student, targets, w_cosine, w_smooth_l1)
     losses = torch.stack([torch.stack(list(kinds.values())).mean(0) for kinds in by_kind.values()])
     kept = torch.ones_like(losses, dtype=torch.bool)
     if draws is not None:
         kept = kept_teachers(losses.detach(), drop_probability, draws)
     w = losses.new_tensor([(weights or {}).get(teacher, 1.0) for teacher in by_kind])[:, None] * kept
-    if image_weights == "kept":
-        total = (w * losses).sum() / w.sum()
-    else:
-        total = ((w * losses).sum(0) / w.sum(0)).mean()
-    terms = {"total": total}
+    left = w.sum(0)
+    terms = {"total": (w * losses).sum(0) / (left.mean() if image_weights == "kept" else left)}
     for (teacher, kinds), taught in zip(by_kind.items(), kept, strict=True):
-        terms |= {f"{teacher}/{kind}": loss.detach().mean() for kind, loss in kinds.items()}
-        terms[f"{teacher}/kept"] = taught.to(losses.dtype).mean()
+        terms |= {f"{teacher}/{kind}": loss.detach() for kind, loss in kinds.items()}
+        terms[f"{teacher}/kept"] = taught.to(losses.dtype)
     return terms
 
 
@@ -147,226 +143,105 @@ def warmed_cosine(peak: float, end: float, step: int, steps: int, warmup_steps: 
     return cosine(peak, end, step - warmup_steps, steps - warmup_steps)
 
 
-# --- standardising ---------------------------------------------------------------------------------------------------
+class UnicObjective(Objective):
+    """Teach a student what frozen teachers see: projectors, standards, and the loss of each step.
 
-Sums = Callable[[Tensor], Tensor]  # of the same tensor of all processes; what it is given, for one process
+        tokens of the student's blocks -> projectors -> compared with standardised features of each teacher
 
-
-def _alone(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _moments(rows: Float[Tensor, "n dim"], sums: Sums) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and sum of squared deviations of the rows of all processes, in two passes, which lose no digits."""
-    first = sums(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
-    n, mean = first[-1], first[:-1] / first[-1]
-    return n, mean, sums((rows - mean).square().sum(0))
-
-
-class RunningStandard(nn.Module):
-    """Standardise by running statistics of each dimension.
-
-        out = (x - mean) / (deviation + eps)
-        statistics <- (1 - momentum) statistics + momentum (mean, deviation + eps of the batch and its positions)
-
-    They begin at mean 0 and deviation 1; deviations are unbiased. `after`: a batch is standardised by the statistics
-    from before it, as in the original; `before`: by those that it has changed. Source: UNIC sec. 3.2; golden/unic.npz.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, dim: int, *, update: Literal["after", "before"] = "before", sums: Sums = _alone) -> None:
-        super().__init__()
-        self.update, self.sums = update, sums
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("deviation", torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, "batch *position dim"], momentum: float) -> Float[Tensor, "batch *position dim"]:
-        """Standardised features. momentum: in [0, 1]; 0 leaves the statistics alone, as in validation."""
-        mean, deviation = self.mean, self.deviation
-        if momentum > 0:
-            n, batch_mean, squares = _moments(x.flatten(0, -2), self.sums)
-            batch_deviation = (squares / (n - 1).clamp(min=1)).sqrt() + EPS
-            self.mean = (1 - momentum) * mean + momentum * batch_mean
-            self.deviation = (1 - momentum) * deviation + momentum * batch_deviation
-            if self.update == "before":
-                mean, deviation = self.mean, self.deviation
-        return (x - mean) / (deviation + EPS)
-
-
-class BatchStandard(nn.Module):
-    """Standardise by the batch's own mean and deviation of each dimension; there is nothing to keep."""
-
-    def __init__(self, dim: int, *, sums: Sums = _alone) -> None:
-        super().__init__()
-        self.sums = sums
-
-    def forward(self, x: Float[Tensor, "batch *position dim"], momentum: float) -> Float[Tensor, "batch *position dim"]:
-        """Standardised features, in validation too; `momentum` is without effect."""
-        n, mean, squares = _moments(x.flatten(0, -2), self.sums)
-        return (x - mean) / ((squares / (n - 1).clamp(min=1)).sqrt() + EPS)
-
-
-class FixedStandard(nn.Module):
-    """Standardise by the mean and deviation of each dimension over the first batches, which then stay.
-
-    Until then by those of the batches so far, the batch itself included.
+    Terms are those of `unic_terms`, as means over a domain's images. With labels too (a recipe of UDON's with frozen
+    teachers) they stand beside UDON's, from the same pass of the backbone:  total = total_UDON + w_unic `unic`.
 
     Args:
-        n_batches: that are measured, at least 1.
+        params: of the run.
+        model: the student, on its device; its sizes count.
+        teachers: frozen, by name.
+        features: what the teachers say of this process's images of a batch, where that is known already; None: they are
+            asked in each step, about the images that the student sees.
+        labelled: UDON's objective, beside this one; None: the images need no labels.
+        world: the processes that share each batch.
     """
 
-    n: Tensor
-    mean: Tensor
-    squares: Tensor
-    n_seen: Tensor
-
-    def __init__(self, dim: int, *, n_batches: int = 100, sums: Sums = _alone) -> None:
+    def __init__(
+        self,
+        params: TrainParams,
+        model: EmbeddingModel,
+        teachers: Mapping[str, Teacher],
+        features: Callable[[Batch], Mapping[str, Tokens]] | None = None,
+        labelled: UdonObjective | None = None,
+        world: World = ONE,
+    ) -> None:
         super().__init__()
-        self.n_batches, self.sums = n_batches, sums
-        self.register_buffer("n_seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("n", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("squares", torch.zeros(dim))
+        p = self.params = params
+        self._teachers = dict(sorted(teachers.items()))  # no part of what is kept
+        self._features = features
+        self.labelled = labelled
+        self.allocates_by = "total" if labelled is None else labelled.allocates_by
+        self.weights = {name: p.teachers[name].weight for name in self._teachers}
+        self.drop_probability = p.drop_probability
+        dims = model.backbone.block_dims
+        beneath = range(len(dims) - 1) if p.projected_blocks is None else p.projected_blocks
+        self._blocks = [*beneath] if p.projector == "ladder" else []
+        self._reads_end = p.projected_end == "end"
+        if not self._reads_end:
+            self._blocks.append(len(dims) - 1)
+        widths = {name: teacher.widths for name, teacher in self._teachers.items()}
+        read = [dims[block] for block in self._blocks] + [model.backbone.feature_dim] * self._reads_end
+        options = {"hidden_dim": p.projector_hidden_dim} if p.projector == "ladder" else {}
+        if p.projector != "transformer":
+            options["last_hidden_dim"] = p.projector_last_hidden_dim
+        generator = torch.Generator().manual_seed(p.seed)
+        self.projectors = PROJECTORS[p.projector](read, widths, generator=generator, **options)
+        how = {"update": p.standard_update} if p.standard == "running" else {}
+        self.standards = Standards(widths, p.standard, sums=world.sum, **how)
 
-    def forward(self, x: Float[Tensor, "batch *position dim"], momentum: float) -> Float[Tensor, "batch *position dim"]:
-        """Standardised features. momentum: 0 measures nothing, as in validation; else without effect."""
-        if momentum > 0 and self.n_seen < self.n_batches:
-            n, mean, squares = _moments(x.flatten(0, -2), self.sums)
-            both, apart = self.n + n, mean - self.mean  # two samples' moments as one's
-            self.mean = self.mean + apart * n / both
-            self.squares = self.squares + squares + apart.square() * self.n * n / both
-            self.n, self.n_seen = both, self.n_seen + 1
-        if self.n_seen == 0:
-            return x
-        return (x - self.mean) / ((self.squares / (self.n - 1).clamp(min=1)).sqrt() + EPS)
+    def decays(self, parameter: nn.Parameter) -> bool:
+        """Matrices and kernels decay; biases, norms and scales do not."""
+        return parameter.ndim > 1
 
-
-class IsotropicStandard(nn.Module):
-    """Standardise by one scale for all dimensions, after a rotation that gives each of them the same variance.
-
-        out = R (x - mean) / (scale + eps)      scale^2 = mean_c variance_c      (R C R')_ii = scale^2 for all i
-
-    C is the covariance over the first batches. Unlike dimensions that are scaled one by one, features keep their shape:
-    distances among them change by one factor only. Until C is known, which is when the last of those batches has been
-    seen, R is the identity. R is a chain of rotations in planes, each of which brings one dimension to the mean
-    variance; the paper's, Hadamard's matrix after the principal axes, has the same property, in those sizes in which
-    there is one. Source: PHI-S (ICLR 2025) sec. 3.4.
-
-    Args:
-        n_batches: that are measured, at least 1.
-    """
-
-    n: Tensor
-    mean: Tensor
-    products: Tensor
-    rotation: Tensor
-    n_seen: Tensor
-
-    def __init__(self, dim: int, *, n_batches: int = 100, sums: Sums = _alone) -> None:
-        super().__init__()
-        self.n_batches, self.sums = n_batches, sums
-        self.register_buffer("n_seen", torch.zeros((), dtype=torch.long))
-        self.register_buffer("n", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("products", torch.zeros(dim, dim))
-        self.register_buffer("rotation", torch.eye(dim))
-
-    def forward(self, x: Float[Tensor, "batch *position dim"], momentum: float) -> Float[Tensor, "batch *position dim"]:
-        """Standardised features. momentum: 0 measures nothing, as in validation; else without effect."""
-        if momentum > 0 and self.n_seen < self.n_batches:
-            rows = x.flatten(0, -2)
-            n, mean, _ = _moments(rows, self.sums)
-            centred = rows - mean
-            both, apart = self.n + n, mean - self.mean
-            self.mean = self.mean + apart * n / both
-            self.products = self.products + self.sums(centred.mT @ centred) + apart.outer(apart) * self.n * n / both
-            self.n, self.n_seen = both, self.n_seen + 1
-            if self.n_seen == self.n_batches:
-                self.rotation = equalising_rotation(self.products / (self.n - 1).clamp(min=1)).to(x)
-        if self.n_seen == 0:
-            return x
-        scale = (self.products.diagonal().mean() / (self.n - 1).clamp(min=1)).sqrt()
-        return (x - self.mean) @ self.rotation.mT / (scale + EPS)
-
-
-def equalising_rotation(covariance: Float[Tensor, "dim dim"]) -> Float64[Tensor, "dim dim"]:
-    """A rotation R for which all variances, the diagonal of R C R', are the same: their mean.
-
-    There is one for every symmetric C (Schur and Horn): as long as a variance lies above the mean and another below it,
-    turning in the plane of the two brings the first to it. dim - 1 turns of a row and a column each.
-    """
-    c = covariance.double().cpu().clone()
-    rotation = torch.eye(len(c), dtype=torch.float64)
-    target = c.diagonal().mean()
-    for _ in range(len(c) - 1):
-        above, below = int(c.diagonal().argmax()), int(c.diagonal().argmin())
-        a, b, between = c[above, above] - target, c[below, below] - target, c[above, below]
-        if not a > 0 > b:
-            break
-        # a cos^2 + 2 between cos sin + b sin^2 = 0, solved for the tangent; a b < 0, so that there is a solution
-        tangent = (-between - (between.square() - a * b).sqrt()) / b
-        cos = 1 / (1 + tangent.square()).sqrt()
-        turn = torch.stack([torch.stack([cos, cos * tangent]), torch.stack([-cos * tangent, cos])])
-        pair = [above, below]
-        c[pair] = turn @ c[pair]
-        c[:, pair] = c[:, pair] @ turn.mT
-        c[above, above] = target  # exactly, so that it is not chosen again
-        rotation[pair] = turn @ rotation[pair]
-    return rotation
-
-
-class RawStandard(nn.Module):
-    """Features as they are."""
-
-    def __init__(self, dim: int, *, sums: Sums = _alone) -> None:
-        super().__init__()
-
-    def forward(self, x: Float[Tensor, "batch *position dim"], momentum: float) -> Float[Tensor, "batch *position dim"]:
-        """The features. `momentum` is without effect."""
-        return x
-
-
-# All are called with (dim, sums=...), and the options that they have.
-STANDARDS: Mapping[str, Callable[..., nn.Module]] = {
-    "running": RunningStandard,
-    "batch": BatchStandard,
-    "fixed": FixedStandard,
-    "isotropic": IsotropicStandard,
-    "none": RawStandard,
-}
-
-
-class Standards(nn.Module):
-    """The standard of each teacher and kind. `state_dict()` is what a checkpoint keeps of it.
-
-    Args:
-        widths: of the features that each teacher counts, by kind.
-        how: a name of `STANDARDS`.
-        sums: adds up a tensor of all processes.
-        options: of that standard.
-    """
-
-    def __init__(self, widths: Widths, how: str = "running", *, sums: Sums = _alone, **options: object) -> None:
-        super().__init__()
-        self.of = ByDomain(
-            {
-                teacher: nn.ModuleDict(
-                    {kind: STANDARDS[how](width, sums=sums, **options) for kind, width in kinds.items()}
-                )
-                for teacher, kinds in sorted(widths.items())
-            }
+    def terms(self, model: EmbeddingModel, batch: Batch) -> dict[str, Terms]:
+        """See `Objective`: means of `unic_terms` over a domain's images, and UDON's where there are labels."""
+        p, world, n = self.params, batch.world, batch.n_images
+        needs_end = self._reads_end or self.labelled is not None
+        tokens = model.tokens(batch.images, self._blocks, needs_end, batch.precision, batch.frozen)
+        read = tokens if self._reads_end or not needs_end else tokens[:-1]
+        said = self.projectors(read)
+        momentum = cosine(p.standard_momentum, p.standard_momentum_end, batch.number, p.steps) if self.training else 0.0
+        targets = self.standards(self._ask(batch, read[-1]["patches"].shape[1]), momentum)
+        ours = teacher_losses(said, targets, p.w_cosine, p.w_smooth_l1)
+        names = [(teacher, kind) for teacher, kinds in ours.items() for kind in kinds]
+        losses = world.gather(torch.stack([ours[teacher][kind] for teacher, kind in names], dim=1), n)
+        by_kind: dict[str, dict[Kind, Tensor]] = {}
+        for column, (teacher, kind) in enumerate(names):
+            by_kind.setdefault(teacher, {})[kind] = losses[:, column]
+        terms = unic_terms(
+            by_kind,
+            self._draws(batch) if self.training else None,
+            drop_probability=self.drop_probability,
+            weights=self.weights,
+            image_weights=p.image_weights,
         )
+        sizes = [len(labels) for _, labels in batch.parts]
+        means = {name: [part.mean() for part in values.split(sizes)] for name, values in terms.items()}
+        found = {d: {name: values[i] for name, values in means.items()} for i, (d, _) in enumerate(batch.parts)}
+        if self.labelled is None:
+            return found
+        udon = self.labelled.terms_of(model, model.scaled(tokens[-1]["class"]), batch)
+        for domain, unic in found.items():
+            unic["unic"] = unic.pop("total")
+            total = udon[domain]["total"] + p.w_unic * unic["unic"]
+            found[domain] = udon[domain] | unic | {"total": total}
+        return found
 
-    @torch.no_grad()
-    def forward(self, features: Mapping[str, Tokens], momentum: float) -> dict[str, dict[Kind, Tensor]]:
-        """Targets from the teachers' features: those that count, standardised, in float32.
-
-        Args:
-            momentum: of this step, see `cosine`; 0 leaves all statistics alone.
-        """
+    def _ask(self, batch: Batch, n_positions: int) -> dict[str, dict[Kind, Tensor]]:
+        """What the teachers say of our images, patches on the student's grid."""
+        if self._features is None:
+            return {name: t(batch.images, n_positions, batch.precision) for name, t in self._teachers.items()}
         return {
-            teacher: {kind: standard(features[teacher][kind].float(), momentum) for kind, standard in kinds.items()}
-            for teacher, kinds in self.of.items()
+            name: {kind: resample(value, n_positions) if kind == "patches" else value for kind, value in tokens.items()}
+            for name, tokens in self._features(batch).items()
         }
+
+    def _draws(self, batch: Batch) -> Float64[Tensor, "batch others"]:
+        """The step's own draws, the same in every process and after every resume."""
+        generator = torch.Generator().manual_seed((self.params.seed + 1) * 2**31 + batch.number)
+        return torch.rand(batch.n_images, len(self._teachers) - 1, generator=generator, dtype=torch.float64)

@@ -30,9 +30,9 @@ from udonlib.lab.explore.projections import fingerprint, kept
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
 from udonlib.presets import EmbeddingsParams
+from udonlib.runs.evaluations import Source
 from udonlib.runs.find import find_run, that_tested
 from udonlib.runs.run import Run, load_run
-from udonlib.runs.sources import Source
 from udonlib.training.threads import use_threads
 
 NO_QUERY = "not a query"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from udonlib.models.files.weight_files import Arrays, reading
 
 # Numbers of the fields that are read. Source: onnx.proto of ONNX, IR version 3 on.
 GRAPH = 7
-NODE, INITIALIZER = 1, 5
+NODE, INITIALIZER, GRAPH_OUTPUT = 1, 5, 12
 INPUT, OUTPUT, NODE_NAME, OPERATION = 1, 2, 3, 4
 DIMS, TYPE, FLOATS, TENSOR_NAME, RAW, PLACE = 1, 2, 4, 8, 9, 14
 TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
@@ -85,6 +85,25 @@ def read_onnx_weights(path: Path) -> dict[str, Tensor]:
                 weights.pop(factors[0], None)
     weights |= _positions(arrays, nodes)
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in weights.items()}
+
+
+def with_outputs(content: bytes, names: Sequence[str]) -> bytes:
+    """A graph that gives further values of its inside, after its own outputs.
+
+    Pieces of one field that stand apart are parts of the same value, so that what is added goes to the end of the file.
+    """
+    return content + _piece(GRAPH, b"".join(_piece(GRAPH_OUTPUT, _piece(INPUT, name.encode())) for name in names))
+
+
+def _piece(number: int, content: bytes) -> bytes:
+    return _as_varint(number << 3 | 2) + _as_varint(len(content)) + content
+
+
+def _as_varint(value: int) -> bytes:
+    head = b""
+    while value > 127:
+        head, value = head + bytes([value & 127 | 128]), value >> 7
+    return head + bytes([value])
 
 
 def _positions(arrays: Arrays, nodes: list[Node]) -> Arrays:

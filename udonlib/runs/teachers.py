@@ -1,0 +1,201 @@
+"""Those who teach a run's student: frozen teachers, asked in each step or once for all; and finished specialists.
+
+Features that are asked for once are kept under outputs/features/, whichever run asked: see `models.feature_cache`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from udonlib.data.augmentation import augment
+from udonlib.data.images import ImageReader
+from udonlib.errors import UserError
+from udonlib.files import results_folder
+from udonlib.models.embedding_model import EmbeddingModel, weights_file
+from udonlib.models.feature_cache import FeatureCache, cache_key
+from udonlib.models.ladder import Tokens
+from udonlib.models.teachers import Images, Teacher, check_teachers, create_teacher
+from udonlib.params import TrainParams
+from udonlib.presets import load as load_preset
+from udonlib.runs.checkpoints import load_model
+from udonlib.runs.find import KEPT, find_run
+from udonlib.training.losses import Batch, Objective, UdonObjective
+from udonlib.training.unic import UnicObjective
+
+N_LOOKED_AT = 16  # images by which teachers are checked
+BATCH = 64  # images that a teacher is given at once
+
+
+def open_teachers(params: TrainParams, images: Images) -> dict[str, Teacher]:
+    """The frozen teachers of a run, by name, checked on some of its images; on the CPU.
+
+    Raises:
+        UserError: "teacher '...': ..." for whatever is wrong with one.
+    """
+
+    def open_run(name: str) -> tuple[EmbeddingModel, int]:
+        folder = find_run(name, KEPT, params.outputs)
+        return load_model(folder.best, folder.params), folder.params.image_size
+
+    teachers = {name: create_teacher(name, teacher, open_run) for name, teacher in sorted(params.teachers.items())}
+    check_teachers(teachers, images)
+    return teachers
+
+
+def teacher_files(params: TrainParams) -> dict[str, Path]:
+    """The files that frozen teachers are made of, by what they are to a person."""
+    files: dict[str, Path] = {}
+    for name, teacher in params.teachers.items():
+        if teacher.run is not None:
+            files[f"teacher '{name}'"] = find_run(teacher.run, KEPT, params.outputs).best
+        elif teacher.weights is not None or teacher.onnx is not None:
+            files[f"teacher '{name}'"] = weights_file(str(teacher.weights or teacher.onnx))
+    return files
+
+
+class CachedFeatures:
+    """What each teacher says of every training image, unaugmented: computed once, kept, and looked up in each step.
+
+    A teacher is given the middle of an image, as augmentation 'none' leaves it, in float32; patches are kept on the
+    student's grid.
+
+    Args:
+        params: of the run.
+        reader: of its training images.
+        teachers: on the device where they compute.
+        n_positions: of the student's grid.
+    """
+
+    def __init__(
+        self, params: TrainParams, reader: ImageReader, teachers: Mapping[str, Teacher], n_positions: int
+    ) -> None:
+        self.params, self.reader, self.teachers = params, reader, teachers
+        self.n_positions = n_positions
+        sizes = {domain.name: len(domain.splits["train"]) for domain in reader.catalog.domains}
+        ends = np.cumsum(list(sizes.values()))
+        self._start = dict(zip(sizes, (ends - list(sizes.values())).tolist(), strict=True))
+        self._ends, self.n_images = ends, int(ends[-1])
+        self._caches: dict[str, FeatureCache] = {}
+
+    def fill(self) -> Iterator[dict[str, Any]]:
+        """Compute what is missing; yields records of kind `features`: teacher, images done, images in all.
+
+        Raises:
+            UserError: there is no room, or features do not fit into half precision.
+        """
+        p = self.params
+        looks = f"{self.reader.catalog.fingerprint} {p.resize_size} {p.image_size}"
+        folder = results_folder(p.outputs) / "features"
+        for name, teacher in self.teachers.items():
+            shapes = {k: (w,) if k == "class" else (self.n_positions, w) for k, w in teacher.widths.items()}
+            key = cache_key(teacher.fingerprint(), looks, teacher.image_size, self.n_positions)
+            cache = self._caches[name] = FeatureCache(folder, key, shapes, self.n_images, p.max_cache_gb * 1e9)
+            began, first = time.monotonic(), cache.n_done
+            for done in cache.fill(partial(self._compute, teacher), BATCH):
+                pace = (done - first) / max(1e-6, time.monotonic() - began)
+                record = {"kind": "features", "teacher": name, "n_done": done, "n_images": self.n_images}
+                yield record | {"images_per_s": pace}
+
+    def __call__(self, batch: Batch) -> dict[str, Tokens]:
+        """Of this process's images of a batch, in single precision."""
+        positions = np.concatenate([self._start[domain] + indices for domain, indices in batch.slots])
+        return {
+            name: {kind: value.to(batch.images.device).float() for kind, value in cache[positions].items()}
+            for name, cache in self._caches.items()
+        }
+
+    def _compute(self, teacher: Teacher, positions: Int[np.ndarray, "n"]) -> Tokens:
+        parts = []
+        for number, (domain, start) in enumerate(self._start.items()):
+            inside = positions[(positions >= start) & (positions < self._ends[number])]
+            if len(inside):
+                parts.append(self.reader.read(domain, "train", inside - start))
+        images = plain(torch.cat(parts), self.params.image_size)
+        device = next(iter(teacher.parameters()), images).device
+        return teacher(images.to(device), self.n_positions)
+
+
+def plain(images: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Images as augmentation 'none' leaves them."""
+    return augment(images, ["none"] * len(images), image_size, torch.Generator())
+
+
+def create_objective(
+    params: TrainParams,
+    model: EmbeddingModel,
+    reader: ImageReader,
+    teachers: Mapping[str, Teacher],
+    offline: Mapping[str, EmbeddingModel],
+) -> tuple[Objective, CachedFeatures | None]:
+    """What a run's steps minimise, and the features that are to be filled before, if they are cached.
+
+    Args:
+        model: on its device.
+        teachers: frozen ones.
+        offline: finished specialists, by domain.
+    """
+    udon = None if params.recipe == "unic" else UdonObjective(params, offline)
+    if not teachers:
+        return udon or UdonObjective(params), None
+    cached = None
+    if params.teacher_features == "cached":
+        device = next(model.parameters()).device
+        side = params.image_size
+        with torch.no_grad():
+            [end] = model.eval().tokens(torch.zeros(1, 3, side, side, device=device), end=True)
+        cached = CachedFeatures(params, reader, teachers, end["patches"].shape[1])
+    return UnicObjective(params, model, teachers, cached, udon), cached
+
+
+def some_images(reader: ImageReader, image_size: int) -> Images:
+    """A few training images of all domains, unaugmented."""
+    domains = reader.catalog.domains
+    n = max(1, N_LOOKED_AT // len(domains))
+    parts = []
+    for domain in domains[:N_LOOKED_AT]:
+        n_images = len(domain.splits["train"])
+        parts.append(reader.read(domain.name, "train", np.unique(np.linspace(0, n_images - 1, n).astype(int))))
+    return plain(torch.cat(parts), image_size)
+
+
+def specialist_params(params: TrainParams, names: Sequence[str]) -> dict[str, TrainParams]:
+    """Parameters of the runs whose models teach offline, by domain."""
+    p = params
+    values = {"data": p.data, "images": p.images, "seed": p.seed, "outputs": p.outputs}
+    return {d: load_preset(str(p.offline_teachers), **values, domains=[d]) for d in names}
+
+
+def load_specialists(params: TrainParams, specialists: Mapping[str, Any]) -> dict[str, EmbeddingModel]:
+    """The finished specialists that teach, by domain.
+
+    Args:
+        specialists: their runs.
+
+    Raises:
+        UserError: "no finished specialist of domain 'flags' ..." with the command that trains it.
+    """
+    p = params
+    teachers: dict[str, EmbeddingModel] = {}
+    for domain, specialist in specialists.items():
+        if specialist.status != "finished":
+            raise UserError(
+                f"parameter 'offline_teachers': no finished specialist of domain '{domain}' in {specialist.path}; "
+                f"train it first: papermill train.ipynb out.ipynb -p preset {p.offline_teachers} "
+                f"-p domains {domain} -p seed {p.seed}"
+            )
+        if specialist.params.image_size != p.image_size:
+            raise UserError(
+                f"parameter 'offline_teachers': the specialist of domain '{domain}' sees images of "
+                f"{specialist.params.image_size} pixels, this run has image_size = {p.image_size}"
+            )
+        specialist.check_data()
+        teachers[domain] = specialist.load_model()
+    return teachers
