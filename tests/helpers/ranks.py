@@ -17,11 +17,14 @@ import torch.distributed as dist
 from tests import PROJECT
 from tests.helpers.training import SMALL, make, predicting, weights
 from udonlib.data.catalog import load_catalog
+from udonlib.models.backbones import create_backbone
 from udonlib.models.embedding_model import create_model
+from udonlib.models.teachers import BackboneTokens, Teacher
 from udonlib.params import TrainParams
 from udonlib.training.distributed import ONE, Processes, World
 from udonlib.training.interventions import Intervention
 from udonlib.training.losses import UdonObjective
+from udonlib.training.unic import UnicObjective
 
 # Layer norm, no attention: batch statistics would be of each process's own images; and of a key's bias, whose gradient
 # is 0 but for rounding, Adam would make as much as of any other.
@@ -34,6 +37,10 @@ COMMON = {
     "eval_every": 10,
     "max_grad_norm": 0.5,
 }
+FROZEN = {
+    "first": {"backbone": "test_resnet", "pretrained": True, "image_size": 32},
+    "second": {"backbone": "test_convnext", "pretrained": True, "image_size": 48, "kinds": ["class"]},
+}
 CASES: dict[str, dict[str, Any]] = {
     "udon": {},
     "mixed": {"domains_per_batch": 2, "augmentation_by_domain": {"emoji": "affine_colour"}},
@@ -41,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "offline": {"domains_per_batch": 2, "offline_teachers": "x"},
     "steered": {"sampler_loss": "student", "absent_heads": "decay"},
     "predicting": {"domains_per_batch": 4},
+    "unic": {"domains_per_batch": 2, "recipe": "unic", "sampler": "dataset_size", "teachers": FROZEN},
 }
 
 
@@ -54,6 +62,17 @@ class Person:
         return self.wishes.pop() if step == 6 and self.wishes else None
 
 
+def _teachers() -> dict[str, Teacher]:
+    """The frozen teachers of case `unic`, with weights drawn from a seed."""
+    made = {}
+    for name, values in FROZEN.items():
+        torch.manual_seed(len(name))
+        backbone = create_backbone(values["backbone"], pretrained=False, image_size=values["image_size"])
+        kinds = values.get("kinds", ["class", "patches"])
+        made[name] = Teacher(name, BackboneTokens(backbone), values["image_size"], (0.5,) * 3, (0.5,) * 3, kinds)
+    return made
+
+
 def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
     """Model, records (as far as they do not depend on the clock) and norms of the gradients, of one of the cases."""
     catalog, changes = load_catalog(str(data)), COMMON | CASES[case]
@@ -62,6 +81,9 @@ def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
         values = {**changes, "recipe": "us_rr", "offline_teachers": None, "pretrained": False, "image_size": 32}
         teacher = create_model(TrainParams(**values, seed=3, student_dim=12, resize_size=32), catalog.n_classes)
         objective = UdonObjective(TrainParams(offline_teachers="x"), dict.fromkeys(catalog.names, teacher))
+    if case == "unic":
+        params = TrainParams(**SMALL | changes)
+        objective = UnicObjective(params, create_model(params, catalog.n_classes), _teachers(), world=world)
     if case == "predicting":
         objective = predicting(TrainParams(**SMALL | changes))
     trainer = make(catalog, objective, world, **changes)

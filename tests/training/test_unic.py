@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udonlib.training.unic import cosine, kept_teachers, teacher_losses, token_loss, unic_terms, warmed_cosine
+from tests.helpers.training import SMALL
+from udonlib.models.backbones import create_backbone
+from udonlib.models.embedding_model import create_model
+from udonlib.models.teachers import BackboneTokens, Teacher
+from udonlib.params import TrainParams
+from udonlib.training.learner import Learner
+from udonlib.training.losses import Batch, UdonObjective
+from udonlib.training.unic import (
+    UnicObjective,
+    cosine,
+    kept_teachers,
+    teacher_losses,
+    token_loss,
+    unic_terms,
+    warmed_cosine,
+)
 
 WIDTHS = {"b": {"class": 4, "patches": 3}, "a": {"class": 5}}
 
@@ -160,3 +176,163 @@ def test_a_rate_rises_to_its_peak_and_falls_from_there():
     assert rates[4] == rates[5] == 2.0
     assert rates == [*sorted(rates[:5]), *sorted(rates[5:], reverse=True)]
     assert warmed_cosine(2.0, 0.5, 0, 20, 0) == 2.0
+
+
+# The objective
+
+TEACHERS = {
+    "small": {"backbone": "small_resnet", "pretrained": True, "image_size": 48},
+    "wide": {"backbone": "small_resnet", "pretrained": True, "image_size": 32, "kinds": ["class"], "weight": 3.0},
+}
+
+
+def unic_params(**changes):
+    return TrainParams(**SMALL | {"recipe": "unic", "teachers": TEACHERS, "sampler": "round_robin"} | changes)
+
+
+def frozen_teachers():
+    made = {}
+    for name, (width, side, kinds) in {"wide": (12, 32, ["class"]), "small": (8, 48, ["class", "patches"])}.items():
+        torch.manual_seed(width)
+        encoder = create_backbone("small_resnet", pretrained=False, image_size=side, arguments={"width": width})
+        made[name] = Teacher(name, BackboneTokens(encoder), side, (0.5,) * 3, (0.5,) * 3, kinds)
+    return made
+
+
+def objective(params, model, **options):
+    return UnicObjective(params, model, frozen_teachers(), **options).train()
+
+
+def student(params):
+    return create_model(params, {"a": 3, "b": 4})
+
+
+def a_batch(n=8, number=0, seed=0):
+    images = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 255
+    first = n // 4
+    slots = [("a", np.arange(first)), ("b", np.arange(n - first))]
+    parts = [("a", torch.zeros(first, dtype=torch.long)), ("b", torch.ones(n - first, dtype=torch.long))]
+    return Batch(images, parts, slots, number)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_weights": "kept", "drop_probability": 0.3},
+        {"projector": "last", "standard": "batch"},
+        {"projector": "transformer", "standard": "none"},
+        {"projected_end": "block", "standard_update": "after"},
+        {"projected_blocks": [0, 2]},
+    ],
+)
+def test_a_step_loses_what_its_parts_say(changes):
+    params = unic_params(**changes)
+    model = student(params)
+    ours, batch = objective(params, model), a_batch(number=3)
+    told = {}
+    ours.projectors.register_forward_hook(lambda _, __, out: told.update(said=out))
+    ours.standards.register_forward_hook(lambda _, __, out: told.update(targets=out))
+    found = ours.terms(model, batch)
+    drawn = ours._draws(batch)
+    assert drawn.shape == (8, 1)
+    expected = unic_terms(
+        teacher_losses(told["said"], told["targets"]),
+        drawn,
+        drop_probability=params.drop_probability,
+        weights={"wide": 3.0},
+        image_weights=params.image_weights,
+    )
+    assert set(found["a"]) == {"total", "small/class", "small/patches", "small/kept", "wide/class", "wide/kept"}
+    for name, values in expected.items():
+        assert torch.allclose(found["a"][name], values[:2].mean())
+        assert torch.allclose(found["b"][name], values[2:].mean())
+    found["b"]["total"].backward()
+    assert all(p.grad is not None for p in ours.projectors.parameters())
+
+
+def test_teachers_see_the_batch_and_are_no_part_of_what_is_kept():
+    params = unic_params(standard="none")
+    model = student(params)
+    ours, batch = objective(params, model), a_batch()
+    seen = ours._ask(batch, 1)
+    expected = {name: teacher(batch.images, 1) for name, teacher in frozen_teachers().items()}
+    for name, kinds in expected.items():
+        for kind, value in kinds.items():
+            assert torch.equal(seen[name][kind], value)
+    assert not any("encoder" in name for name in ours.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in ours.projectors.parameters())
+
+
+def test_known_features_stand_for_the_teachers_on_the_students_grid():
+    params = unic_params(standard="none")
+    model = student(params)
+    asked = objective(params, model)
+    known = {name: teacher(a_batch().images) for name, teacher in frozen_teachers().items()}
+    assert known["small"]["patches"].shape[1] == 9
+    told = objective(params, model, features=lambda batch: known)
+    first, second = (some.eval().terms(model.eval(), a_batch()) for some in (asked, told))
+    for domain in "ab":
+        for name in first[domain]:
+            assert torch.allclose(first[domain][name], second[domain][name]), name
+
+
+def test_in_validation_nobody_is_dropped_and_statistics_stay():
+    params = unic_params(drop_probability=1.0)
+    model = student(params)
+    ours = objective(params, model)
+    ours.terms(model, a_batch())
+    before = {name: value.clone() for name, value in ours.standards.state_dict().items()}
+    terms = ours.eval().terms(model, a_batch(seed=1))
+    assert terms["a"]["small/kept"] == terms["a"]["wide/kept"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in ours.standards.state_dict().items())
+    again = ours.train().terms(model, a_batch(seed=1))
+    assert (again["a"]["small/kept"] + again["a"]["wide/kept"]).item() == pytest.approx(1)
+
+
+def test_momentum_falls_from_the_first_step_to_the_last():
+    params = unic_params(steps=10, standard_momentum=0.8, standard_momentum_end=0.2)
+    model = student(params)
+    ours, seen = objective(params, model), []
+    ours.standards.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    for number in (0, 5, 9):
+        ours.terms(model, a_batch(number=number))
+    assert seen == [pytest.approx(x) for x in (0.8, 0.5, cosine(0.8, 0.2, 9, 10))]
+
+
+def test_a_student_learns_what_its_teachers_say():
+    params = unic_params(steps=60, batch_size=16)
+    model = student(params)
+    learner = Learner(model, params, objective(params, model))
+    losses = []
+    for number in range(60):
+        batch = a_batch(16, seed=number % 2)
+        terms, _ = learner.step(number, batch.images, batch.parts, batch.slots)
+        losses.append(terms["b"]["total"].item())
+    assert np.mean(losses[-6:]) < 0.6 * np.mean(losses[2:8])
+
+
+def test_with_labels_it_stands_beside_udons_from_one_pass_of_the_backbone():
+    params = unic_params(recipe="udon", w_unic=2.0, sampler="dynamic")
+    model = student(params)
+    udon = UdonObjective(params)
+    ours, batch = objective(params, model, labelled=udon), a_batch()
+    passes = []
+    model.backbone.encoder.layer1.register_forward_hook(lambda *_: passes.append(1))
+    found = ours.terms(model, batch)
+    assert len(passes) == 1
+    expected = udon.terms(model, batch)
+    assert ours.allocates_by == "ce_teacher"
+    for domain in "ab":
+        for name in ("ce_student", "ce_teacher", "kl", "rel"):
+            assert torch.allclose(found[domain][name], expected[domain][name], atol=1e-5)
+        total = expected[domain]["total"] + 2 * found[domain]["unic"]
+        assert torch.allclose(found[domain]["total"], total, atol=1e-5)
+
+
+def test_matrices_decay_alone():
+    params = unic_params()
+    model = student(params)
+    ours = objective(params, model)
+    decaying = {name for name, p in ours.named_parameters() if ours.decays(p)}
+    assert decaying == {name for name, _ in ours.named_parameters() if name.endswith("weight")}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from udonlib.data.images import Slot
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of
 from udonlib.params import TrainParams
@@ -73,7 +72,7 @@ class Learner:
         number: int,
         images: Tensor,
         parts: Sequence[tuple[str, Tensor]],
-        slots: Sequence[tuple[str, Int[np.ndarray, "n"]]] = (),
+        slots: Sequence[Slot] = (),
     ) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
         """Train on one batch: images of one or several domains.
 

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from udonlib.data.images import Slot
 from udonlib.models.embedding_model import DomainOutputs, EmbeddingModel
 from udonlib.models.heads import cosine_logits, unit
 from udonlib.params import TrainParams
@@ -145,7 +145,7 @@ class Batch:
 
     images: Tensor
     parts: Sequence[tuple[str, Tensor]]
-    slots: Sequence[tuple[str, Int[np.ndarray, "n"]]] = ()
+    slots: Sequence[Slot] = ()
     number: int = 0
     precision: torch.dtype = torch.float32
     frozen: bool = False
