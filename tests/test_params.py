@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from tests import PROJECT
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.fields import DataParams
 from udonlib.params import RECIPES, WITHOUT_EFFECT, TrainParams
+
+TEACHER = {"backbone": "small_resnet", "weights": "w.pth", "image_size": 32}
 
 
 def complaint(**values: object) -> str:
@@ -54,7 +57,7 @@ def test_parameters_cannot_be_changed_once_checked():
         (
             {"recipe": "udom"},
             "parameter 'recipe': found 'udom' (str), expected one of 'udon', 'udon_plus', 'us_rr', 'us_ds', 'uj_rr', "
-            "'uj_ds', 'specialist', 'adapter', 'features'; did you mean 'udon'?",
+            "'uj_ds', 'specialist', 'adapter', 'features', 'unic'; did you mean 'udon'?",
         ),
         ({"device": "gpu"}, "parameter 'device': found 'gpu' (str), expected text (auto, cpu, cuda or cuda:N)"),
         (
@@ -182,7 +185,7 @@ def test_fixed_shares_are_scaled_to_sum_to_one():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_brings_its_values_along(recipe):
-    params = TrainParams(recipe=recipe)
+    params = TrainParams(recipe=recipe, teachers={"a": TEACHER} if recipe == "unic" else {})
     assert {name: getattr(params, name) for name in RECIPES[recipe]} == RECIPES[recipe]
     assert params.has_teachers == recipe.startswith("udon")
 
@@ -256,6 +259,17 @@ def test_what_influences_results_changes_the_run_name(name):
         "weights": "x",
         "start_image_size": 64,
         "growing_steps": 7,
+        "teachers": {"a": TEACHER},
+        "teacher_features": "cached",
+        "drop_probability": 0.2,
+        "image_weights": "kept",
+        "projector": "last",
+        "projected_blocks": [0],
+        "projected_end": "block",
+        "standard": "batch",
+        "standard_update": "after",
+        "standard_momentum": 0.5,
+        "standard_momentum_end": 0.5,
     }
     needs: dict[str, dict] = {"margin": {"classification": "cosface"}, "fixed_shares": {"sampler_init": "fixed"}}
     needs |= {"start_image_size": {"start_image_size": 32, "growing_steps": 5}}
@@ -294,3 +308,31 @@ def test_the_nearest_name_is_found_whatever_its_case():
 def test_parameters_load_without_torch_or_numpy():
     code = "import sys, udonlib.presets; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pandas')))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"recipe": "unic"}, "parameter 'teachers': found none, expected one or more for recipe 'unic'"),
+        ({"teachers": {"a b": TEACHER}}, "'a b' is no name of a teacher: expected letters, digits, _ and -"),
+        ({"teachers": {"a": {"backbone": "x", "image_size": 32}}}, "'a': weights: found neither"),
+        ({"teachers": {"a": TEACHER | {"outputs": ["x"]}}}, "'a': outputs: found x beside no ONNX file"),
+        ({"teachers": {"a": 3}}, "parameter 'teachers': found {'a': 3} (dict), expected a mapping"),
+        ({"teachers": "dino"}, "parameter 'teachers': found 'dino' (str), expected a mapping"),
+        ({"teachers": {"a": TEACHER}, "recipe": "adapter"}, "recipe 'adapter' trains no backbone"),
+        ({"w_cosine": 0, "w_smooth_l1": 0}, "parameter 'w_cosine': found 0 beside w_smooth_l1 = 0"),
+        ({"projected_blocks": [1], "projector": "last"}, "found [1]: 'last' has no such blocks, expected None"),
+        ({"drop_probability": 1.5}, "parameter 'drop_probability': found 1.5"),
+    ],
+)
+def test_what_is_wrong_with_frozen_teachers_is_said(values, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        TrainParams(**values)
+
+
+def test_teachers_come_from_text_and_go_through_a_file_and_back():
+    params = TrainParams(recipe="unic", teachers="{a: {backbone: small_resnet, weights: w.pth, image_size: 32}}")
+    assert params.teachers["a"].image_size == 32
+    assert TrainParams(**params.model_dump(mode="json")) == params
+    assert not params.has_head
+    assert params.run_name.startswith("unic-miniuned-s0-")

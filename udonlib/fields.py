@@ -413,11 +413,9 @@ class DistillParams(ComputeParams):
 
     @model_validator(mode="after")
     def _distil(self) -> "DistillParams":
-        wrong = {}
-        if self.teachers and self.w_cosine + self.w_smooth_l1 == 0:
-            wrong["w_cosine"] = "found 0 beside w_smooth_l1 = 0: expected one of them above 0"
+        if self.w_cosine + self.w_smooth_l1 == 0:
+            raise ParameterError({"w_cosine": "found 0 beside w_smooth_l1 = 0: expected one of them above 0"})
         if self.projected_blocks is not None and self.projector != "ladder":
-            wrong["projected_blocks"] = f"found {list(self.projected_blocks)}: '{self.projector}' has none"
-        if wrong:
-            raise ParameterError(wrong)
+            found = f"found {list(self.projected_blocks)}: '{self.projector}' has no such blocks, expected None"
+            raise ParameterError({"projected_blocks": found})
         return self

@@ -342,7 +342,7 @@ class Session:
     outputs = staticmethod(lambda x: [x.mean((2, 3))])
     inputs = ("images",)
 
-    def __init__(self, file, providers):
+    def __init__(self, file, options, providers):
         assert providers == ["CPUExecutionProvider"]
         if Path(file).read_bytes() == b"bad":
             raise RuntimeError("protobuf parsing\nfailed")
@@ -363,6 +363,7 @@ class Session:
 @pytest.fixture
 def runtime(monkeypatch):
     module = types.ModuleType("onnxruntime")
+    module.SessionOptions = types.SimpleNamespace
     module.InferenceSession = type("InferenceSession", (Session,), {})
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     return module.InferenceSession
@@ -384,8 +385,9 @@ def of_onnx(file, **values):
     [
         ((5,), {"class": (4, 5)}),
         ((10, 5), {"class": (4, 5), "patches": (4, 9, 5)}),
-        ((9, 5), {"patches": (4, 9, 5)}),
-        ((5, 3, 3), {"patches": (4, 9, 5)}),
+        ((9, 5), {"class": (4, 5), "patches": (4, 9, 5)}),
+        ((5, 3, 3), {"class": (4, 5), "patches": (4, 9, 5)}),
+        ((5, 1, 6), {"class": (4, 5)}),
     ],
 )
 def test_outputs_of_an_onnx_file_are_told_by_their_shapes(runtime, file, shape, kinds):

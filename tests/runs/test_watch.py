@@ -324,3 +324,15 @@ def test_a_record_that_cannot_be_read_is_named_and_the_run_is_followed_on(writte
     written.add(train(20), 1.0)
     assert watch.update()
     assert watch.progress.step == 20
+
+
+def test_a_teacher_that_looks_at_all_images_is_named_with_what_is_left(tmp_path):
+    progress = Progress(params(tmp_path, tmp_path), time.monotonic)
+    asked = {"kind": "features", "step": 0, "teacher": "dino", "n_images": 1000, "images_per_s": 10.0}
+    progress.update(asked | {"n_done": 400})
+    assert progress.time_text() == "teacher dino looks at 400 of 1,000 images, 1:00 left for it"
+    progress.update(asked | {"n_done": 1000})
+    assert progress.time_text() == "estimating the time"
+    progress.update(asked | {"n_done": 400})
+    progress.update(train(1))
+    assert "dino" not in progress.time_text()

@@ -174,6 +174,7 @@ class Progress:
     shares: dict[str, float] = field(default_factory=dict)
     interventions: list[Intervention] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)  # what is to be known before hours are spent
+    asking: Record = field(default_factory=dict)  # which teacher looks at all images, and how far it is
     images_seen: dict[str, int] = field(default_factory=dict)
     r_at_1: dict[str, Curve] = field(default_factory=dict)
     best: tuple[int, float] = (0, math.nan)
@@ -201,6 +202,7 @@ class Progress:
             self._first_step = self.step = step  # a resumed run begins late
         if "images_seen" in record:
             self.images_seen = dict(record["images_seen"])
+        self.asking = record if record["kind"] == "features" else {}
         match record["kind"]:
             case "start":
                 self.notices += record.get("notices", [])
@@ -306,6 +308,10 @@ class Progress:
         if self.state == "stopped":
             return f"stopped after {taken}; run the same again{' without overwrite' * self.params.overwrite} to go on"
         left = self.seconds_left()
+        if (asked := self.asking) and asked["n_done"] < asked["n_images"]:
+            seconds = (asked["n_images"] - asked["n_done"]) / asked["images_per_s"]
+            done = f"{asked['n_done']:,} of {asked['n_images']:,} images"
+            return f"teacher {asked['teacher']} looks at {done}, {duration(seconds)} left for it"
         if self.step >= self.params.steps:
             return "testing"
         if left is None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.helpers.onnxfiles import exported_dinov2, graph, integer, node, piece, tensor, varint
 from udonlib.errors import UserError
 from udonlib.models.backbones import create_backbone
+from udonlib.models.files import onnx_files
 from udonlib.models.files.importers import load_backbone_weights
-from udonlib.models.files.onnx_files import read_onnx, read_onnx_weights
+from udonlib.models.files.onnx_files import read_onnx, read_onnx_weights, with_outputs
 
 RANDOM = np.random.default_rng(0)
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 14}
@@ -131,3 +132,13 @@ def test_what_is_wrong_is_said(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
         read_onnx(tmp_path / "none.onnx")
+
+
+def test_further_outputs_are_a_second_part_of_the_same_graph():
+    content = graph({"x.bias": np.ones(3, np.float32)}, [node("Add", ["a", "x.bias"], "inside")])
+    extended = with_outputs(content, ["inside", "n" * 200])
+    assert extended.startswith(content)
+    [(number, added)] = onnx_files._fields(extended[len(content) :])
+    assert number == onnx_files.GRAPH
+    outputs = [dict(onnx_files._fields(value)) for number, value in onnx_files._fields(added) if number == 12]
+    assert [bytes(output[1]) for output in outputs] == [b"inside", b"n" * 200]
