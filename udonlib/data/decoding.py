@@ -59,14 +59,16 @@ def identify(data: bytes, path: str) -> Image.Image:
 def decode_alpha(data: bytes, path: str) -> Image.Image | None:
     """Decode how opaque each pixel of an image file is, 0 to 255 (mode L), as `decode` turns it; None: all are.
 
+    Where the header says so, no pixels are decoded.
+
     Raises: ImageError, as `decode` does.
     """
     with _in_words(path):
+        if not _identified(data, path).has_transparency_data:
+            return None
         image = _loaded(data, path)
         with contextlib.suppress(Exception):  # as in `decode`
             ImageOps.exif_transpose(image, in_place=True)
-        if not image.has_transparency_data:
-            return None
         if image.mode == "I" or image.mode.startswith("I;16"):
             seen = np.asarray(image) != image.info["transparency"]
             alpha = Image.fromarray(np.where(seen, 255, 0).astype(np.uint8))

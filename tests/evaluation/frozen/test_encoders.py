@@ -179,6 +179,13 @@ def test_images_that_cannot_be_read_take_no_part(tree):
     assert scores.outcomes.groupby("metric")["score"].mean().to_dict() == dict.fromkeys(scores.outcomes["metric"], 1)
 
 
+def test_a_domain_of_which_nothing_can_be_read_is_refused(tree):
+    for path in (tree / "images" / "photos").glob("test*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="photos/test: none of 18 images can be read"):
+        run(tree, {"a": knows}, on_bad_image="skip")
+
+
 def test_scores_are_read_as_they_were_written(tree, tmp_path):
     scores = run(tree, {"1": seen, "NA": knows})
     scores.save(tmp_path)

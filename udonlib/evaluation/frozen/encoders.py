@@ -50,6 +50,8 @@ Progress = Callable[[int, int], None]
 def model_encoder(model: EmbeddingModel, precision: torch.dtype = torch.float32, patches: bool = True) -> Encoder:
     """A model of ours as an encoder: its universal embedding as class token, beside the patches of its backbone's end.
 
+    It is left in evaluation mode.
+
     Args:
         patches: False for a backbone that has none in the end.
     """
