@@ -4,12 +4,14 @@
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
+# make release   a finished run's model as a folder for others, in outputs/releases: weights, ONNX file, model card
 # make thumbnails   draw the start page's pictures again, out of the executed notebooks in outputs/
 #
 # Another Python:                            make train PYTHON=python3.12
 # An environment that is active already:     make train VENV= PYTHON=python
 # Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
 # Some tests:                                make test TESTS=tests/training/test_sampler.py
+# Another run, and what its card is to say:  make release RUN=NAME ARGS='--licence CC-BY-4.0'
 # Another grid, two runs at a time:          make ablations ARGS='-p rows no_kl,no_rel -p jobs 2'
 
 ifndef PYTHON
@@ -17,6 +19,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
 VENV ?= .venv
+RUN ?= latest
 ARGS ?= -p domains all
 NOTEBOOKS := $(or $(shell git ls-files 'notebooks/*.ipynb' 2>/dev/null),$(wildcard notebooks/*.ipynb))
 
@@ -34,7 +37,7 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train ablations test test-units test-browser check lab bench thumbnails
+.PHONY: train ablations test test-units test-browser check lab bench release thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -74,6 +77,9 @@ lab: $(READY)
 
 bench: $(READY)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
+
+release: $(READY)
+	$(PY) -m udonlib release "$(RUN)" $(if $(filter file,$(origin ARGS)),,$(ARGS))
 
 thumbnails: $(READY)
 	$(PY) notebooks/images/make.py outputs

@@ -31,7 +31,7 @@ def words(command: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("target", ["train", "ablations", "lab", "thumbnails", "check", "test"])
+@pytest.mark.parametrize("target", ["train", "ablations", "lab", "thumbnails", "check", "test", "release"])
 def test_make_works_in_a_folder_with_a_space(clone, target):
     python = clone / "my python"
     python.symlink_to(sys.executable)
@@ -44,6 +44,16 @@ def test_make_works_in_a_folder_with_a_space(clone, target):
     for line in run:
         line = re.sub(r'^(\w+="[^"]*"\s+)+', "", line)  # what goes into the environment
         assert words(line, clone)[0] == str(python)
+
+
+def test_make_release_hands_on_the_run_and_what_is_stated(clone):
+    for given, told in (
+        ([], ["latest"]),
+        (["RUN=my run", "ARGS=--licence 'CC BY 4.0'"], ["my run", "--licence", "CC BY 4.0"]),
+    ):
+        command = ["make", "-n", "release", "VENV=", f"PYTHON={sys.executable}", *given]
+        line = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=True).stdout
+        assert words(line, clone) == [sys.executable, "-m", "udonlib", "release", *told]
 
 
 def test_jupyterlab_finds_its_settings_in_a_folder_with_a_space(clone):

@@ -248,11 +248,9 @@ def create_backbone(
         near = difflib.get_close_matches(architecture, [*known, *OWN], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists the valid names"
         raise UserError(f"parameter 'backbone': unknown timm model {name!r}; {hint}")
-    defaults: dict[str, Any] = {"img_size": image_size} if _takes_image_size(architecture) else {}
-    if ".augreg_" in name:  # trained with GELU's tanh form, where timm computes the exact one
-        defaults["act_layer"] = "gelu_tanh"
+    given = constructor_arguments(name, image_size, arguments)
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **(defaults | dict(arguments or {})))
+        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
     except (TypeError, AssertionError, ValueError, AttributeError) as error:
         raise UserError(
             f"parameters 'backbone', 'backbone_args', 'image_size': timm cannot build {name!r} with "
@@ -267,6 +265,20 @@ def create_backbone(
     config = encoder.pretrained_cfg
     probe = _probe(name, encoder, image_size)
     return Backbone(name, encoder, probe, tuple(config.get("mean", (0.5,) * 3)), tuple(config.get("std", (0.5,) * 3)))
+
+
+def constructor_arguments(name: str, image_size: int, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `create_backbone` gives to the constructor of this encoder, so that another program can build it as well.
+
+    Args: as for `create_backbone`, which has accepted them.
+    """
+    given = dict(arguments or {})
+    if name in OWN:
+        return given
+    defaults: dict[str, Any] = {"img_size": image_size} if _takes_image_size(name.split(".")[0]) else {}
+    if ".augreg_" in name:  # trained with GELU's tanh form, where timm computes the exact one
+        defaults["act_layer"] = "gelu_tanh"
+    return defaults | given
 
 
 def flops_per_image(backbone: Backbone, image_size: int) -> int:
