@@ -35,12 +35,10 @@ def programs(text):
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"nested_dims": [4]}, {"recipe": "features", "steps": 0}], ids=["student", "features"]
-)
-def test_its_programs_run_as_they_stand_and_agree(finished, released_of, changes, tmp_path):
+@pytest.mark.parametrize("name", ["run", "taught"])
+def test_its_programs_run_as_they_stand_and_agree(name, released_of, request, tmp_path):
     """timm's as well, with the pixels of the same file in place of the random ones."""
-    folder = shutil.copytree(released_of(finished(**changes)).folder, tmp_path / "copy")
+    folder = shutil.copytree(released_of(request.getfixturevalue(name)).folder, tmp_path / "copy")
     (folder / "photo.jpg").write_bytes(picture(3, (32, 32), "JPEG"))
     onnx, ours, timms = programs((folder / "README.md").read_text())
     pixels = "torch.save(model.read('photo.jpg')[None] / 255, 'pixels.pt')"
@@ -95,6 +93,13 @@ def test_what_smaller_vectors_lose_and_what_is_hopeless_is_said(facts):
     assert "None of these is hopeless." in card(replace(facts, vectors=vectors))
     vectors.loc[(vectors["vectors"] == "binary") & (vectors["reranked"] == 0), "verdict"] = "hopeless"
     assert "Hopeless for this model: binary without re-ranking." in card(replace(facts, vectors=vectors))
+
+
+def test_frozen_teachers_are_named_with_their_licences_and_without_folders(taught, released_of):
+    text = (released_of(taught).folder / "README.md").read_text()
+    assert "by their features and not by labels: one (`small_resnet` with the weights of `one.safetensors`)" in text
+    assert licence_rows(text)["the teachers"] == "one: CC-BY-NC-4.0"
+    assert str(taught.params.teachers["one"].weights) not in text
 
 
 def licence_rows(text):

@@ -98,14 +98,14 @@ assert "udonlib" not in sys.modules
     "changes",
     [
         {"nested_dims": [4]},
-        {"recipe": "features", "steps": 0},
+        "taught",
         {"backbone": "test_vit", "steps": 2},
         {"backbone": "test_efficientnet", "steps": 2, "backbone_args": {"drop_rate": 0.1}},
     ],
-    ids=["resnet", "features", "vit", "depthwise"],
+    ids=["resnet", "unic", "vit", "depthwise"],
 )
-def test_timm_alone_loads_the_encoder_to_the_bit(finished, released_of, changes, tmp_path):
-    run = finished(**changes)
+def test_timm_alone_loads_the_encoder_to_the_bit(finished, taught, released_of, changes, tmp_path):
+    run = taught if changes == "taught" else finished(**changes)
     folder = shutil.copytree(released_of(run).folder, tmp_path / "copy")
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(images, folder / "images.pt")
@@ -118,9 +118,9 @@ def test_timm_alone_loads_the_encoder_to_the_bit(finished, released_of, changes,
         assert torch.equal(loaded.embed(pixels), run.load_model().embed(pixels))
 
 
-def test_a_model_without_a_head_is_released_as_its_encoder_alone(finished, released_of):
-    """As a student of frozen teachers is: its unit feature is the embedding."""
-    released = released_of(finished(recipe="features", steps=0))
+def test_a_model_without_a_head_is_released_as_its_encoder_alone(taught, released_of):
+    """Taught by frozen encoders: the unit feature is the embedding, and no projector is left."""
+    released = released_of(taught)
     assert not (released.folder / HEAD).exists()
     assert released.config.udonlib.head == "feature"
     assert released.config.udonlib.embedding_dim == released.config.num_features

@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 
 from udonlib.data.catalog import Catalog
+from udonlib.fields import TeacherParams
 from udonlib.models.backbones import OWN
 from udonlib.params import TrainParams
 from udonlib.release.folder import HEAD, ReleaseConfig
 
+# Parameters that say where somebody keeps things, and those that are told in words.
+NOT_SHOWN = {"data", "images", "outputs", "run", "weights", "teachers", "replay"}
 NOT_STATED = "**not stated**: whoever passes this model on has to know it"
 MINIUNED = (
     "MiniUnED's images are under open licences, each named with its source in `ATTRIBUTION.md` of "
@@ -187,23 +190,39 @@ def _made_of(facts: Facts) -> str:
         f"{facts.provenance.get('version', '?')}, commit {str(facts.provenance.get('commit') or 'unknown')[:12]}, on "
         f"{facts.provenance.get('device', 'an unknown device')}.",
     ]
-    values = p.model_dump(mode="json", exclude_defaults=True, exclude={"data", "images", "outputs", "run", "weights"})
+    values = p.model_dump(mode="json", exclude_defaults=True, exclude=NOT_SHOWN)
     changed = ", ".join(f"`{name}: {value}`" for name, value in values.items() if name not in ("recipe", "seed"))
     return "\n".join([*lines, f"- **Parameters** that differ from the paper's: {changed or 'none'}."])
 
 
 def _begun_with(p: TrainParams) -> str:
     if p.weights is not None:
-        return f"`{p.backbone}` with the weights of `{p.weights.replace(chr(92), '/').rpartition('/')[2]}`"
+        return f"`{p.backbone}` with the weights of `{_file_of(p.weights)}`"
     return f"timm's weights of `{p.backbone}`" if p.pretrained else f"`{p.backbone}` from scratch"
 
 
 def _teachers(p: TrainParams) -> str:
     if p.offline_teachers is not None:
         return f"specialists, one for each domain, trained before on the same data (`{p.offline_teachers}`)"
-    if frozen := getattr(p, "teachers", None):
-        return f"frozen encoders: {frozen}"
+    if p.teachers:
+        frozen = ", ".join(f"{name} ({_teacher(each)})" for name, each in p.teachers.items())
+        how = "by their features and not by labels" if p.recipe == "unic" else "beside the labels"
+        return f"frozen encoders, {how}: {frozen}"
     return "a head for each domain, trained together with the student" if p.has_teachers else "none"
+
+
+def _teacher(teacher: TeacherParams) -> str:
+    """What a frozen teacher is, without anybody's folders."""
+    if teacher.run is not None:
+        return f"run `{_file_of(teacher.run)}`"
+    if teacher.onnx is not None:
+        return f"`{_file_of(teacher.onnx)}`"
+    return f"`{teacher.backbone}`" + (f" with the weights of `{_file_of(teacher.weights)}`" if teacher.weights else "")
+
+
+def _file_of(path: str) -> str:
+    """The last part of a path of either system."""
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _vectors(table: pd.DataFrame) -> str:
@@ -242,12 +261,12 @@ def _onnx(onnx: Mapping[str, Any]) -> str:
 
 
 def _licences(p: TrainParams, stated: Licences, of_encoder: str | None) -> str:
-    frozen = getattr(p, "teachers", None)
+    frozen = "; ".join(f"{name}: {teacher.licence or NOT_STATED}" for name, teacher in p.teachers.items())
     rows = [
         ("this model", stated.model or NOT_STATED),
         ("the data", stated.data or (MINIUNED if p.data == "miniuned" else NOT_STATED)),
         ("the weights that it began with", stated.weights or _of_weights(p, of_encoder)),
-        ("the teachers", stated.teachers or (NOT_STATED if frozen else "none besides: they learned with it")),
+        ("the teachers", stated.teachers or frozen or "none besides: they learned with it"),
         ("udonlib", "MIT"),
     ]
     return "\n".join(["| of | licence |", "|---|---|", *(f"| {of} | {text} |" for of, text in rows)])
