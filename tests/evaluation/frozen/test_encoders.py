@@ -169,6 +169,14 @@ def test_an_encoder_without_patches_has_no_dense_task_and_none_is_drawn_of_no_im
     assert "dense" not in set(run(tree, {"a": seen}, n_dense=0).outcomes["group"])
 
 
+def test_the_class_token_of_an_encoder_that_has_none_is_the_mean_over_its_patches(tree):
+    patches_alone = lambda images: {"patches": seen(images)["patches"]}  # noqa: E731
+    pooled = lambda images: {"class": seen(images)["patches"].mean(1), "patches": seen(images)["patches"]}  # noqa: E731
+    outcomes = run(tree, {"a": patches_alone, "b": pooled}).outcomes
+    a, b = (outcomes.loc[outcomes["encoder"] == name, "score"].tolist() for name in "ab")
+    assert a == b
+
+
 def test_images_that_cannot_be_read_take_no_part(tree):
     bad = ["emoji/test4_0.png", "flags/index5_1.png", "emoji/train0_2.png"]
     write_tree(tree, {f"images/{path}": b"no image" for path in bad})

@@ -125,7 +125,7 @@ def evaluate_encoders(
 
     Every encoder sees every image once: the test queries and their index, and up to n_dense training images of each
     domain that has masks. `together` says what all teachers together are; their patches meet on the finest grid among
-    them. An encoder without patches has no dense task.
+    them. An encoder without patches has no dense task; of one without a class token the mean over its patches is taken.
 
     Memory: test images x (sum of the widths of class tokens) floats, and patch tokens of one domain at a time, for
     every encoder 2 n_dense x positions x width floats.
@@ -204,7 +204,8 @@ class _Pass:
             chosen = torch.tensor([i for i, position in enumerate(read) if position in wanted], dtype=torch.int64)
             for name, encoder in self.encoders.items() if len(read) else ():
                 said = encoder(images)
-                of_class[name].append(self._checked(name, said["class"]))
+                of_image = said["class"] if "class" in said else said["patches"].mean(dim=1)
+                of_class[name].append(self._checked(name, of_image))
                 if len(chosen) and "patches" in said:
                     of_patches[name].append(self._checked(name, said["patches"][chosen.to(said["patches"].device)]))
             kept += read
