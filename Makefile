@@ -4,6 +4,7 @@
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
+# make embed FOLDER=my/photos MODEL=latest   vectors of a folder's images by a run, in outputs/embeddings
 # make release   a finished run's model as a folder for others, in outputs/releases: weights, ONNX file, model card
 # make thumbnails   draw the start page's pictures again, out of the executed notebooks in outputs/
 #
@@ -37,7 +38,7 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train ablations test test-units test-browser check lab bench release thumbnails
+.PHONY: train ablations embed test test-units test-browser check lab bench release thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -48,6 +49,9 @@ ablations: $(READY)
 	@mkdir -p outputs
 	$(PY) -m papermill notebooks/ablations.ipynb outputs/ablations.ipynb $(ARGS) $(QUIETLY)
 	@echo "The executed notebook is outputs/ablations.ipynb; tables and logs are in outputs/ablations/."
+
+embed: $(READY)
+	$(PY) -m udonlib embed "$(or $(FOLDER),miniuned)" --model "$(or $(MODEL),latest)"
 
 test: $(READY)
 ifdef TESTS

@@ -88,7 +88,7 @@ def names(requirements: list[str]) -> set[str]:
 
 EXTRAS = BUILD["project"]["optional-dependencies"]
 DECLARED = {"thin": names(BUILD["project"]["dependencies"]), "lab": names(EXTRAS["lab"])}
-DECLARED["release"] = names(EXTRAS["release"])
+DECLARED |= {name: names(EXTRAS[name]) for name in ("release", "search")}
 
 
 def test_every_version_is_exact_and_every_dependency_has_one():
@@ -107,7 +107,6 @@ WITHOUT_IMPORT = {
         "torchvision": "timm imports it",
     },
     "lab": {
-        "faiss-cpu": "the search of own images will use it",
         "jupyterlab": "opens the notebooks",
     },
 }
@@ -134,7 +133,7 @@ def imported_packages(source: str) -> set[str]:
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             modules.append(node.module or "")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "needed")):
             modules += [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
     packages = {module.split(".")[0] for module in modules} - {*sys.stdlib_module_names, "udonlib"}
     packages |= {"tensorboard"} if "torch.utils.tensorboard" in modules else set()
@@ -142,9 +141,10 @@ def imported_packages(source: str) -> set[str]:
 
 
 def imports_of(part: str) -> set[str]:
-    """The packages that the thin package imports, or udonlib/lab."""
+    """The packages that a part imports: udonlib/lab, udonlib/search, or the rest, the thin package."""
     ours = [path for path in MODULES if "miniuned" not in path.parts]  # its builder needs the group `miniuned`
-    files = [path for path in ours if (PROJECT / "udonlib" / "lab" in path.parents) == (part == "lab")]
+    rooms = {path: path.relative_to(PROJECT / "udonlib").parts[0] for path in ours}
+    files = [path for path, room in rooms.items() if (room if room in ("search", "lab") else "thin") == part]
     return set().union(*(imported_packages(path.read_text()) for path in files))
 
 
@@ -152,6 +152,10 @@ def test_what_the_thin_package_imports_is_declared_and_what_is_declared_is_impor
     assert imports_of("thin") - DECLARED["thin"] - DECLARED["release"] == OPTIONAL
     assert DECLARED["release"] - imports_of("thin") == set()
     assert DECLARED["thin"] - imports_of("thin") == set(WITHOUT_IMPORT["thin"])
+
+
+def test_what_search_imports_besides_is_declared_and_what_is_declared_is_imported():
+    assert imports_of("search") - DECLARED["thin"] == DECLARED["search"]
 
 
 def test_what_the_lab_imports_besides_is_declared_and_what_is_declared_is_imported():
@@ -173,7 +177,9 @@ def test_the_thin_package_imports_without_what_the_notebooks_need():
         if not {"lab", "miniuned"} & {*path.relative_to(PROJECT).parts} and path.name != "__main__.py"
     ]
     assert "udonlib.runs.run" in modules
-    missing = DECLARED["lab"] | {"tensorboard"}  # which only training needs, and only once it writes
+    missing = (
+        DECLARED["lab"] | DECLARED["search"] | {"tensorboard"}
+    )  # which only training needs, and only once it writes
     for names, error in ((modules, ""), (["udonlib.lab.views.charts"], "No module named 'plotly'")):
         script = script_without(missing, IMPORT.format(names))
         done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
@@ -185,8 +191,9 @@ def test_imports_of_every_form_are_found():
     source = (
         "import yaml, os\nfrom torch.utils.tensorboard import SummaryWriter\nfrom udonlib import heads\n"
         "def f():\n    import umap.plot\n    return importlib.import_module('timm')\n"
+        "def g():\n    return needed('faiss')\n"
     )
-    assert imported_packages(source) == {"pyyaml", "torch", "tensorboard", "umap-learn", "timm"}
+    assert imported_packages(source) == {"pyyaml", "torch", "tensorboard", "umap-learn", "timm", "faiss-cpu"}
 
 
 # Commands and documents

@@ -2,6 +2,9 @@
 
 workspace [FOLDER]     the notebooks and presets of an installed udonlib, in a folder to work in
 release [RUN]          a finished run's model as a folder for others
+embed FOLDER           a folder's images as vectors, or those that are new
+index EMBEDDINGS       an index of such vectors, or one brought up to date
+search INDEX IMAGE     the most similar images of an index
 """
 
 import argparse
@@ -9,6 +12,9 @@ import filecmp
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from udonlib.errors import UserError
@@ -81,6 +87,27 @@ def release(arguments: argparse.Namespace) -> None:
         print(f"{row['vectors']}{reranked}: {row['bytes']:g} bytes, R@1 {row['r_at_1']:.2f}  {row['verdict']}")
 
 
+@contextmanager
+def shown(units: dict[str, str]) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show progress as the notebooks do; without their packages nothing is shown."""
+    try:
+        live = import_module("udonlib.lab.views.live")
+    except ImportError:
+        yield None
+        return
+    with live.ProgressLine(units) as line:
+        yield line.progress
+
+
+def use(arguments: argparse.Namespace) -> None:
+    """Embed, index or search."""
+    command = import_module("udonlib.search.command")  # seconds to import
+    try:
+        getattr(command, arguments.use)(arguments, shown)
+    except KeyboardInterrupt:
+        sys.exit("stopped" + ("; the same command goes on from there" if arguments.use == "embed" else ""))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
     program = argparse.ArgumentParser(prog="python -m udonlib", description="What is done from a terminal.")
@@ -105,7 +132,41 @@ def parser() -> argparse.ArgumentParser:
     ):
         command.add_argument(f"--{name}licence", help=f"licence of {of}, for the model card")
     command.set_defaults(do=release)
+
+    add_search(commands)
     return program
+
+
+def add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands that use a model, with their arguments."""
+    command = commands.add_parser("embed", help="embed the images of a folder, or those that are new")
+    command.add_argument("folder", help="of images, or a zip of them, or miniuned")
+    command.add_argument("--model", default="latest", help="a run or checkpoint; the run kept last if not given")
+    command.add_argument("--on-bad-image", default="error", help="error or skip")
+    command.add_argument("--precision", default="auto", help="float32, bfloat16 or auto")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    command.add_argument("--batch-size", type=int, default=128, help="images that the network sees at once")
+    command.add_argument("--name", default="auto", help="of the folder in outputs/embeddings")
+    command.add_argument("--overwrite", action="store_true", help="compute all vectors anew")
+    command.set_defaults(use="embed")
+    command = commands.add_parser("index", help="index what embed has written, or bring its index up to date")
+    command.add_argument("embeddings", help="what embed has written: its name or path")
+    command.add_argument("--name", default="auto", help="of the folder in outputs/indexes; that of the embeddings")
+    command.add_argument("--kind", default="auto", help="auto, exact, ivf, hnsw, sq8, ivf_sq8 or ivf_pq")
+    command.add_argument("--max-ms", type=float, default=20.0, help="milliseconds that a query may take")
+    command.add_argument("--max-mb", type=float, default=float("inf"), help="of memory that the index may take")
+    command.add_argument("--recall", type=float, default=0.95, help="the least share of exact neighbours to find")
+    command.set_defaults(use="index")
+    command = commands.add_parser("search", help="show the most similar images of an index")
+    command.add_argument("index", help="an index or embeddings: its name or path")
+    command.add_argument("images", nargs="+", help="ids or paths")
+    command.add_argument("-k", type=int, default=10, help="neighbours")
+    command.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="what images must have")
+    command.add_argument("--model", help="where the one that the index names is elsewhere")
+    command.set_defaults(use="search")
+    for name in ("embed", "index", "search"):
+        commands.choices[name].add_argument("--outputs", default="auto", help="folder of all results")
+        commands.choices[name].set_defaults(do=use)
 
 
 def main() -> None:

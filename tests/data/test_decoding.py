@@ -31,6 +31,7 @@ from udonlib.data.decoding import (
     prepare_train,
     resize_eval,
     resize_train,
+    to_rgb,
     why_left_out,
 )
 from udonlib.errors import UserError
@@ -389,3 +390,16 @@ def test_a_plugin_that_is_installed_registers_its_format(monkeypatch: pytest.Mon
 
 def test_endings_are_compared_in_small_letters() -> None:
     assert [ending(name) for name in ("a.JPG", "a.b.Png", "noend", ".hidden", "a.")] == [".jpg", ".png", "", "", "."]
+
+
+def test_an_image_that_pillow_has_opened_is_brought_to_rgb_as_its_file_is_and_stays_as_it_is():
+    for mode, image_format in (("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("P", "GIF")):
+        data = picture(5, image_format=image_format, mode=mode)
+        opened = Image.open(io.BytesIO(data))
+        made = to_rgb(opened, "it")
+        assert np.array_equal(np.asarray(made), np.asarray(decode(data, "it")))
+        assert opened.mode == mode
+    with pytest.raises(ImageError, match="it: too thin: 500 x 2"):
+        to_rgb(Image.new("RGB", (500, 2)), "it")
+    with pytest.raises(ImageError, match="it: cannot be decoded"):
+        to_rgb(Image.open(io.BytesIO(picture(5, (400, 300))[:5000])), "it")

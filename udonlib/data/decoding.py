@@ -77,6 +77,21 @@ def decode_alpha(data: bytes, path: str) -> Image.Image | None:
         return None if alpha.getextrema() == (255, 255) else alpha
 
 
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Bring an image that Pillow has opened or made to RGB, as `decode` does with a file's; it is not changed itself.
+
+    Args:
+        name: what to call it in messages.
+
+    Raises: ImageError, beginning with the name, as `decode` does.
+    """
+    with _in_words(name):
+        _check_sides(image, name)
+        own = image.copy()
+        own.format = image.format  # says how CMYK is meant; a copy has none
+        return _to_rgb(own, name)
+
+
 class _Quiet:
     """No warnings while anybody is inside: `catch_warnings` of threads that overlap would leave them off for good."""
 
@@ -122,12 +137,16 @@ def _identified(data: bytes, path: str) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not an image of a known format ({', '.join(USUAL)} ...), or damaged") from error
+    _check_sides(image, path)
+    return image
+
+
+def _check_sides(image: Image.Image, path: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{path}: too large: {width} x {height} are declared, more than {MAX_PIXELS} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"{path}: too thin: {width} x {height}, one side more than {MAX_ASPECT} times the other")
-    return image
 
 
 def _loaded(data: bytes, path: str, at_least: int | None = None) -> ImageFile.ImageFile:
