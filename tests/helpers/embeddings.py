@@ -7,7 +7,8 @@ import pytest
 
 from tests.helpers.catalogs import write_uned_tree
 from udonlib import presets, runs
-from udonlib.lab.explore import embedding_map, projections
+from udonlib.lab import projections
+from udonlib.lab.explore import embedding_map
 from udonlib.presets import EmbeddingsParams
 
 # Classes of each split and their images: 2 x (6 + 5 + 4) queries, and one domain with an index of its own.

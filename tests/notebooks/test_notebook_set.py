@@ -14,8 +14,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from tests.helpers.notebookfiles import MAX_BYTES, NOTEBOOKS, PLOTLY, copy_with, outputs, parameter_names, sources
+from tests.helpers.weightfiles import small_encoders
 from udonlib import runs
 from udonlib.lab.pictures import pictures
 from udonlib.presets import GridParams
@@ -23,6 +25,7 @@ from udonlib.runs.grid import open_grid
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GRID = {"rows": "no_kl", "base": "smoke", "seeds": "0", "baseline": "udon", "domains": "flags, earth"}
+DISTILLED = {"preset": "smoke", "recipe": "unic", "augmentation": "none", "teacher_features": "cached"}
 QUIET = {"UDON_LIVE": "0", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 START = NOTEBOOKS / "README.md"
 
@@ -76,8 +79,11 @@ def executions(tmp_path_factory) -> Iterator[dict[Path, Future[Executed]]]:
             pass
     run = runs.open_run(jobs["udon"].params).path.name
     values = GRID | {"run": run, "runs": run, "preset": "smoke", "grid": "set", "outputs": str(folder / "outputs")}
+    distilled = folder / "distilled.yaml"
+    distilled.write_text(yaml.safe_dump(DISTILLED | {"teachers": small_encoders(folder)}))
+    own = {"distill": {"preset": str(distilled), "run": "distilled"}}
     with ThreadPoolExecutor(2) as pool:
-        yield {path: pool.submit(execute, path, folder, values) for path in sources()}
+        yield {path: pool.submit(execute, path, folder, values | own.get(path.stem, {})) for path in sources()}
         pool.shutdown(cancel_futures=True)
 
 

@@ -11,10 +11,9 @@ import torch
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.runs import assert_same_state, checkpoint, finish
 from tests.helpers.training import SMALL
+from tests.helpers.weightfiles import small_encoders
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
-from udonlib.models.backbones import create_backbone
-from udonlib.models.files.importers import save_backbone_weights
 from udonlib.params import TrainParams
 from udonlib.runs.run import load_run, open_run
 from udonlib.runs.teachers import CachedFeatures, open_teachers, plain, some_images
@@ -30,20 +29,12 @@ def data(tmp_path_factory):
 def files(tmp_path_factory):
     """Weights of two small encoders, drawn from a seed."""
     folder = tmp_path_factory.mktemp("weights")
-    for seed, name in enumerate(("one", "two")):
-        torch.manual_seed(seed)
-        encoder = create_backbone("small_resnet", pretrained=False, image_size=32, arguments={"width": 8})
-        save_backbone_weights(encoder, folder / f"{name}.safetensors")
+    small_encoders(folder)
     return folder
 
 
 def params(root, outputs, files, **changes):
-    teacher = {"backbone": "small_resnet", "backbone_args": {"width": 8}, "image_size": 32}
-    teachers = {
-        "one": teacher | {"weights": str(files / "one.safetensors")},
-        "two": teacher | {"weights": str(files / "two.safetensors"), "kinds": ["class"], "image_size": 48},
-    }
-    values = SMALL | {"recipe": "unic", "teachers": teachers, "sampler": "dynamic", "augmentation": "none"}
+    values = SMALL | {"recipe": "unic", "teachers": small_encoders(files), "sampler": "dynamic", "augmentation": "none"}
     return TrainParams(**values | {"data": str(root), "outputs": str(outputs), "n_threads": 1} | changes)
 
 

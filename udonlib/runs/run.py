@@ -29,21 +29,28 @@ from udonlib.data.images import ImageReader, WindowLoader
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
 from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
+from udonlib.evaluation.frozen.encoders import EncoderScores
 from udonlib.evaluation.reading import loading
 from udonlib.files import run_path, write_json
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
+from udonlib.models.teachers import Teacher
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
+from udonlib.runs.teachers import (
+    Progress as Telling,
+)
 from udonlib.runs.teachers import (
     create_objective,
     load_specialists,
     open_teachers,
     some_images,
     specialist_params,
+    student_scores,
     teacher_files,
+    teacher_scores,
 )
 from udonlib.runs.writer import RunWriter, provenance
 from udonlib.training.needs import check_room
@@ -128,6 +135,22 @@ class Run(RunFolder):
         with self._saying_what_to_do():
             return load_model(self.best, self.params)
 
+    def frozen_teachers(self) -> dict[str, Teacher]:
+        """The run's frozen teachers, by name, checked, on the CPU; none where it has none."""
+        p = self.params
+        images = some_images(ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image), p.image_size)
+        return open_teachers(p, images) if p.teachers else {}
+
+    def teacher_scores(self, progress: Telling | None = None) -> EncoderScores:
+        """How good each frozen teacher is, and all together: see `runs.teachers`. The run need not be trained."""
+        return teacher_scores(self.params, self.catalog, self.frozen_teachers(), progress)
+
+    def encoder_scores(self, progress: Telling | None = None) -> EncoderScores:
+        """How good the student of the finished run and its frozen teachers are, on the same tasks and images."""
+        student = student_scores(self.params, self.catalog, self.load_model(), self.path, progress)
+        teachers = self.teacher_scores(progress)
+        return EncoderScores(pd.concat([student.outcomes, teachers.outcomes], ignore_index=True), teachers.skipped)
+
     def train(self) -> Iterator[Record]:
         """Train to the end, then evaluate the best model; yields `start`, the trainer's records, `test` and `end`.
 
@@ -163,7 +186,7 @@ class Run(RunFolder):
                 raise diverged(trainer.step, str(error)) from None
 
         offline = load_specialists(p, self._specialists())
-        frozen = open_teachers(p, some_images(reader, p.image_size)) if p.teachers else {}
+        frozen = self.frozen_teachers()
         for teacher in (*offline.values(), *frozen.values()):
             teacher.to(device)
         objective, cached = create_objective(p, model, reader, frozen, offline)

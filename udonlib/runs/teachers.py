@@ -1,12 +1,18 @@
 """Those who teach a run's student: frozen teachers, asked in each step or once for all; and finished specialists.
 
-Features that are asked for once are kept under outputs/features/, whichever run asked: see `models.feature_cache`.
+    outputs/features/<key>/                       what a teacher says of all training images: see `models.feature_cache`
+    outputs/teachers/<key>/encoders.csv.gz        how good some teachers are, each alone and all together
+    outputs/runs/<run>/encoders.csv.gz            how good the student is, on the same tasks
+
+The first two are for all runs that ask the same.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +22,16 @@ import torch
 from jaxtyping import Int
 
 from udonlib.data.augmentation import augment
+from udonlib.data.catalog import Catalog
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
+from udonlib.evaluation.frozen.encoders import SCORES, Encoder, EncoderScores, evaluate_encoders, model_encoder
+from udonlib.evaluation.reading import loading
 from udonlib.files import results_folder
 from udonlib.models.embedding_model import EmbeddingModel, weights_file
 from udonlib.models.feature_cache import FeatureCache, cache_key
 from udonlib.models.ladder import Tokens
+from udonlib.models.processors import pick_device
 from udonlib.models.teachers import Images, Teacher, check_teachers, create_teacher
 from udonlib.params import TrainParams
 from udonlib.presets import load as load_preset
@@ -30,6 +40,7 @@ from udonlib.runs.find import KEPT, find_run
 from udonlib.training.losses import Batch, Objective, UdonObjective
 from udonlib.training.unic import UnicObjective
 
+STUDENT = "student"
 N_LOOKED_AT = 16  # images by which teachers are checked
 BATCH = 64  # images that a teacher is given at once
 
@@ -164,6 +175,64 @@ def some_images(reader: ImageReader, image_size: int) -> Images:
         n_images = len(domain.splits["train"])
         parts.append(reader.read(domain.name, "train", np.unique(np.linspace(0, n_images - 1, n).astype(int))))
     return plain(torch.cat(parts), image_size)
+
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+def teacher_scores(
+    params: TrainParams, catalog: Catalog, teachers: Mapping[str, Teacher], progress: Progress | None = None
+) -> EncoderScores:
+    """How good a run's frozen teachers are, each alone and all together: retrieval, classification and dense tasks.
+
+    They see the test images in the size that the student sees. What was found before for the same teachers, data and
+    seed is read, not found again.
+    """
+    p = params
+    looks = [catalog.fingerprint, catalog.names, p.image_size, p.seed, *(t.fingerprint() for t in teachers.values())]
+    key = hashlib.sha256(json.dumps([looks, list(teachers)]).encode()).hexdigest()[:32]
+    folder = results_folder(p.outputs) / "teachers" / key
+    if not (folder / SCORES).is_file():
+        device = pick_device(p.device)
+        for teacher in teachers.values():
+            teacher.to(device)
+        found = _evaluate(p, catalog, {n: _on(t, device) for n, t in teachers.items()}, list(teachers), progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        found.save(folder)
+    return EncoderScores.load(folder)
+
+
+def student_scores(
+    params: TrainParams, catalog: Catalog, model: EmbeddingModel, folder: Path, progress: Progress | None = None
+) -> EncoderScores:
+    """How good the student of a finished run is on the same tasks; found once.
+
+    Args:
+        model: the run's best.
+        folder: of the run.
+    """
+    if not (folder / SCORES).is_file():
+        model = model.to(pick_device(params.device))
+        _evaluate(params, catalog, {STUDENT: model_encoder(model)}, [], progress).save(folder)
+    return EncoderScores.load(folder)
+
+
+def _evaluate(
+    params: TrainParams,
+    catalog: Catalog,
+    encoders: Mapping[str, Encoder],
+    teachers: Sequence[str],
+    progress: Progress | None,
+) -> EncoderScores:
+    p = params
+    load = loading(ImageReader(catalog, p.image_size, "eval", p.on_bad_image), p.n_workers)
+    what = "teachers" if teachers else STUDENT
+    tell = None if progress is None else partial(progress, what)
+    return evaluate_encoders(encoders, catalog, load, teachers=teachers, seed=p.seed, progress=tell)
+
+
+def _on(teacher: Teacher, device: torch.device) -> Encoder:
+    return lambda images: teacher(images.to(device))
 
 
 def specialist_params(params: TrainParams, names: Sequence[str]) -> dict[str, TrainParams]:

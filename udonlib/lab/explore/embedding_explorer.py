@@ -36,8 +36,8 @@ from udonlib.lab.explore.embedding_views import (
     region_text,
 )
 from udonlib.lab.explore.neighbourhoods import found_by
-from udonlib.lab.explore.projections import seconds
 from udonlib.lab.pictures import pictures
+from udonlib.lab.projections import seconds
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.sheets import CARD

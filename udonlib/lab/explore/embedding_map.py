@@ -24,9 +24,9 @@ from udonlib.errors import UserError, nearest
 from udonlib.evaluation.outcomes import paired, whose_is_right
 from udonlib.evaluation.reading import in_batches, loading
 from udonlib.files import results_folder
-from udonlib.lab.explore import projections
+from udonlib.lab import projections
 from udonlib.lab.explore.neighbourhoods import Lists, gather
-from udonlib.lab.explore.projections import fingerprint, kept
+from udonlib.lab.projections import fingerprint, kept
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
 from udonlib.presets import EmbeddingsParams

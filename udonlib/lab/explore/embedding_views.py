@@ -20,7 +20,7 @@ from udonlib.errors import UserError, nearest
 from udonlib.evaluation.outcomes import GROUPS
 from udonlib.lab.explore.embedding_map import NO_QUERY, RIGHT, WRONG, EmbeddingMap, MapLayout, cache_of
 from udonlib.lab.explore.neighbourhoods import confused_domains, confusions, hubness, purity
-from udonlib.lab.explore.projections import seconds
+from udonlib.lab.projections import seconds
 from udonlib.lab.views.charts import dots, f32, panels
 from udonlib.lab.views.live import ProgressLine
 from udonlib.lab.views.sheets import RIGHT_INK, WRONG_INK

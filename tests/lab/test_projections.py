@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.embeddings import clouds
-from udonlib.lab.explore import projections
-from udonlib.lab.explore.projections import Umap, file_of, fingerprint, framed, kept, pca, side_by_side
+from udonlib.lab import projections
+from udonlib.lab.projections import Umap, file_of, fingerprint, framed, kept, pca, side_by_side
 
 
 def test_pca_keeps_distances_in_the_plane_of_largest_variance():
@@ -102,7 +102,7 @@ def test_umap_is_the_same_in_another_process(tmp_path):
     here = projections.umap(clouds(), Umap(8), tmp_path / "here")
     code = (
         "import sys, pathlib; from tests.helpers.embeddings import clouds;"
-        "from udonlib.lab.explore.projections import Umap, umap;"
+        "from udonlib.lab.projections import Umap, umap;"
         "umap(clouds(), Umap(8), pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, timeout=600)
