@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -419,3 +420,29 @@ def test_what_the_runtime_refuses_is_one_message(runtime, file):
         of_onnx(file)
     with pytest.raises(UserError, match=r"none\.onnx: no such file"):
         of_onnx(file.with_name("none.onnx"))
+
+
+def test_the_real_runtime_gives_a_value_inside_a_graph(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Conv", ["images", "w"], ["inside"], strides=[4, 4]),
+        onnx.helper.make_node("GlobalAveragePool", ["inside"], ["pooled"]),
+        onnx.helper.make_node("Flatten", ["pooled"], ["out"]),
+    ]
+    images_in = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["n", 3, 28, 28])
+    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ["n", 5])
+    made = onnx.helper.make_graph([*nodes], "g", [images_in], [out], [onnx.numpy_helper.from_array(weights, "w")])
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    options = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "bgr": True}
+    inside = of_onnx(tmp_path / "net.onnx", outputs=["inside"], kinds=["class", "patches"], **options)
+    seen = normalise(images(side=28).flip(1), (0.5,) * 3, (0.5,) * 3)
+    expected = torch.nn.functional.conv2d(seen, torch.from_numpy(weights), stride=4)
+    found = inside(images(side=28))
+    assert torch.allclose(found["patches"], expected.flatten(2).mT, atol=1e-4)
+    assert torch.allclose(found["class"], expected.mean((2, 3)), atol=1e-4)
+    plain = of_onnx(tmp_path / "net.onnx", **options)
+    assert torch.allclose(plain(images(side=28))["class"], found["class"], atol=1e-4)
+    assert plain.fingerprint() != inside.fingerprint()
+    with pytest.raises(UserError, match="no value 'insid' in this graph; did you mean 'inside'"):
+        of_onnx(tmp_path / "net.onnx", outputs=["insid"], **options)
