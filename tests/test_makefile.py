@@ -31,7 +31,9 @@ def words(command: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("target", ["train", "distill", "ablations", "embed", "lab", "thumbnails", "check", "test", "release"])
+@pytest.mark.parametrize(
+    "target", ["train", "distill", "ablations", "embed", "lab", "thumbnails", "check", "test", "release"]
+)
 def test_make_works_in_a_folder_with_a_space(clone, target):
     python = clone / "my python"
     python.symlink_to(sys.executable)

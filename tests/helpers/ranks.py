@@ -52,11 +52,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Person:
-    """Multiplies a domain's weight after six steps, once, and wants a validation; asked as `Commands` are."""
+WISHES = {
+    "steered": {"multipliers": {"emoji": 5.0}, "evaluate": True},
+    "unic": {"teachers": {"second": 0.2}, "drop_probability": 0.9},
+}
 
-    def __init__(self) -> None:
-        self.wishes = [Intervention(number=1, step=6, steers=True, multipliers={"emoji": 5.0}, evaluate=True)]
+
+class Person:
+    """Wants something after six steps, once: of a domain and a validation, or of teachers; asked as `Commands` are."""
+
+    def __init__(self, case: str) -> None:
+        self.wishes = [Intervention(number=1, step=6, steers=True, **WISHES[case])]
 
     def take(self, step: int) -> Intervention | None:
         return self.wishes.pop() if step == 6 and self.wishes else None
@@ -87,7 +93,7 @@ def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
     if case == "predicting":
         objective = predicting(TrainParams(**SMALL | changes))
     trainer = make(catalog, objective, world, **changes)
-    trainer.commands = Person() if case == "steered" and world.is_first else None  # type: ignore[assignment]
+    trainer.commands = Person(case) if case in WISHES and world.is_first else None  # type: ignore[assignment]
     step, norms = trainer.learner.step, []
 
     def watched(*batch: Any) -> Any:

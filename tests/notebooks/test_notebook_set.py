@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.helpers.notebookfiles import MAX_BYTES, NOTEBOOKS, PLOTLY, copy_with, outputs, parameter_names, sources
-from tests.helpers.weightfiles import small_encoders
+from tests.helpers.taught import small_teachers, write_teachers
 from udonlib import runs
 from udonlib.lab.pictures import pictures
 from udonlib.presets import GridParams
@@ -80,7 +80,7 @@ def executions(tmp_path_factory) -> Iterator[dict[Path, Future[Executed]]]:
     run = runs.open_run(jobs["udon"].params).path.name
     values = GRID | {"run": run, "runs": run, "preset": "smoke", "grid": "set", "outputs": str(folder / "outputs")}
     distilled = folder / "distilled.yaml"
-    distilled.write_text(yaml.safe_dump(DISTILLED | {"teachers": small_encoders(folder)}))
+    distilled.write_text(yaml.safe_dump(DISTILLED | {"teachers": small_teachers(write_teachers(folder))}))
     own = {"distill": {"preset": str(distilled), "run": "distilled"}}
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(execute, path, folder, values | own.get(path.stem, {})) for path in sources()}

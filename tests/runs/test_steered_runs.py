@@ -21,6 +21,7 @@ import torch
 
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.runs import assert_same_state, checkpoint, finish
+from tests.helpers.taught import taught_params, write_teachers
 from tests.helpers.training import SMALL, make, same, weights
 from tests.helpers.waiting import Clock, wait_until
 from udonlib import files, presets
@@ -34,7 +35,7 @@ from udonlib.runs.run import open_run
 from udonlib.runs.writer import RunWriter
 from udonlib.training import steering
 from udonlib.training import trainer as training
-from udonlib.training.interventions import Intervention
+from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.sampler import effective_shares
 from udonlib.training.steering import change_control
 from udonlib.training.trainer import RunStoppedError
@@ -46,6 +47,15 @@ SCRIPT = {
     5: {"locks": {"flags": 0.5}},
     7: {"evaluate": True},
     9: {"multipliers": {"emoji": None, "earth": 0.0}},
+}
+
+
+# Of frozen teachers: alone, with a domain, without weight, and back to the parameters.
+TEACHING = {
+    2: {"teachers": {"two": 3.0}},
+    5: {"drop_probability": 0.0, "multipliers": {"emoji": 3.0}},
+    7: {"teachers": {"two": 0.0}},
+    9: {"teachers": {"two": None}, "drop_probability": None},
 }
 
 
@@ -77,6 +87,19 @@ def steered(data, outputs):
     return run
 
 
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    return write_teachers(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def taught(data, encoders, outputs):
+    """A run whose frozen teachers are steered."""
+    run = open_run(taught_params(data, outputs, encoders, log_every=1, run="taught"))
+    drive(run, TEACHING)
+    return run
+
+
 def params(root, outputs, **changes):
     fixed = {"data": str(root), "outputs": str(outputs), "n_threads": 1, "log_every": 1}
     return TrainParams(**SMALL | fixed | changes)
@@ -100,8 +123,8 @@ def drive(run, script, until=None):
     return records
 
 
-def from_step(step):
-    return {at: change for at, change in SCRIPT.items() if at >= step}
+def from_step(step, script=SCRIPT):
+    return {at: change for at, change in script.items() if at >= step}
 
 
 def assert_same_run(first, second):
@@ -125,6 +148,14 @@ def assert_same_training(first, second):
 
 def what_was_done(run):
     return [(entry.step, entry.multipliers, entry.locks, entry.evaluate) for entry in run.interventions()]
+
+
+def taught_at(run):
+    """Step -> share of images that each teacher taught, by name, over all domains."""
+    rows = run.losses().assign(n=lambda table: table["value"] * table["images"])
+    sums = rows[rows["term"].str.endswith("/kept")].groupby(["step", "term"])[["n", "images"]].sum()
+    shares = (sums["n"] / sums["images"]).unstack()
+    return shares.rename(columns=lambda term: term.split("/")[0]).T.to_dict()
 
 
 # What steering does
@@ -286,6 +317,37 @@ def test_a_steered_run_has_the_same_weights_whatever_reads_its_images(data, stee
     run = open_run(params(data, tmp_path, n_workers=2))
     drive(run, SCRIPT)
     assert_same_run(steered, run)
+
+
+def test_teachers_are_weighted_and_dropped_as_wished_from_the_step_on(taught):
+    shares = taught_at(taught)
+    for step in (6, 7):
+        assert shares[step] == {"one": 1, "two": 1}  # nobody is dropped
+    for step in (8, 9):
+        assert shares[step] == {"one": 1, "two": 0}  # no weight
+    assert all(1 <= sum(shares[step].values()) < 2 for step in (1, 2, 3, 4, 10, 11))
+    assert [str(entry) for entry in taught.interventions()] == [
+        "teacher two ×3",
+        "emoji ×3, teacher two ×3, teachers dropped at 0%",
+        "emoji ×3, teacher two ×0, teachers dropped at 0%",
+        "emoji ×3",
+    ]
+    assert checkpoint(taught)["wish"] == dict(Wish(multipliers={"emoji": 3.0}))
+    start = json.loads((taught.path / "metrics.jsonl").read_text().splitlines()[0])
+    assert start["teachers"] == ["one", "two"]
+
+
+def test_teachers_alone_leave_the_allocation_and_its_images_as_they_are(data, encoders, tmp_path):
+    wishes = {2: {"teachers": {"two": 3.0}}, 5: {"drop_probability": 0.2}, 6: {"teachers": {"two": 0.0}}}
+    options = {"log_every": 1, "sampler": "dataset_size"}
+    untouched = finish(open_run(taught_params(data, tmp_path, encoders, **options, run="untouched")))
+    steered = open_run(taught_params(data, tmp_path, encoders, **options, run="steered"))
+    drive(steered, wishes)
+    first, second = (run.losses().groupby("step")["domain"].unique().map(list).tolist() for run in (untouched, steered))
+    assert first == second
+    seen = [[record["images_seen"] for record in run.records("train")] for run in (untouched, steered)]
+    assert seen[0] == seen[1]
+    assert not untouched.losses().equals(steered.losses())
 
 
 # Requests
@@ -464,6 +526,36 @@ def test_a_steered_run_that_was_interrupted_ends_in_the_same_bits(data, steered,
     assert run.summary()["interventions"] == 4
 
 
+@pytest.mark.parametrize("at", [2, 6, 8, 10])
+def test_a_run_whose_teachers_are_steered_ends_in_the_same_bits_when_it_is_interrupted(
+    data, encoders, taught, tmp_path, at
+):
+    run = open_run(taught_params(data, tmp_path, encoders, log_every=1))
+    drive(run, TEACHING, until=at)
+    drive(open_run(run.params), from_step(at, TEACHING))
+    assert_same_run(taught, run)
+    assert [entry.wish for entry in run.interventions()] == [entry.wish for entry in taught.interventions()]
+
+
+def test_a_checkpoint_holds_what_was_wished_of_teachers_at_its_step(data, encoders, tmp_path):
+    run = open_run(taught_params(data, tmp_path, encoders, log_every=1, checkpoint_every=8, eval_every=100))
+    drive(run, TEACHING, until=9)
+    wish = dict(Wish(multipliers={"emoji": 3.0}, teachers={"two": 0.0}, drop_probability=0.0))
+    assert (checkpoint(run)["step"], checkpoint(run)["wish"]) == (8, wish)
+    finish(open_run(run.params))
+    assert taught_at(run)[9] == {"one": 1, "two": 0}
+
+
+def test_a_checkpoint_of_the_version_before_teachers_were_steered_goes_on_to_the_same_bits(data, steered, tmp_path):
+    run = open_run(params(data, tmp_path))
+    drive(run, SCRIPT, until=7)
+    state = checkpoint(run)
+    del state["wish"]
+    torch.save(state, run.last)
+    drive(open_run(params(data, tmp_path)), from_step(7))
+    assert_same_run(steered, run)
+
+
 def test_interventions_after_the_last_checkpoint_come_again_by_themselves(data, tmp_path):
     rare = {"checkpoint_every": 100, "eval_every": 100}
     script = {step: change for step, change in SCRIPT.items() if "evaluate" not in change}
@@ -523,13 +615,26 @@ def test_a_steered_run_that_was_killed_is_lost_and_ends_in_the_same_bits(data, s
     assert run.state().name == "finished"
 
 
+def test_a_run_whose_teachers_were_steered_and_that_was_killed_ends_in_the_same_bits(data, encoders, taught, tmp_path):
+    run = open_run(taught_params(data, tmp_path, encoders, log_every=1))
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=train_and_die, args=(run.params.model_dump(mode="json"), TEACHING, 6))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process.close()
+    assert checkpoint(run)["wish"]["teachers"] == {"two": 3.0}
+    drive(open_run(run.params), from_step(6, TEACHING))
+    assert_same_run(taught, run)
+
+
 def test_a_checkpoint_of_the_version_before_steering_goes_on_to_the_same_bits(data, plain, tmp_path):
     for at in (7, 9):  # the last checkpoints are those of steps 6, within a window, and of 8, at its end
         folder = tmp_path / str(at)
         run = open_run(params(data, folder, checkpoint_every=2))
         drive(run, {}, until=at)
         state = checkpoint(run)
-        for name in ("images_seen", "allocated", "validated", "n_interventions"):
+        for name in ("images_seen", "allocated", "validated", "n_interventions", "wish"):
             del state[name]
         for name in ("stop", "multipliers", "locks"):
             del state["sampler"][name]
@@ -566,6 +671,14 @@ def test_a_replay_ends_in_the_same_bits(steered, tmp_path):
     assert_same_run(steered, again)
     assert what_was_done(again) == what_was_done(steered)
     assert again.summary()["interventions"] == 4
+
+
+def test_a_replay_repeats_what_was_wished_of_teachers(taught, tmp_path):
+    shutil.copytree(taught.path, tmp_path / "runs" / "taught")
+    values = {"replay": "taught", "outputs": str(tmp_path), "run": "again"}
+    again = finish(open_run(taught.params.model_copy(update=values)))
+    assert_same_run(taught, again)
+    assert [entry.wish for entry in again.interventions()] == [entry.wish for entry in taught.interventions()]
 
 
 def test_a_replay_can_be_killed_and_cannot_be_steered(steered, tmp_path):

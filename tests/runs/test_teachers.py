@@ -10,8 +10,9 @@ import torch
 
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.runs import assert_same_state, checkpoint, finish
+from tests.helpers.taught import taught_params as params
+from tests.helpers.taught import write_teachers
 from tests.helpers.training import SMALL
-from tests.helpers.weightfiles import small_encoders
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
@@ -27,15 +28,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Weights of two small encoders, drawn from a seed."""
-    folder = tmp_path_factory.mktemp("weights")
-    small_encoders(folder)
-    return folder
-
-
-def params(root, outputs, files, **changes):
-    values = SMALL | {"recipe": "unic", "teachers": small_encoders(files), "sampler": "dynamic", "augmentation": "none"}
-    return TrainParams(**values | {"data": str(root), "outputs": str(outputs), "n_threads": 1} | changes)
+    return write_teachers(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.mark.parametrize("features", ["cached", "augmented"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,12 @@ def test_what_the_first_process_is_told_all_of_them_do(together):
         shares = {record["step"]: record["shares"]["emoji"] for record in of_kind(records, "allocation")}
         assert shares[6] > 0.6 > shares[4]
         assert 6 in {record["step"] for record in of_kind(records, "validation")}
+        records = left["unic"]["records"]
+        [told] = of_kind(records, "steering")
+        assert (told["teachers"], told["drop_probability"]) == ({"second": 0.2}, 0.9)
+        losses = {record["step"]: record["losses"].values() for record in of_kind(records, "train")}
+        kept = {step: [terms["first/kept"] + terms["second/kept"] for terms in losses[step]] for step in (6, 9, 12)}
+        assert max(map(np.mean, (kept[9], kept[12]))) < 1.3 < np.mean(kept[6])
 
 
 @every_size

@@ -14,15 +14,16 @@ from tests import PROJECT
 from tests.helpers.waiting import Clock
 from udonlib.errors import UserError
 from udonlib.training import steering
-from udonlib.training.interventions import Intervention, interventions
+from udonlib.training.interventions import Intervention, Wish, interventions
 from udonlib.training.steering import Commands, Control, change_control, read_control
 
 NAMES = ("emoji", "flags", "earth")
 
 
 def follow(folder, **options) -> Commands:
-    """What the loop of a run with three domains asks."""
-    return Commands(folder, NAMES, **options)
+    """What the loop of a run with three domains asks; fields of a wish are what is in force."""
+    wish = Wish(**{name: options.pop(name) for name in Wish.model_fields if name in options})
+    return Commands(folder, NAMES, wish=wish, teachers=options.pop("teachers_known", ()), **options)
 
 
 def write_log(folder, *entries: Intervention) -> bytes:
@@ -67,6 +68,26 @@ def test_a_multiplier_of_one_is_none(tmp_path):
     change_control(tmp_path, multipliers={"emoji": 2.0, "flags": 1.0})
     assert read_control(tmp_path).multipliers == {"emoji": 2.0}
     assert change_control(tmp_path, multipliers={"emoji": 1}).multipliers == {}
+
+
+def test_teachers_are_merged_and_the_drop_probability_stays_until_it_is_taken_back(tmp_path):
+    change_control(tmp_path, "one", teachers={"dino": 2.0, "clip": 0.0}, drop_probability=0.0)
+    wanted = change_control(tmp_path, "two", teachers={"clip": 1.0}, multipliers={"emoji": 3.0})
+    assert wanted.wish == Wish(teachers={"dino": 2.0}, drop_probability=0.0, multipliers={"emoji": 3.0})
+    assert read_control(tmp_path) == wanted
+    wanted = change_control(tmp_path, teachers={"dino": None}, drop_probability=None)
+    assert wanted.wish == Wish(multipliers={"emoji": 3.0})
+
+
+def test_files_without_steered_teachers_are_those_of_before_and_are_read(tmp_path):
+    later = {"teachers", "drop_probability"}
+    change_control(tmp_path, multipliers={"emoji": 2.0}, teachers={"dino": 1.0})
+    written = json.loads((tmp_path / "control.json").read_text())
+    assert written.keys() == set(Control.model_fields) - later
+    assert read_control(tmp_path).wish == Wish(multipliers={"emoji": 2.0})
+    write_log(tmp_path, steered(1, 2, emoji=2.0))
+    assert json.loads((tmp_path / "steering.jsonl").read_text()).keys() == set(Intervention.model_fields) - later
+    assert interventions(tmp_path)[0].wish == Wish(multipliers={"emoji": 2.0})
 
 
 def test_requests_are_counted_and_not_merged(tmp_path):
@@ -120,6 +141,8 @@ def test_the_control_file_is_replaced_whole(tmp_path):
         ({"multipliers": {"emoji": float("nan")}}, "steering: multipliers.emoji: found nan: .*finite"),
         ({"multipliers": {"emoji": "much"}}, "steering: multipliers.emoji: found 'much': .*number"),
         ({"locks": {"flags": 1.5}}, "steering: locks.flags: found 1.5: .*less than or equal to 1"),
+        ({"teachers": {"dino": 11}}, "steering: teachers.dino: found 11: .*less than or equal to 10"),
+        ({"drop_probability": 1.5}, "steering: drop_probability: found 1.5: .*less than or equal to 1"),
         ({"paused": "perhaps"}, "steering: paused: found 'perhaps'"),
         ({"pausd": True}, "steering: pausd: found True"),
         ({"version": steering.VERSION + 1}, "steering: version: found 2"),
@@ -180,6 +203,12 @@ def test_a_line_that_is_none_of_ours_is_named(tmp_path, line):
         ({"paused": True, "refused": "no domain 'x'"}, "refused: no domain 'x', paused"),
         ({"steers": True, "locks": dict.fromkeys("abcdefg", 0.1)}, "7 domains locked"),
         ({"steers": True, "multipliers": {"a": 2.0}, "locks": {"a": 0.5}}, "a locked at 50.0%"),
+        (
+            {"steers": True, "locks": {"a": 0.5}, "teachers": {"dinov2": 2.0}, "drop_probability": 0.3},
+            "a locked at 50.0%, teacher dinov2 ×2, teachers dropped at 30%",
+        ),
+        ({"steers": True, "drop_probability": 0.0}, "teachers dropped at 0%"),
+        ({"steers": True, "teachers": dict.fromkeys("abcde", 2.0)}, "5 teachers multiplied"),
     ],
 )
 def test_an_intervention_says_what_was_done(values, text):
@@ -269,6 +298,59 @@ def test_domains_may_be_zero_as_long_as_one_is_left(tmp_path):
     assert commands.take(1).steers
     change_control(tmp_path, multipliers={"earth": 0.0})
     assert commands.take(2).steers
+
+
+@pytest.mark.parametrize(
+    ("taught_by", "changes", "message"),
+    [
+        ((), {"teachers": {"dino": 2.0}}, "this run has no frozen teachers, whose weights or drop_probability could"),
+        ((), {"drop_probability": 0.5}, "this run has no frozen teachers, whose weights or drop_probability could"),
+        (("clip", "dino"), {"teachers": {"dinov": 2.0}}, "teachers: no teacher 'dinov'; did you mean 'dino'?"),
+        (("clip", "dino"), {"teachers": {"clip": 0.0, "dino": 0.0}}, "no teacher is left to learn from: every factor"),
+    ],
+)
+def test_teachers_that_are_none_or_that_are_all_muted_are_refused_and_the_rest_stays(
+    tmp_path, taught_by, changes, message
+):
+    commands = follow(tmp_path, teachers_known=taught_by)
+    change_control(tmp_path, multipliers={"emoji": 3.0})
+    commands.take(1)
+    change_control(tmp_path, **changes)
+    asked = commands.take(2)
+    assert f"control.json: {message}" in asked.refused
+    assert (asked.steers, asked.wish) == (False, Wish(multipliers={"emoji": 3.0}))
+    assert read_control(tmp_path).wish == asked.wish  # taken back
+    assert commands.take(3) is None
+
+
+def test_a_teacher_s_weight_and_the_drop_probability_are_interventions_of_their_own(tmp_path):
+    commands = follow(tmp_path, teachers_known=("clip", "dino"))
+    change_control(tmp_path, "me", teachers={"dino": 0.0}, drop_probability=0.25)
+    asked = commands.take(3)
+    assert (asked.steers, asked.matters, asked.step) == (True, True, 3)
+    assert asked.wish == Wish(teachers={"dino": 0.0}, drop_probability=0.25)
+    assert interventions(tmp_path) == [asked]
+    change_control(tmp_path, drop_probability=None)
+    assert commands.take(4).wish == Wish(teachers={"dino": 0.0})
+    change_control(tmp_path, teachers={"dino": 0.0})
+    assert commands.take(5) is None
+    resumed = follow(tmp_path, n_taken=1, teachers_known=("clip", "dino"), **dict(asked.wish))
+    assert resumed.take(3) is None
+    assert resumed.take(4).wish == Wish(teachers={"dino": 0.0})
+
+
+def test_the_teachers_of_the_first_record_are_known_before_the_run_is_asked(tmp_path):
+    for teachers, message in (
+        ([], "steering: this run has no frozen teachers"),
+        (["clip", "dino"], "steering: teachers: no teacher 'clib'; did you mean 'clip'"),
+    ):
+        first = {"kind": "start", "step": 0, "n_images": dict.fromkeys(NAMES, 3), "teachers": teachers}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+        with pytest.raises(UserError, match=message):
+            change_control(tmp_path, teachers={"clib": 2.0})
+    assert change_control(tmp_path, teachers={"clip": 2.0, "of an older run": None}).teachers == {"clip": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "start", "n_images": dict.fromkeys(NAMES, 3)}) + "\n")
+    assert change_control(tmp_path, teachers={"any": 2.0}).teachers["any"] == 2.0  # an older record names none
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 99}', '{"multipliers": {"emoji": 1e9}}'])

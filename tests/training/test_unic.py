@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.training import SMALL
+from udonlib.errors import UserError
 from udonlib.models.backbones import create_backbone
 from udonlib.models.embedding_model import create_model
 from udonlib.models.teachers import BackboneTokens, Teacher
 from udonlib.params import TrainParams
+from udonlib.training.interventions import Wish
 from udonlib.training.learner import Learner
 from udonlib.training.losses import Batch, UdonObjective
 from udonlib.training.unic import (
@@ -146,6 +148,30 @@ def test_where_all_are_dropped_that_can_be_the_total_is_the_largest_loss():
     for weighing in ("equal", "kept"):
         total = terms_of(student, targets, draws(6, 1), drop_probability=1.0, image_weights=weighing)["total"]
         assert total.item() == pytest.approx(losses.max(0).values.mean().item())
+
+
+@pytest.mark.parametrize("image_weights", ["equal", "kept"])
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_a_teacher_without_weight_teaches_no_image_and_is_never_the_farthest(p, image_weights):
+    losses = {name: random(6, seed=seed).abs() for seed, name in enumerate("abc")}
+    losses["b"] += 10
+    u = draws(6, 2)
+    kinds = {name: {"class": values} for name, values in losses.items()}
+    found = unic_terms(kinds, u, drop_probability=p, weights={"b": 0.0, "c": 3.0}, image_weights=image_weights)
+    sums, left = torch.zeros(6), torch.zeros(6)
+    for i in range(6):
+        farthest = max("ac", key=lambda name, i=i: losses[name][i])
+        others = [name for name in "abc" if name != farthest]
+        for name, weight in {"a": 1.0, "b": 0.0, "c": 3.0}.items():
+            kept = weight > 0 and (name == farthest or bool(u[i, others.index(name)] >= p))
+            assert found[f"{name}/kept"][i] == kept
+            sums[i] += weight * kept * losses[name][i]
+            left[i] += weight * kept
+    torch.testing.assert_close(found["total"], sums / (left if image_weights == "equal" else left.mean()))
+    assert torch.equal(found["b/class"], losses["b"])  # it is still seen
+    without = unic_terms(kinds, weights={"b": 0.0})
+    torch.testing.assert_close(without["total"], (losses["a"] + losses["c"]) / 2)
+    assert not without["b/kept"].any()
 
 
 def test_an_image_with_more_teachers_left_weighs_more_in_the_original_alone():
@@ -328,6 +354,30 @@ def test_with_labels_it_stands_beside_udons_from_one_pass_of_the_backbone():
             assert torch.allclose(found[domain][name], expected[domain][name], atol=1e-5)
         total = expected[domain]["total"] + 2 * found[domain]["unic"]
         assert torch.allclose(found[domain]["total"], total, atol=1e-5)
+
+
+def test_a_person_steers_the_weights_and_the_probability_and_takes_them_back():
+    params = unic_params(drop_probability=0.4)
+    ours = objective(params, student(params))
+    assert ours.taught_by == ("small", "wide")
+    before = {"small": 1.0, "wide": 3.0}
+    assert (ours.weights, ours.drop_probability) == (before, 0.4)
+    ours.steer(Wish(teachers={"wide": 0.5, "small": 0.0}, drop_probability=0.0, multipliers={"a": 2.0}))
+    assert (ours.weights, ours.drop_probability) == ({"small": 0.0, "wide": 1.5}, 0.0)
+    with pytest.raises(UserError, match="no teacher 'wid'; did you mean 'wide'"):
+        ours.steer(Wish(teachers={"wid": 0.5}))
+    with pytest.raises(UserError, match="no teacher is left"):
+        ours.steer(Wish(teachers={"wide": 0.0, "small": 0.0}))
+    ours.steer(Wish(multipliers={"a": 2.0}))
+    assert (ours.weights, ours.drop_probability) == (before, 0.4)
+
+
+def test_an_objective_without_frozen_teachers_refuses_them_and_nothing_else():
+    udon = UdonObjective(TrainParams(**SMALL))
+    udon.steer(Wish(multipliers={"a": 2.0}, locks={"b": 0.5}))
+    for wish in (Wish(teachers={"a": 2.0}), Wish(drop_probability=0.5)):
+        with pytest.raises(UserError, match="this run has no frozen teachers"):
+            udon.steer(wish)
 
 
 def test_matrices_decay_alone():

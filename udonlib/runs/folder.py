@@ -173,14 +173,16 @@ class RunFolder:
         return last
 
     def losses(self) -> pd.DataFrame:
-        """Mean losses since the record before: step, domain, term, value."""
+        """Mean losses since the record before: step, domain, term, value, images (of the domain, since then)."""
+        records = self.records("train")
+        seen = [record.get("images_seen", {}) for record in records]
         rows = [
-            (record["step"], domain, term, value)
-            for record in self.records("train")
+            (record["step"], domain, term, value, now.get(domain, 0) - before.get(domain, 0))
+            for record, now, before in zip(records, seen, [{}, *seen], strict=False)
             for domain, terms in record["losses"].items()
             for term, value in terms.items()
         ]
-        return pd.DataFrame(rows, columns=["step", "domain", "term", "value"])
+        return pd.DataFrame(rows, columns=["step", "domain", "term", "value", "images"])
 
     def allocation(self) -> pd.DataFrame:
         """The allocation from each start of a window and each intervention on.

@@ -205,11 +205,11 @@ class Run(RunFolder):
                 self.path,
                 sampler.names,
                 trainer.n_interventions,
-                sampler.multipliers,
-                sampler.locks,
+                trainer.wish,
                 replayed,
                 lambda: sampler.weights.tolist(),
                 before,
+                objective.taught_by,
             )
             trainer.commands, trainer.sign_every = commands, SIGN_SECONDS
 
@@ -223,6 +223,7 @@ class Run(RunFolder):
                 "batch_size": p.batch_size,
                 "device": str(device),
                 "n_images": {domain.name: len(domain.splits["train"]) for domain in self.catalog.domains},
+                "teachers": list(objective.taught_by),
                 "n_evaluated": {subset: _n_evaluated(self.catalog, subset) for subset in ("val", "test")},
             }
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted

@@ -18,11 +18,10 @@ from udonlib.files import whole_lines
 from udonlib.params import TrainParams
 from udonlib.runs.folder import METRICS, RunFolder, RunState, read_record
 from udonlib.runs.run import Run
-from udonlib.training.interventions import Intervention
+from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.steering import VERSION, Control, read_control
 
 T = TypeVar("T")
-Wish = tuple[Mapping[str, float], Mapping[str, float]]  # multipliers and locks
 
 
 class Watch:
@@ -65,9 +64,8 @@ class Watch:
         return tuple(load_catalog(p.data, p.domains, p.images).names)
 
     def in_force(self) -> Wish:
-        """The allocation that the run's log ends with: it holds now, or will when a resumed run has repeated it."""
-        last = self.interventions[-1:]
-        return (last[0].multipliers, last[0].locks) if last else ({}, {})
+        """The wish that the run's log ends with: it holds now, or will when a resumed run has repeated it."""
+        return self.interventions[-1].wish if self.interventions else Wish()
 
     def update(self) -> bool:
         """Read what is new. Returns whether anything is; what cannot be read is said in `problem`."""
@@ -169,6 +167,8 @@ class Progress:
     loss: float = math.nan
     losses: dict[str, Curve] = field(default_factory=dict)
     terms: dict[str, dict[str, float]] = field(default_factory=dict)  # the latest losses of each domain
+    taught: dict[str, Curve] = field(default_factory=dict)  # of frozen teachers, by term: the mean over all images
+    wish: Wish = field(default_factory=Wish)  # of a person, in force
     allocations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # step, shares from there on
     weights: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
@@ -200,6 +200,7 @@ class Progress:
         now, step = self.clock(), int(record.get("step", self.step))
         if self._first_step is None:
             self._first_step = self.step = step  # a resumed run begins late
+        before = self.images_seen
         if "images_seen" in record:
             self.images_seen = dict(record["images_seen"])
         self.asking = record if record["kind"] == "features" else {}
@@ -218,6 +219,7 @@ class Progress:
                 self.loss = sum(totals.values()) / len(totals)
                 for name, total in totals.items():
                     _extend(self.losses.setdefault(name, []), step, total)
+                self._take_taught(step, record["losses"], before)
             case "allocation":
                 self.weights = dict(record["weights"])
                 self.shares = dict(record["shares"] if "shares" in record else record["weights"])
@@ -225,6 +227,7 @@ class Progress:
             case "steering":
                 done = Intervention(**{name: value for name, value in record.items() if name not in ("kind", "time")})
                 self.interventions.append(done)
+                self.wish = done.wish
                 self.state = "paused" if done.paused else "running"
             case "validation":
                 self._pauses.append(now - self._since)
@@ -239,6 +242,14 @@ class Progress:
         self._n_paces += 1
         self._paces.append((self._work(step) - self._work(self.step), now - self._since))
         self.images_per_s = images_per_s
+
+    def _take_taught(self, step: int, losses: Mapping[str, Mapping[str, float]], before: Mapping[str, int]) -> None:
+        """Take in the terms of frozen teachers, as means over the images since the record before."""
+        # Of the first record after a run was resumed these are the images since its beginning.
+        n_images = {name: self.images_seen.get(name, 0) - before.get(name, 0) for name in losses}
+        for term in {term: None for terms in losses.values() for term in terms if "/" in term}:
+            total = sum(n * losses[name][term] for name, n in n_images.items())
+            _extend(self.taught.setdefault(term, []), step, total / max(1, sum(n_images.values())))
 
     def _work(self, step: int) -> float:
         """Cost of all steps before this one, in those of steps that train all with images of their final size."""

@@ -5,12 +5,13 @@ An intervention holds the whole state of the steering and not a difference, so t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
-from udonlib.errors import UserError
+from udonlib.errors import UserError, nearest
 from udonlib.files import replacing
 
 MAX_MULTIPLIER = 10.0
@@ -18,17 +19,70 @@ Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Intervention(BaseModel):
-    """A line of steering.jsonl: what was done after `step` steps."""
+NAMED = {"multipliers": "domain", "locks": "domain", "teachers": "teacher"}  # fields of a wish -> what they go by
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Wish(BaseModel):
+    """How a person wants a run to be steered; a wish for nothing leaves it to its parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    multipliers: dict[str, Multiplier] = Field({}, description="domain -> factor of its adaptive weight; else 1")
+    locks: dict[str, Share] = Field({}, description="domain -> share of the steps that it is pinned to")
+    teachers: dict[str, Multiplier] = Field({}, description="frozen teacher -> factor of its weight; else 1")
+    drop_probability: Share | None = Field(None, description="of frozen teachers; None: as the parameters say")
+
+    @field_validator("multipliers", "teachers")
+    @classmethod
+    def _without_ones(cls, factors: dict[str, float]) -> dict[str, float]:
+        return {name: factor for name, factor in factors.items() if factor != 1}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: Callable[[Wish], dict[str, Any]]) -> dict[str, Any]:
+        """Files in which no frozen teacher is steered stay as they were before that could be done."""
+        later = ("teachers", "drop_probability")
+        return {name: value for name, value in write(self).items() if name not in later or value not in ({}, None)}
+
+    @property
+    def wish(self) -> Wish:
+        """This alone, where more is said beside it."""
+        return Wish(**{name: getattr(self, name) for name in Wish.model_fields})
+
+    def allocates_as(self, other: Wish) -> bool:
+        """Whether both want the same of the domains."""
+        return (self.multipliers, self.locks) == (other.multipliers, other.locks)
+
+
+def check_wished(wished: Mapping[str, Any], known: Mapping[str, Sequence[str]], place: str) -> None:
+    """Refuse a wish for what a run does not have, or for no teacher at all.
+
+    Args:
+        wished: fields of a `Wish`.
+        known: "domain" and "teacher" -> the run's names of them; a kind that is missing is not checked.
+        place: where the wish was found.
+
+    Raises:
+        UserError: "<place>: teachers: no teacher 'dino'; did you mean 'dinov2'?", "<place>: this run has no frozen
+            teachers ...", "<place>: no teacher is left ...".
+    """
+    teachers, factors = known.get("teacher"), wished.get("teachers") or {}
+    if teachers is not None and not teachers and (factors or wished.get("drop_probability") is not None):
+        raise UserError(f"{place}: this run has no frozen teachers, whose weights or drop_probability could be steered")
+    for field, kind in NAMED.items():
+        for name in wished.get(field) or ():
+            if name not in known.get(kind, [name]):
+                raise UserError(f"{place}: {field}: no {kind} '{name}'; {nearest(name, known[kind])}")
+    if teachers and not any(factors.get(name, 1.0) for name in teachers):
+        raise UserError(f"{place}: no teacher is left to learn from: every factor of their weights is 0")
+
+
+class Intervention(Wish):
+    """A line of steering.jsonl: what was done after `step` steps."""
 
     number: int
     step: int
     panel: str = ""
-    steers: bool = Field(False, description="multipliers or locks have changed")
-    multipliers: dict[str, Multiplier] = {}
-    locks: dict[str, Share] = {}
+    steers: bool = Field(False, description="the wish has changed")
     paused: bool = False
     evaluate: bool = False
     save: bool = False
@@ -45,20 +99,24 @@ class Intervention(BaseModel):
         return {"kind": "steering"} | self.model_dump()
 
     def __str__(self) -> str:
-        """Say what was done, for a person: "emoji ×2, flags locked at 30%"."""
+        """Say what was done, for a person: "emoji ×2, flags locked at 30%, teacher dinov2 ×2"."""
         done = [f"refused: {self.refused}"] if self.refused else []
         if self.steers:
             free = {name: value for name, value in self.multipliers.items() if name not in self.locks}
             done += _named([f"{name} ×{value:g}" for name, value in free.items()], "multiplied")
             done += _named([f"{name} locked at {share:.1%}" for name, share in self.locks.items()], "locked")
+            teachers = [f"teacher {name} ×{factor:g}" for name, factor in self.teachers.items()]
+            done += _named(teachers, "multiplied", "teachers")
+            if self.drop_probability is not None:
+                done.append(f"teachers dropped at {100 * self.drop_probability:g}%")
             done = done or ["the allocation left alone"]
         requests = (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop), ("paused", self.paused))
         return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
 
 
-def _named(texts: list[str], what: str) -> list[str]:
+def _named(texts: list[str], what: str, named: str = "domains") -> list[str]:
     """The texts, or where they are many, how many there are."""
-    return texts if len(texts) <= 4 else [f"{len(texts)} domains {what}"]
+    return texts if len(texts) <= 4 else [f"{len(texts)} {named} {what}"]
 
 
 def interventions(folder: Path) -> list[Intervention]:

@@ -29,6 +29,7 @@ from udonlib.models.embedding_model import DomainOutputs, EmbeddingModel
 from udonlib.models.heads import cosine_logits, unit
 from udonlib.params import TrainParams
 from udonlib.training.distributed import ONE, World
+from udonlib.training.interventions import Wish, check_wished
 
 Classification = Literal["normface", "cosface", "arcface"]
 Terms = dict[str, Float[Tensor, ""]]
@@ -166,9 +167,11 @@ class Objective(nn.Module):
 
     Attributes:
         allocates_by: name of the term whose mean the dynamic sampler takes as a domain's loss.
+        taught_by: names of the frozen teachers that a person may steer.
     """
 
     allocates_by = "total"
+    taught_by: tuple[str, ...] = ()
 
     def terms(self, model: EmbeddingModel, batch: Batch) -> dict[str, Terms]:
         """Named terms of each domain's images, with one called `total`.
@@ -181,6 +184,14 @@ class Objective(nn.Module):
     def decays(self, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter of the model or of this module: on all, if nothing else is said."""
         return True
+
+    def steer(self, wish: Wish) -> None:
+        """Put in force what a person wants of the frozen teachers.
+
+        Raises:
+            UserError: there are none of that name, or none at all, or none would be left.
+        """
+        check_wished(dict(wish), {"teacher": self.taught_by}, "steering")
 
 
 class UdonObjective(Objective):

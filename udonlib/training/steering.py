@@ -1,6 +1,7 @@
 """What a person asks of a run while it trains, and what the run does about it: two files in the run's folder.
 
-    control.json      what is wanted now: multipliers and locks of domains, pause, requests. Whoever steers replaces it.
+    control.json      what is wanted now: multipliers and locks of domains, weights of
+                      frozen teachers, pause, requests. Whoever steers replaces it.
     steering.jsonl    every intervention with its step, in order. The run writes it; resuming and `replay` repeat it.
 
 The training loop looks at control.json between two steps (one `stat`), so a run is steered from its own notebook, from
@@ -12,40 +13,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
-from udonlib.errors import UserError, nearest
+from udonlib.errors import UserError
 from udonlib.files import DiskError, replacing, take_lock
-from udonlib.training.interventions import Intervention, Log, Multiplier, Share, interventions
+from udonlib.training.interventions import NAMED, Intervention, Log, Wish, check_wished, interventions
 
 VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
 POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
 
 
-class Control(BaseModel):
+class Control(Wish):
     """The contents of control.json. Requests are counters: a request is made by raising one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     version: int = Field(VERSION, ge=VERSION, le=VERSION)
     number: int = Field(0, ge=0, description="changes so far")
     panel: str = Field("", description="who made the last one")
-    multipliers: dict[str, Multiplier] = Field({}, description="domain -> factor of its adaptive weight; else 1")
-    locks: dict[str, Share] = Field({}, description="domain -> share of the steps that it is pinned to")
     paused: bool = Field(False, description="wait between two steps")
     evaluate: int = Field(0, ge=0, description="requests to validate now")
     save: int = Field(0, ge=0, description="requests to save a checkpoint now")
     stop: int = Field(0, ge=0, description="requests to stop after this step; the run stays unfinished")
-
-    @field_validator("multipliers")
-    @classmethod
-    def _without_ones(cls, multipliers: dict[str, float]) -> dict[str, float]:
-        return {domain: factor for domain, factor in multipliers.items() if factor != 1}
 
 
 def read_control(folder: Path) -> Control:
@@ -72,26 +64,23 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     Args:
         folder: of the run.
         panel: who asks.
-        changes: fields of `Control`. `multipliers` and `locks` are mappings that are merged into those there, with None
-            for a domain to be taken out; `evaluate`, `save` and `stop` are True to ask for it once.
+        changes: fields of `Control`. `multipliers`, `locks` and `teachers` are mappings that are merged into those
+            there, with None for a name to be taken out; `evaluate`, `save` and `stop` are True to ask for it once.
 
     Raises:
-        UserError: a value that is not valid; a control file that cannot be read.
+        UserError: a value that is not valid, a name that the run does not know; a control file that cannot be read.
     """
-    known = _domains(folder)
-    for name in ("multipliers", "locks"):
-        for domain, value in changes.get(name, {}).items():
-            if known and value is not None and domain not in known:
-                raise UserError(f"steering: {name}: no domain '{domain}'; {nearest(domain, known)}")
+    named = {name: {key: v for key, v in changes[name].items() if v is not None} for name in NAMED if name in changes}
+    check_wished(changes | named, _known(folder), "steering")
     with _locked(folder):
         before = read_control(folder)
         # The file may have been removed: then the log knows how far the numbers have come.
         number = 1 + max([before.number, *(entry.number for entry in interventions(folder))])
         values = before.model_dump() | {"number": number, "panel": panel}
         for name, value in changes.items():
-            if name in ("multipliers", "locks"):
-                merged = values[name] | dict(value)
-                values[name] = {domain: number for domain, number in merged.items() if number is not None}
+            if name in NAMED:
+                merged = values.get(name, {}) | dict(value)
+                values[name] = {key: number for key, number in merged.items() if number is not None}
             elif name in ("evaluate", "save", "stop"):
                 values[name] += bool(value)
             else:
@@ -106,13 +95,15 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
     return after
 
 
-def _domains(folder: Path) -> list[str]:
-    """The domains that the run's first record names; none before there is one that does."""
+def _known(folder: Path) -> dict[str, list[str]]:
+    """The domains and frozen teachers that the run's first record names; nothing before there is one that does."""
     try:
         with (folder / "metrics.jsonl").open("rb") as records:
-            return list(json.loads(records.readline())["n_images"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+            first = json.loads(records.readline())
+        places = {"domain": "n_images", "teacher": "teachers"}
+        return {kind: list(first[name]) for kind, name in places.items() if name in first}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 class Commands:
@@ -125,11 +116,11 @@ class Commands:
         folder: of the run, whose control.json is read and whose steering.jsonl is written.
         names: the run's domains.
         n_taken: interventions that matter and that the state holds already.
-        multipliers: of the state.
-        locks: of the state.
+        wish: what is in force in the state.
         replay: folder of another run whose interventions to repeat; this one cannot be steered then.
         weights: the adaptive weights now, in the order of the names; None: all are more than 0.
         before: what was wanted when this process began: only requests made since then count. None: as now.
+        teachers: the run's frozen ones.
     """
 
     def __init__(
@@ -137,22 +128,20 @@ class Commands:
         folder: Path,
         names: Sequence[str],
         n_taken: int = 0,
-        multipliers: Mapping[str, float] | None = None,
-        locks: Mapping[str, float] | None = None,
+        wish: Wish | None = None,
         replay: Path | None = None,
         weights: Callable[[], Sequence[float]] | None = None,
         before: Control | None = None,
+        teachers: Sequence[str] = (),
     ) -> None:
         self.paused_seconds = 0.0
         self._folder, self._names, self._replays = folder, tuple(names), replay is not None
+        self._known = {"domain": self._names, "teacher": tuple(teachers)}
         self._weights = weights or (lambda: [1.0] * len(names))
-        self._multipliers, self._locks = dict(multipliers or {}), dict(locks or {})
+        self._wish = wish or Wish()
         self._log = Log(folder, n_taken, replay)
         last = self._log.last_to_come()
-        then = {
-            "multipliers": self._multipliers if last is None else last.multipliers,
-            "locks": self._locks if last is None else last.locks,
-        }
+        then = dict(self._wish if last is None else last.wish)
         with _locked(folder):
             for leftover in folder.glob("control.json.*.tmp"):  # of a panel that was killed while writing
                 leftover.unlink()
@@ -194,12 +183,12 @@ class Commands:
         return None if repeated is None else self._in_force(repeated)
 
     def _in_force(self, entry: Intervention) -> Intervention:
-        self._multipliers, self._locks = entry.multipliers, entry.locks
+        self._wish = entry.wish
         return entry
 
     def _read(self, step: int) -> Intervention | None:
         """What has changed in control.json since it was last read."""
-        values: dict[str, Any] = {"step": step, "multipliers": self._multipliers, "locks": self._locks}
+        values: dict[str, Any] = {"step": step, **dict(self._wish)}
         try:
             wanted, before = read_control(self._folder), self._seen
         except UserError as error:  # what cannot be read is said once, and changes nothing
@@ -208,10 +197,9 @@ class Commands:
         asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
 
         def steers(wanted: Control) -> bool:
-            wished = wanted.multipliers, wanted.locks
             # A validation ends the repeating too: then what is wanted comes at once.
-            begins = asked["evaluate"] and wished != (self._multipliers, self._locks)
-            return begins or wished != (before.multipliers, before.locks)
+            begins = asked["evaluate"] and wanted.wish != self._wish
+            return begins or wanted.wish != before.wish
 
         try:
             if self._replays and (steers(wanted) or asked["evaluate"]):
@@ -221,7 +209,7 @@ class Commands:
                 )
             if steers(wanted):
                 self._check(wanted)
-        except UserError as error:  # the allocation stays; what is asked for besides is done
+        except UserError as error:  # what is in force stays; what is asked for besides is done
             values["refused"] = str(error)
             wanted = self._taken_back(wanted, before)
         self._seen = wanted
@@ -230,12 +218,12 @@ class Commands:
             return None
         values |= {"panel": wanted.panel, "paused": wanted.paused, **asked}
         if steered:
-            values |= {"steers": True, "multipliers": wanted.multipliers, "locks": wanted.locks}
+            values |= {"steers": True, **dict(wanted.wish)}
         return Intervention(number=max(wanted.number, self._log.number + 1), **values)
 
     def _taken_back(self, wanted: Control, before: Control) -> Control:
-        """Put the allocation that was wanted before a refusal into the file, unless somebody has changed it since."""
-        update = {"multipliers": before.multipliers, "locks": before.locks}
+        """Put the wish of before a refusal into the file, unless somebody has changed it since."""
+        update = dict(before.wish)
         with (
             _locked(self._folder),
             suppress(UserError),
@@ -246,10 +234,7 @@ class Commands:
         return wanted.model_copy(update=update)
 
     def _check(self, wanted: Control) -> None:
-        for field in ("multipliers", "locks"):
-            for name in getattr(wanted, field):
-                if name not in self._names:
-                    raise UserError(f"control.json: {field}: no domain '{name}'; {nearest(name, self._names)}")
+        check_wished(dict(wanted.wish), self._known, "control.json")
         weights = zip(self._names, self._weights(), strict=True)
         if not any(wanted.locks.get(name, weight * wanted.multipliers.get(name, 1.0)) > 0 for name, weight in weights):
             raise UserError("control.json: no domain is left to train: every lock, or weight times multiplier, is 0")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from udonlib.data.augmentation import augment
 from udonlib.data.catalog import Catalog
@@ -27,7 +27,7 @@ from udonlib.errors import UserError
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.params import TrainParams
 from udonlib.training.distributed import ONE, World
-from udonlib.training.interventions import Intervention
+from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.learner import Learner
 from udonlib.training.losses import Objective
 from udonlib.training.sampler import ImageOrder, Sampler
@@ -86,6 +86,7 @@ class Trainer:
         self.n_worse = 0  # validations since the best one
         self._validated = -1  # the step of the latest one
         self.n_interventions = 0  # of those that matter: see `training.steering`
+        self.wish = Wish()  # of a person, in force
         self.commands: Commands | None = None
         self.sign_every = math.inf
         self._loader = loader
@@ -115,14 +116,13 @@ class Trainer:
     def plan_window(self) -> list[list[Slot]]:
         """The images of each step of the current window: per step, domains and positions in their train splits."""
         self._window_order = self._order.state_dict()
+        return [self._take(slots) for slots in self.sampler.window().reshape(-1, self.params.domains_per_batch)]
+
+    def _take(self, slots: np.ndarray) -> list[Slot]:
+        """The next images of the domains in these slots."""
         n_per_slot = self.params.batch_size // self.params.domains_per_batch
-        plan = []
-        for slots in self.sampler.window().reshape(-1, self.params.domains_per_batch):
-            domains, counts = np.unique(slots, return_counts=True)
-            names = [self.sampler.names[d] for d in domains]
-            shares = (n_per_slot * counts).tolist()
-            plan.append([(name, self._order.take(name, n)) for name, n in zip(names, shares, strict=True)])
-        return plan
+        counts = [(self.sampler.names[d], int(n)) for d, n in zip(*np.unique(slots, return_counts=True), strict=True)]
+        return [(name, self._order.take(name, n * n_per_slot)) for name, n in counts]
 
     @property
     def done(self) -> bool:
@@ -205,7 +205,8 @@ class Trainer:
             self.n_interventions += asked.matters
             if asked.steers:
                 self._steer(asked)
-                if self.sampler.start < self.sampler.stop:  # else the next window's says it, with the new weights
+                # At the end of a window the next one's says it, with the new weights.
+                if self.step * self.params.domains_per_batch == self.sampler.start < self.sampler.stop:
                     yield self._allocation_record()
             if asked.evaluate and self._validated != self.step:
                 yield self._validation_record()
@@ -221,12 +222,18 @@ class Trainer:
             asked = self._asked()
 
     def _steer(self, asked: Intervention) -> None:
-        """Draw the rest of the window anew; the images that it had planned go back to their places in the order."""
+        """Draw the rest of the window anew; the images that it had planned go back to their places in the order.
+
+        What is wanted of frozen teachers alone leaves the window as it is.
+        """
+        before, self.wish = self.wish, asked.wish
+        self.learner.objective.steer(self.wish)
+        if asked.allocates_as(before) and self.wish != before:
+            return
         slot = self.step * self.params.domains_per_batch
         trained = self.sampler.window()[: slot - self.sampler.start]
         self._order.load_state_dict(self._window_order)
-        for d, n in zip(*np.unique(trained, return_counts=True), strict=True):
-            self._order.take(self.sampler.names[d], int(n) * (self.params.batch_size // self.params.domains_per_batch))
+        self._take(trained)
         self._window_order = self._order.state_dict()
         self.sampler.steer(asked.multipliers, asked.locks, slot)
 
@@ -314,8 +321,7 @@ class Trainer:
     @torch.no_grad()
     def _check_weights(self) -> None:
         """Refuse to keep or to validate weights that are no numbers: a loss shows them only at the step after."""
-        modules: tuple[nn.Module, ...] = (self.model, self.kept, self.learner.objective)
-        for module in {id(module): module for module in modules}.values():
+        for module in dict.fromkeys((self.model, self.kept, self.learner.objective)):
             for name, value in module.state_dict().items():
                 if value.is_floating_point() and not value.isfinite().all():
                     raise diverged(self.step, f"{name} is not finite any more")
@@ -345,6 +351,7 @@ class Trainer:
             "images_seen": dict(self.images_seen),
             "allocated": self._allocated,
             "n_interventions": self.n_interventions,
+            "wish": dict(self.wish),
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -362,6 +369,9 @@ class Trainer:
         self.images_seen = dict(state.get("images_seen", seen))  # older states have none of this and what follows
         self._allocated, self._validated = state.get("allocated", -1), state.get("validated", -1)
         self.n_interventions = state.get("n_interventions", 0)
+        steered = {name: state["sampler"].get(name, {}) for name in ("multipliers", "locks")}
+        self.wish = Wish(**state.get("wish", steered))
+        self.learner.objective.steer(self.wish)
         self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
 
 

@@ -32,6 +32,7 @@ from udonlib.models.standards import Standards
 from udonlib.models.teachers import Teacher
 from udonlib.params import TrainParams
 from udonlib.training.distributed import ONE, World
+from udonlib.training.interventions import Wish
 from udonlib.training.losses import Batch, Objective, Terms, UdonObjective
 
 Losses = Mapping[str, Mapping[Kind, Float[Tensor, "batch"]]]  # of each image, by teacher and kind of token
@@ -116,13 +117,15 @@ def unic_terms(
     Args:
         by_kind: as `teacher_losses` gives them.
         draws: as for `kept_teachers`; None: no teacher is dropped, as in validation.
-        weights: of teachers, 1 where none is given; positive.
+        weights: of teachers, 1 where none is given; not negative, one at least positive. One without weight teaches no
+            image, and is not the farthest one.
     """
     losses = torch.stack([torch.stack(list(kinds.values())).mean(0) for kinds in by_kind.values()])
-    kept = torch.ones_like(losses, dtype=torch.bool)
+    w = losses.new_tensor([(weights or {}).get(teacher, 1.0) for teacher in by_kind])[:, None]
+    kept = (w > 0).expand_as(losses)
     if draws is not None:
-        kept = kept_teachers(losses.detach(), drop_probability, draws)
-    w = losses.new_tensor([(weights or {}).get(teacher, 1.0) for teacher in by_kind])[:, None] * kept
+        kept = kept & kept_teachers(losses.detach().where(kept, -math.inf), drop_probability, draws)
+    w = w * kept
     left = w.sum(0)
     terms = {"total": (w * losses).sum(0) / (left.mean() if image_weights == "kept" else left)}
     for (teacher, kinds), taught in zip(by_kind.items(), kept, strict=True):
@@ -176,8 +179,8 @@ class UnicObjective(Objective):
         self._features = features
         self.labelled = labelled
         self.allocates_by = "total" if labelled is None else labelled.allocates_by
-        self.weights = {name: p.teachers[name].weight for name in self._teachers}
-        self.drop_probability = p.drop_probability
+        self.taught_by = tuple(self._teachers)
+        self.steer(Wish())
         dims = model.backbone.block_dims
         beneath = range(len(dims) - 1) if p.projected_blocks is None else p.projected_blocks
         self._blocks = [*beneath] if p.projector == "ladder" else []
@@ -197,6 +200,13 @@ class UnicObjective(Objective):
     def decays(self, parameter: nn.Parameter) -> bool:
         """Matrices and kernels decay; biases, norms and scales do not."""
         return parameter.ndim > 1
+
+    def steer(self, wish: Wish) -> None:
+        """See `Objective`: weights of the teachers times a person's factors, and the probability to drop one."""
+        super().steer(wish)
+        p, asked = self.params, wish.drop_probability
+        self.weights = {name: p.teachers[name].weight * wish.teachers.get(name, 1.0) for name in self._teachers}
+        self.drop_probability = p.drop_probability if asked is None else asked
 
     def terms(self, model: EmbeddingModel, batch: Batch) -> dict[str, Terms]:
         """See `Objective`: means of `unic_terms` over a domain's images, and UDON's where there are labels."""

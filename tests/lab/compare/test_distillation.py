@@ -11,8 +11,8 @@ from PIL import Image as Pixels
 
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.runs import finish
+from tests.helpers.taught import small_teachers, write_teachers
 from tests.helpers.training import SMALL
-from tests.helpers.weightfiles import small_encoders
 from udonlib.evaluation.frozen.encoders import EncoderScores
 from udonlib.evaluation.frozen.relative import relative_to_best
 from udonlib.lab.compare import distillation
@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distilled")
     root = write_uned_tree(folder / "data", index_of="flags")
     values = {"data": str(root), "outputs": str(folder), "n_threads": 1, "recipe": "unic"}
-    return finish(open_run(TrainParams(**SMALL | values | {"teachers": small_encoders(folder)})))
+    return finish(open_run(TrainParams(**SMALL | values | {"teachers": small_teachers(write_teachers(folder))})))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,17 @@ def losses(steps: int, every: int = 1) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "domain", "term", "value"])
 
 
+def taught(steps: int) -> pd.DataFrame:
+    """Losses of frozen teachers, `two` without patches: those of emoji are of 6 images, those of flags of 2."""
+    rows = [
+        (step, domain, term, value + place, n)
+        for step in range(1, steps + 1)
+        for place, (domain, n) in enumerate({"emoji": 6, "flags": 2}.items())
+        for term, value in {"one/class": 1, "one/patches": 2, "one/kept": 0, "two/class": 3, "two/kept": 0}.items()
+    ]
+    return pd.DataFrame(rows, columns=["step", "domain", "term", "value", "images"])
+
+
 def evaluation(k: int = 5, intervals: bool = False) -> pd.DataFrame:
     rows = []
     for e, embedder in enumerate(("pixels", "teacher", "student")):
@@ -46,6 +57,7 @@ def test_every_figure_has_a_title_axes_with_units_and_the_one_template():
     allocation = pd.DataFrame({"step": 0, "domain": DOMAINS, "weight": 1 / 3, "share": 1 / 3, "images_seen": 0})
     figures = [
         charts.loss_curves(losses(20)),
+        charts.teacher_curves(taught(20)),
         charts.validation_curves(validation),
         charts.allocation_curves(allocation, 8),
         charts.results_chart(evaluation()),
@@ -70,6 +82,24 @@ def test_loss_curves_have_a_panel_for_each_term_and_a_line_for_each_domain_in_it
     emoji_total = traces(fig, "emoji")[0]
     np.testing.assert_array_equal(emoji_total.x, np.arange(1, 21))
     np.testing.assert_allclose(emoji_total.y, 10 / np.arange(1, 21) + 2, rtol=1e-6)
+
+
+def test_teachers_have_a_panel_for_each_kind_of_token_and_one_for_the_images_kept():
+    fig = charts.teacher_curves(pd.concat([taught(4), losses(4).assign(images=3)]))
+    assert [note.text for note in fig.layout.annotations] == ["loss, class token", "loss, patches", "images kept, %"]
+    found = {(trace.name, trace.xaxis): trace for trace in fig.data}
+    assert set(found) == {("one", "x"), ("one", "x2"), ("one", "x3"), ("two", "x"), ("two", "x3")}
+    expected = {("one", "x"): 1.25, ("one", "x2"): 2.25, ("one", "x3"): 25, ("two", "x"): 3.25, ("two", "x3"): 25}
+    for place, mean in expected.items():  # over images, 6 of 8 of which are of emoji
+        assert found[place].x.tolist() == [1, 2, 3, 4]
+        assert found[place].y.tolist() == [mean] * 4
+    assert [trace.name for trace in fig.data if trace.showlegend] == ["one", "two"]
+    assert len({trace.line.color for trace in traces(fig, "one")} | {traces(fig, "two")[0].line.color}) == 2
+    assert max(len(trace.x) for trace in charts.teacher_curves(taught(2000)).data) <= charts.MAX_POINTS
+
+
+def test_a_run_without_frozen_teachers_has_a_figure_that_says_so():
+    assert "no frozen teachers" in charts.teacher_curves(losses(4).assign(images=3)).layout.annotations[0].text
 
 
 def test_long_curves_become_means_and_stay_small():

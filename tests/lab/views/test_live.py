@@ -295,6 +295,44 @@ def test_the_page_shows_every_domain_and_escapes_names():
     assert len(page) < 20_000
 
 
+def taught_page(*records: dict) -> str:
+    teacher = {"backbone": "small_resnet", "pretrained": True, "image_size": 32}
+    given = {"teachers": {"wide": teacher, "deep": teacher | {"kinds": ["class"]}}, "recipe": "unic"}
+    progress = watch.Progress(TrainParams(steps=1000, **given), Clock())
+    for record in records:
+        progress.update(record)
+    return live.page(progress)
+
+
+def cells(page: str) -> list[list[str]]:
+    """The texts of the last table of a page."""
+    rows = page.split("<table")[-1].split("<tr>")[1:]
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", row)] for row in rows]
+
+
+def test_the_page_shows_each_frozen_teacher_s_losses_and_the_images_it_was_kept_for():
+    columns = ["teacher", "", "class loss", "", "patch loss", "", "images kept"]
+    nothing = ["", "–", "", "–", "", "–"]
+    assert cells(taught_page({"kind": "start", "step": 0})) == [columns, ["deep", *nothing], ["wide", *nothing]]
+    seen, trained = [{"emoji": 6, "flags": 2}, {"emoji": 12, "flags": 20}], []
+    for step, images in enumerate(seen, 1):
+        terms = {"wide/class": 1.0, "wide/patches": 2.0, "wide/kept": 0.5, "deep/class": 3.0, "deep/kept": 0.0}
+        losses = {"emoji": {"total": 1.0, **terms}, "flags": {"total": 1.0, **{k: v + 0.4 for k, v in terms.items()}}}
+        trained.append(train(step) | {"losses": losses, "images_seen": images})
+    page = taught_page(*trained)
+    # Of the 24 images of the second record 18 are of flags.
+    assert cells(page)[1:] == [
+        ["deep", "", "3.300", "", "–", "", "30.0%"],
+        ["wide", "", "1.300", "", "2.300", "", "80.0%"],
+    ]
+    assert page.split("<table")[-1].count("<polyline") == 5
+    assert page.split("<table")[-1].count("<svg") == 6  # an empty one where there is no curve: nothing jumps
+
+
+def test_a_run_without_frozen_teachers_has_no_table_of_them():
+    assert "images kept" not in live.page(after(600))
+
+
 def test_curves_of_long_runs_stay_short_and_keep_their_ends():
     curve: watch.Curve = []
     for step in range(100_000):

@@ -9,8 +9,10 @@ import time
 
 import pandas as pd
 import pytest
+from ipywidgets import HTML
 
 from tests.helpers.catalogs import write_uned_tree
+from tests.helpers.taught import taught_params, write_teachers
 from tests.helpers.training import SMALL
 from tests.helpers.waiting import SECONDS, wait_until
 from udonlib.errors import UserError
@@ -20,7 +22,7 @@ from udonlib.lab.views.front_end import Still
 from udonlib.params import TrainParams
 from udonlib.runs.run import Run, open_run
 from udonlib.runs.watch import Progress
-from udonlib.training.interventions import Intervention
+from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.steering import change_control, read_control
 
 
@@ -54,6 +56,12 @@ def panel(begun):
 
 def wanted(run):
     return read_control(run.path)
+
+
+def shown(panel):
+    """What the domains' controls say: multipliers other than 1, and locked domains."""
+    factors = {domain: row.slider.value for domain, row in panel.rows.items() if row.slider.value != 1}
+    return factors, {domain for domain, row in panel.rows.items() if row.lock.value}
 
 
 def test_a_slider_multiplies_its_domain_alone(panel, begun):
@@ -296,7 +304,7 @@ def test_a_run_that_is_not_there_yet_is_not_steered_and_the_controls_say_so(run)
     assert all(button.disabled for button in opened.buttons.values())
     opened.buttons["uniform"].click()
     opened.rows[opened.domains[0]].slider.value = 2.0
-    assert opened._shown() == ({}, set())
+    assert shown(opened) == ({}, set())
     wait_until(lambda: "there is no run in" in opened.status.value)
     assert not run.path.exists()
     opened.close()
@@ -308,18 +316,18 @@ def test_what_cannot_be_written_is_taken_back_by_its_control(panel, begun):
     panel.rows[first].slider.value = 2.0
     panel.rows[second].lock.value = True
     (run.path / "control.json").write_text("{")
-    shown = panel._shown()
-    assert shown == ({first: 2.0}, {second})
+    before = shown(panel)
+    assert before == ({first: 2.0}, {second})
     panel.rows[first].slider.set_state({"index": 0})  # as the browser does it
-    assert panel._shown() == shown
+    assert shown(panel) == before
     panel.rows[first].lock.value = True
-    assert panel._shown() == shown
+    assert shown(panel) == before
     panel.rows[second].lock.value = False
     panel.rows[first].reset.click()
     panel.rows[second].reset.click()
     for name in ("by-loss", "uniform", "by-size"):
         panel.buttons[name].click()
-    assert panel._shown() == shown
+    assert shown(panel) == before
     assert [panel.rows[name].slider.disabled for name in (first, second)] == [False, True]
 
 
@@ -331,7 +339,7 @@ def test_a_panel_opened_on_a_broken_control_file_shows_what_is_in_force(begun):
     (run.path / "control.json").write_text("{")
     opened = widgets.Panel(run)
     opened.start()
-    assert opened._shown() == ({domain: 5.0}, set())
+    assert shown(opened) == ({domain: 5.0}, set())
     assert opened.status.value.count("control.json") == 1
     (run.path / "control.json").unlink()
     change_control(run.path, "somebody", multipliers={domain: 5.0})
@@ -381,7 +389,7 @@ def test_what_somebody_else_asks_for_is_said_while_a_change_waits(panel, begun):
     wait_until(lambda: "Another panel (third)" in panel.status.value)
     assert panel.rows[second].slider.value == 5.0
     panel.adopt.click()
-    assert panel._shown() == ({first: 3.0, second: 3.0}, set())
+    assert shown(panel) == ({first: 3.0, second: 3.0}, set())
 
 
 def test_a_run_that_does_not_say_its_sizes_cannot_be_allocated_by_them(panel, begun):
@@ -502,10 +510,121 @@ def test_each_number_of_a_domain_stands_in_its_column():
         for name in ("emoji", "mean")
     ]
     progress.update({"kind": "validation", "step": 2, "r_at_1": 61.5, "best": True, "table": pd.DataFrame(rows)})
-    cells = panelviews.numbers(progress, "emoji").split("text-align:right")[1:]
-    texts = [re.sub("<[^>]*>", "", cell).split(">")[1].split("<")[0] for cell in cells]
+    texts = texts_of(panelviews.numbers(progress, "emoji"))
     expected = ["25.0%", "50.0%", "1.50", "2.50", "1,234", "61.5"]
     assert dict(zip(panelviews.COLUMNS, texts, strict=True)) == dict(zip(panelviews.COLUMNS, expected, strict=True))
+
+
+# Frozen teachers
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    return write_teachers(tmp_path)
+
+
+@pytest.fixture
+def taught(data, encoders, tmp_path):
+    """A run with frozen teachers that is being trained, and its panel."""
+    run = open_run(taught_params(data, tmp_path, encoders, drop_probability=0.35))
+    records = run.train()
+    next(record for record in records if record["kind"] == "train")
+    opened = widgets.Panel(run)
+    yield run, records, opened
+    opened.close()
+    records.close()
+
+
+def test_a_run_without_frozen_teachers_shows_nothing_of_them(panel):
+    assert panel.taught == []
+    panel.start()
+    assert "images kept" not in panel.page() + "".join(w.value for w in widgets_of(panel.widget))
+
+
+def widgets_of(box):
+    """The HTML in a box, at any depth."""
+    for child in box.children:
+        yield from widgets_of(child) if hasattr(child, "children") else [child] if isinstance(child, HTML) else []
+
+
+def test_sliders_weight_teachers_and_drop_them_and_reset_takes_it_back(taught):
+    run, _, panel = taught
+    one, two, drop = panel.taught
+    assert [row.name for row in panel.taught] == ["one", "two", "teachers dropped"]
+    assert drop.slider.value == 0.35
+    two.slider.value = 3.0
+    drop.slider.value = 0.2
+    assert wanted(run).wish == Wish(teachers={"two": 3.0}, drop_probability=0.2)
+    panel.buttons["by-loss"].click()  # domains alone
+    assert wanted(run).wish == Wish(teachers={"two": 3.0}, drop_probability=0.2)
+    drop.slider.value = 0.35  # as the parameters say
+    assert wanted(run).wish == Wish(teachers={"two": 3.0})
+    drop.slider.value = 1.0
+    for row in (two, drop):
+        row.reset.click()
+    assert (two.slider.value, drop.slider.value) == (1.0, 0.35)
+    assert wanted(run).wish == Wish()
+    one.slider.value = 0.0
+    panel.rows[panel.domains[0]].slider.value = 2.0
+    assert wanted(run).wish == Wish(multipliers={panel.domains[0]: 2.0}, teachers={"one": 0.0})
+
+
+def test_a_teacher_s_row_says_its_weight_its_losses_and_the_images_it_is_kept_for(taught):
+    _, records, panel = taught
+    panel.start()
+    one, two, drop = panel.taught
+    two.slider.value = 3.0
+    drop.slider.value = 0.0
+    wait_until(lambda: "35%" in drop.numbers.value)
+    for record in records:
+        if record["kind"] == "train" and record["step"] >= 4 and not record["step"] % 2:
+            break
+    wait_until(lambda: "teacher two ×3, teachers dropped at 0%" in panel.status.value)
+    terms = {term: curve[-1][1] for term, curve in panel.watch.progress.taught.items()}
+    wait_until(lambda: "100.0%" in two.numbers.value)
+    assert texts_of(one.numbers.value) == [
+        "1",
+        "100.0%",
+        f"{terms['one/class']:.3f}",
+        f"{terms['one/patches']:.3f}",
+        "",
+        "",
+    ]
+    assert texts_of(two.numbers.value) == ["3", "100.0%", f"{terms['two/class']:.3f}", "–", "", ""]
+    assert ">0% of an image's teachers" in drop.numbers.value
+    page = panel.page()
+    assert all(row.numbers.value in page for row in panel.taught)
+    records.close()
+
+
+def texts_of(numbers):
+    """The texts of a row's columns."""
+    cells = numbers.split("text-align:right")[1:]
+    return [re.sub("<[^>]*>", "", cell).split(">")[1].split("<")[0] for cell in cells]
+
+
+def test_muting_the_last_teacher_is_refused_and_its_slider_goes_back(taught):
+    run, records, panel = taught
+    panel.start()
+    one, two, _ = panel.taught
+    one.slider.value = 0.0
+    next(record for record in records if record["kind"] == "steering")
+    two.slider.value = 0.0
+    assert next(record for record in records if record["kind"] == "steering")["refused"]
+    wait_until(lambda: "no teacher is left to learn from" in panel.status.value)
+    wait_until(lambda: two.slider.value == 1.0)
+    assert one.slider.value == 0.0
+    assert wanted(run).teachers == {"one": 0.0}
+
+
+def test_teachers_that_another_panel_steers_are_said_and_taken_over(taught):
+    run, _, panel = taught
+    panel.start()
+    change_control(run.path, "other", teachers={"one": 2.0}, drop_probability=0.5)
+    wait_until(lambda: "Another panel (other) has changed the teaching" in panel.status.value)
+    assert [row.slider.value for row in panel.taught] == [1.0, 1.0, 0.35]
+    panel.adopt.click()
+    assert [row.slider.value for row in panel.taught] == [2.0, 1.0, 0.5]
 
 
 def test_a_panel_that_is_opened_again_ends_the_former_one(begun, monkeypatch):

@@ -34,7 +34,9 @@ TERMS = {
     "ce_teacher": "teacher classification",
     "kl": "logit distillation",
     "rel": "relational distillation",
+    "unic": "frozen teachers",
 }
+KINDS = {"class": "loss, class token", "patches": "loss, patches", "kept": "images kept, %"}  # terms of frozen teachers
 MAX_POINTS = 300  # per trace; 40 traces of it are 0.2 MB in a notebook
 
 
@@ -214,6 +216,37 @@ def loss_curves(losses: pd.DataFrame) -> go.Figure:
             fig.add_trace(trace, **cell(place, n_columns))
     fig.update_xaxes(title="step", rangemode="tozero")
     fig.update_yaxes(title="loss", col=1)
+    return fig
+
+
+def teacher_curves(losses: pd.DataFrame) -> go.Figure:
+    """Draw what a student's frozen teachers say of it over the steps: losses by kind of token, and images kept.
+
+    A teacher's loss is the mean over all images of a step; kept are those that it taught, not dropped for them.
+
+    Args:
+        losses: as of a run, with the number of images that each is the mean of.
+    """
+    rows = losses[losses["term"].str.contains("/", regex=False)]
+    if rows.empty:
+        return nothing("Frozen teachers", "no frozen teachers in this run")
+    sums = rows.assign(sum=rows["value"] * rows["images"]).groupby(["term", "step"])[["sum", "images"]].sum()
+    means = sums["sum"] / sums["images"]
+    terms = {term: term.split("/") for term in means.index.unique("term")}
+    kinds = [kind for kind in KINDS if kind in {kind for _, kind in terms.values()}]
+    fig = panels("Frozen teachers", [KINDS[kind] for kind in kinds], 1, len(kinds), height=400)
+    named: set[str] = set()
+    colours = domain_colours(sorted({teacher for teacher, _ in terms.values()}))
+    for term, (teacher, kind) in terms.items():
+        x, y = _decimate(means[term].index.to_numpy(), means[term].to_numpy())
+        scale, hover = (100, "%{y:.1f} %") if kind == "kept" else (1, "%{y:.3f}")
+        trace = line(teacher, x, scale * y, colours[teacher], hover, legend=teacher not in named)
+        fig.add_trace(trace, row=1, col=1 + kinds.index(kind))
+        named.add(teacher)
+    fig.update_xaxes(title="step", rangemode="tozero")
+    fig.update_yaxes(rangemode="tozero")
+    if "kept" in kinds:
+        fig.update_yaxes(range=[0, 102], row=1, col=1 + kinds.index("kept"))
     return fig
 
 

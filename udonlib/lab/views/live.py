@@ -187,7 +187,7 @@ class ProgressLine(Output):
 
 
 def page(progress: Progress) -> str:
-    """The state as HTML: a bar of the steps, and a row for each domain with curves of its loss and R@1.
+    """The state as HTML: a bar of the steps, a row for each domain with its loss and R@1, one for each teacher.
 
     Text takes the page's colour, so that it reads on light and dark pages.
     """
@@ -202,7 +202,8 @@ def page(progress: Progress) -> str:
     return (
         '<div class="udon-live" style="font-size:13px;line-height:1.4;font-variant-numeric:tabular-nums">'
         f'<div style="margin:4px 0">{title}</div>'
-        f"{bar(share, margin='6px 0 8px')}{_table(p) if p.domains else ''}{_footer(p)}</div>"
+        f"{bar(share, margin='6px 0 8px')}{_table(p) if p.domains else ''}"
+        f"{_taught(p) if p.params.teachers else ''}{_footer(p)}</div>"
     )
 
 
@@ -229,6 +230,22 @@ def _table(progress: Progress) -> str:
         seen = f"{sum(p.images_seen.values()):,}"
         rows.append(["mean, sum", "", f"{p.loss:.2f}", "", "", seen, *_scores(p, "mean", "currentColor")])
     return f"<table {BARE}>{head}{html_rows(rows, first='th')}</table>"
+
+
+def _taught(progress: Progress) -> str:
+    """A row for each frozen teacher: its loss by kind of token, and the share of images that it was kept for."""
+    p, columns = progress, ["class", "patches", "kept"]
+    titles = {"class": "class loss", "patches": "patch loss", "kept": "images kept"}
+    head = html_rows([["teacher", *(cell for kind in columns for cell in ("", titles[kind]))]], "th", "th")
+    rows: list[list[str]] = []
+    for teacher in sorted(p.params.teachers):
+        row = [html.escape(teacher)]
+        for kind in columns:
+            curve = p.taught.get(f"{teacher}/{kind}", [])
+            value = f"{curve[-1][1]:{'.1%' if kind == 'kept' else '.3f'}}" if curve else "–"
+            row += [_curve(curve, p, 100, "currentColor"), value]
+        rows.append(row)
+    return f'<div style="margin-top:8px"><table {BARE}>{head}{html_rows(rows, first="th")}</table></div>'
 
 
 def _scores(progress: Progress, name: str, colour: str) -> list[str]:

@@ -26,7 +26,7 @@ from udonlib.errors import UserError
 from udonlib.lab.views import panel_views
 from udonlib.lab.views.front_end import Still, button, named
 from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.panel_views import DomainRow
+from udonlib.lab.views.panel_views import Row
 from udonlib.lab.views.style import STYLE
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
@@ -127,21 +127,26 @@ class Panel:
         self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
         self.adopt.on_click(lambda _: self._adopt())
         self.adopt.layout.display = "none"
-        self.rows = panel_views.rows(self.domains)
-        for domain, row in self.rows.items():
-            self._connect(domain, row)
+        params = self.watch.folder.params
+        self.rows = panel_views.rows(self.domains, tuple(params.teachers))
+        self.taught = panel_views.taught_rows(params, self.domains)
+        self._all: tuple[Row, ...] = (*self.rows.values(), *self.taught)
+        for row in self._all:
+            self._connect(row)
+        for domain in self.domains:
+            self.rows[domain].lock.observe(lambda change, domain=domain: self._locked(domain, change["new"]), "value")
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         buttons = list(self.buttons.values())
         requests, allocations = panel_views.toolbar(buttons[:5]), panel_views.toolbar([label, *buttons[5:]])
-        table = panel_views.table(self.rows, panel_views.headings(panel_views.COLUMNS))
+        table = panel_views.table(list(self.rows.values()), panel_views.headings(panel_views.COLUMNS))
+        table += panel_views.table(self.taught, panel_views.headings(panel_views.TAUGHT_COLUMNS))
         style = ipywidgets.HTML(STYLE)
         parts = [style, self.status, requests, allocations, self.adopt, *table, self.charts]
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
-    def _connect(self, domain: str, row: DomainRow) -> None:
-        row.slider.observe(lambda change: self._moved(domain, change["new"]), "value")
-        row.lock.observe(lambda change: self._locked(domain, change["new"]), "value")
-        row.reset.on_click(lambda _: self._reset(domain))
+    def _connect(self, row: Row) -> None:
+        row.slider.observe(lambda change: self._moved(row, change["new"]), "value")
+        row.reset.on_click(lambda _: self._change(row, None))
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -163,7 +168,7 @@ class Panel:
                 return
             self._problem = ""
             self._notice(before)  # what others wanted is in this panel's own change from here on
-            self._wished = wanted.multipliers, wanted.locks
+            self._wished = wanted.wish
             if wanted.model_copy(update={"number": before.number, "panel": before.panel}) != before:
                 request = any(changes.get(name) for name in ("evaluate", "save", "stop"))
                 request = request or (self._sent is not None and self._sent.request)
@@ -186,28 +191,26 @@ class Panel:
         sizes = self.watch.n_images
         return {domain: n / sum(sizes.values()) for domain, n in sizes.items()}
 
-    def _moved(self, domain: str, factor: float) -> None:
+    def _moved(self, row: Row, value: float) -> None:
         if not self._silence.here:
-            self._ask(multipliers={domain: factor})
-            self._show(domain)
+            self._change(row, value)
+
+    def _change(self, row: Row, value: float | None) -> None:
+        self._ask(**row.change(value))
+        self._show(row)
 
     def _locked(self, domain: str, locked: bool) -> None:
         self.rows[domain].slider.disabled = locked
         if not self._silence.here:
             share = self.watch.progress.shares.get(domain, 1 / len(self.domains))
             self._ask(locks={domain: share if locked else None})
-            self._show(domain)
+            self._show(self.rows[domain])
 
-    def _reset(self, domain: str) -> None:
-        self._ask(multipliers={domain: None}, locks={domain: None})
-        self._show(domain)
-
-    def _show(self, *domains: str) -> None:
-        """Set the controls of these domains, or of all, to what is wanted."""
+    def _show(self, *rows: Row) -> None:
+        """Set the controls of these rows, or all, to what is wanted."""
         with self._lock, self._silently():
-            multipliers, locks = self._wished
-            for domain in domains or self.domains:
-                self.rows[domain].set(multipliers.get(domain, 1.0), domain in locks)
+            for row in rows or self._all:
+                row.show(self._wished)
 
     def _adopt(self) -> None:
         """Set all controls to what the control file wants, whoever has asked for it."""
@@ -217,14 +220,9 @@ class Panel:
             except UserError as error:
                 self._problem = str(error)
                 return
-            self._wished, self._foreign = (wanted.multipliers, wanted.locks), ""
+            self._wished, self._foreign = wanted.wish, ""
             self.adopt.layout.display = "none"
             self._show()
-
-    def _shown(self) -> tuple[dict[str, float], set[str]]:
-        """What the controls show: multipliers other than 1, and locked domains."""
-        factors = {domain: row.slider.value for domain, row in self.rows.items() if row.slider.value != 1}
-        return factors, {domain for domain, row in self.rows.items() if row.lock.value}
 
     # Displays: written by the thread
 
@@ -282,18 +280,18 @@ class Panel:
 
     def _notice(self, control: Control) -> None:
         """Say so where somebody else has asked for another allocation."""
-        wish = control.multipliers, control.locks
-        if wish != self._wished and control.panel != self.name:
-            self._wished = wish
+        if control.wish != self._wished and control.panel != self.name:
+            what = "teaching" if control.allocates_as(self._wished) else "allocation"
+            self._wished = control.wish
             who = f"Another panel ({control.panel})" if control.panel else "Somebody"
-            self._foreign = f"{who} has changed the allocation that is wanted; for each domain the last change counts."
+            self._foreign = f"{who} has changed the {what} that is wanted; for each row the last change counts."
             self.adopt.layout.display = ""
 
     def _look_for_answers(self) -> bool:
         """Whether there is nothing more to wait for; and whether somebody else has asked for something."""
         control = self.watch.control
         self._notice(control)
-        if self._foreign and self._shown() == (control.multipliers, set(control.locks)):
+        if self._foreign and all(row.shows(control) for row in self._all):
             self._foreign, self.adopt.layout.display = "", "none"
         if (sent := self._sent) is None:
             return False
@@ -314,13 +312,13 @@ class Panel:
         control, state = self.watch.control, self.watch.state.name
         if sent.request and state in GOING:  # else the process has ended, and with it what was requested of it
             return False
-        return (control.multipliers, control.locks) == self.watch.in_force() and control.paused == (state == "paused")
+        return control.wish == self.watch.in_force() and control.paused == (state == "paused")
 
     def _draw(self) -> None:
         progress = self.watch.progress
         self._draw_status()
-        for domain, row in self.rows.items():
-            row.numbers.value = panel_views.numbers(progress, domain)
+        for row in self._all:
+            row.draw(progress)
         self.charts.value = panel_views.charts(progress) if progress.allocations else ""
         if self._still is not None:  # at once where the run may be about to be left alone
             self._still.keep(self.page, now=self.watch.state.name != self._kept_state)
@@ -353,5 +351,5 @@ class Panel:
         usable["by-size"] = bool(self.watch.n_images)
         for name, control in self.buttons.items():
             control.disabled = not (steerable and usable.get(name, True))
-        for row in self.rows.values():
+        for row in self._all:
             row.enable(steerable)
