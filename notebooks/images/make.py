@@ -24,6 +24,7 @@ SHOWN = {  # notebook -> the cell whose figure says most about it, and the figur
     "data": ("data-04", 0),
     "train": ("train-10", 15),
     "evaluate": ("evaluate-12", 13),
+    "distill": ("distill-04", 11),
     "ablations": ("ablations-10", 11),
     "gaps": ("gaps-06", 13),
     "sampler": ("sampler-08", 11),

@@ -16,6 +16,7 @@ from udonlib.data.catalog import load_catalog
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
 from udonlib.params import TrainParams
+from udonlib.release.release import release
 from udonlib.runs.run import open_run
 from udonlib.search.load import load
 
@@ -46,6 +47,17 @@ def test_a_run_or_its_checkpoint_is_the_same_model_by_whatever_name(run, tmp_pat
     assert first.facts.precision == "float32"
     assert first.preprocessing["crop"] == "the middle 32 x 32"
     assert len(first.preprocessing["mean"]) == 3
+
+
+def test_a_release_of_the_run_is_the_same_model(run, tmp_path):
+    folder = release(run, tmp_path / "released").folder
+    found, first = load(folder), load(run.path)
+    assert found.fingerprint == first.fingerprint
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(found(images), first(images))
+    (folder / "head.safetensors").write_bytes((folder / "head.safetensors").read_bytes()[:-3])
+    with pytest.raises(UserError, match="head.safetensors"):
+        load(folder)
 
 
 def test_other_weights_or_another_size_make_another_fingerprint(run):

@@ -1,4 +1,4 @@
-"""A trained model, ready to embed images: of a run, a run's checkpoint, or a checkpoint of the reference.
+"""A trained model, ready to embed images: of a run, its checkpoint or its release, or a checkpoint of the reference.
 
 model = udonlib.load("latest")
 found = model.embed("folder/of/images")
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,6 +24,7 @@ from udonlib.evaluation.reading import Embed
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import PRECISIONS, Precision, dtype_of, pick_device, pick_precision
 from udonlib.presets import EvaluateParams
+from udonlib.release.folder import CONFIG, ENCODER, load_release, read_config
 from udonlib.runs.evaluations import find_source
 from udonlib.search.embed import Embeddings, ModelFacts, Progress, embed_pictures
 from udonlib.search.folders import embed_folder
@@ -148,7 +149,7 @@ def load(
 
     Args:
         source: a run, by its name, its folder or "latest" (whose best model was kept last); a checkpoint of a run, with
-            its params.yaml beside it or above; a checkpoint of the reference, or its folder.
+            its params.yaml beside it or above; a checkpoint of the reference, or its folder; the folder of a release.
         precision: "float32", "bfloat16"; "auto": the run's, where the device multiplies it fast.
         device: "cpu", "cuda", "cuda:1"; "auto": a GPU where there is one.
         outputs: folder of results.
@@ -157,17 +158,31 @@ def load(
         UserError: no run or file is called so, with the nearest name; a file that is no checkpoint, or is damaged.
     """
     path = Path(source).expanduser()
+    where = pick_device(device)
+    if (path / CONFIG).is_file() and (path / ENCODER).is_file():
+        released = load_release(path)
+        chosen = pick_precision(_known(precision), where)
+        name, size = path.absolute().name, read_config(path).image_size
+        return _embedder(released, size, chosen, where, name, str(path.absolute()), outputs)
     is_checkpoint = path.is_file() or (path / "checkpoint_-1").is_file()
     kind = {"checkpoint": str(path.absolute())} if is_checkpoint else {"run": str(source)}
     found = find_source(EvaluateParams(**kind, outputs=outputs))
-    where = pick_device(device)
-    if precision not in ("auto", *PRECISIONS):
-        raise ParameterError({"precision": f"found {precision!r}; {nearest(precision, ('auto', *PRECISIONS))}"})
-    if precision == "auto" and found.trained is not None and found.trained.precision == "float32":
-        precision = "float32"
-    chosen = pick_precision(precision, where)  # type: ignore[arg-type]
+    wanted = _known(precision)
+    if wanted == "auto" and found.trained is not None and found.trained.precision == "float32":
+        wanted = "float32"
+    chosen = pick_precision(wanted, where)
     model = found.load_model()
     size = found.image_size(model)
-    model = model.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     where_it_is = path.absolute() if is_checkpoint else found.file.absolute().parents[1]
-    return Embedder(model.eval(), size, chosen, where, found.name, str(where_it_is), outputs)
+    return _embedder(model, size, chosen, where, found.name, str(where_it_is), outputs)
+
+
+def _known(precision: str) -> Literal["auto", "float32", "bfloat16"]:
+    if precision not in ("auto", *PRECISIONS):
+        raise ParameterError({"precision": f"found {precision!r}; {nearest(precision, ('auto', *PRECISIONS))}"})
+    return precision  # type: ignore[return-value]
+
+
+def _embedder(model: EmbeddingModel, size: int, precision: Precision, device: torch.device, *rest: str) -> Embedder:
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Embedder(model.eval(), size, precision, device, *rest)
