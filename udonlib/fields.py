@@ -376,7 +376,7 @@ class DistillParams(ComputeParams):
     projector: Literal["ladder", "last", "transformer"] = Field(
         "ladder", description="from the student's tokens to a teacher's: of all blocks, of the last, attention over it"
     )
-    projected_blocks: tuple[int, ...] | None = Field(
+    projected_blocks: tuple[Annotated[int, Field(ge=0, le=1000)], ...] | None = Field(
         None, description="ladder: blocks beneath the last that have a rung, from 0; None: all"
     )
     projected_end: Literal["end", "block"] = Field(

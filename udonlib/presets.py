@@ -295,7 +295,7 @@ class GridParams(ResultParams):
 
     rows: tuple[str, ...] = Field(
         ("table",),
-        description="'table' (those of RESULTS.md), 'all' (every preset of params/ablations), recipes and presets",
+        description="'table' (those of RESULTS.md), 'all' (params/ablations, of the base's kind), recipes and presets",
     )
     base: str = Field(
         "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"

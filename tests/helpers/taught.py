@@ -23,11 +23,12 @@ def write_teachers(folder: Path) -> Path:
 
 def small_teachers(files: Path) -> dict[str, dict]:
     """The two as the parameter `teachers` has them: `one` has both kinds of tokens, `two` has no patches."""
-    teacher = {"backbone": "small_resnet", "backbone_args": {"width": 8}, "image_size": 32}
-    return {
-        "one": teacher | {"weights": str(files / "one.safetensors")},
-        "two": teacher | {"weights": str(files / "two.safetensors"), "kinds": ["class"], "image_size": 48},
-    }
+
+    def teacher(name: str, side: int) -> dict:
+        weights = str(files / f"{name}.safetensors")
+        return {"backbone": "small_resnet", "backbone_args": {"width": 8}, "image_size": side, "weights": weights}
+
+    return {"one": teacher("one", 32), "two": teacher("two", 48) | {"kinds": ["class"]}}
 
 
 def taught_params(root, outputs, files, **changes) -> TrainParams:

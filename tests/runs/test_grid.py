@@ -32,9 +32,17 @@ def test_the_readmes_table_is_a_grid_of_three_seeds():
 
 def test_every_ablation_is_a_row_that_differs_from_the_base_and_from_all_others():
     grid = open_grid(GridParams(rows="all", seeds=0))
-    assert set(grid.rows) == {"udon", *(path.name.removesuffix(".yaml") for path in ABLATIONS.glob("*.yaml"))}
+    names = {path.name.removesuffix(".yaml") for path in ABLATIONS.glob("*.yaml")}
+    assert set(grid.rows) == {"udon", *(name for name in names if not name.startswith("unic_"))}
     single = [jobs[0].name for seeds in grid.rows.values() for jobs in seeds.values() if len(jobs) == 1]
     assert len(set(single)) == len(grid.rows) - 1  # all but the specialists
+
+
+def test_ablations_of_frozen_teachers_are_rows_of_a_base_that_has_some():
+    grid = open_grid(GridParams(rows="all", seeds=0, base="unic_mini", baseline="unic"))
+    names = {path.name.removesuffix(".yaml") for path in ABLATIONS.glob("unic_*.yaml")}
+    assert set(grid.rows) == {"unic", *names}
+    assert len({jobs[0].name for seeds in grid.rows.values() for jobs in seeds.values()}) == len(grid.rows)
 
 
 def test_a_row_is_its_presets_lines_on_the_base_and_the_base_as_it_is_for_its_own_recipe(tmp_path):

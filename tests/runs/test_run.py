@@ -201,11 +201,11 @@ def test_nothing_is_written_before_everything_is_checked(data, tmp_path):
 def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypatch):
     step = Learner.step
 
-    def diverging(self, number, images, parts):
+    def diverging(self, number, images, parts, slots):
         if number == 6:
             for weights in self.model.parameters():
                 weights.data.fill_(float("nan"))
-        return step(self, number, images, parts)
+        return step(self, number, images, parts, slots)
 
     monkeypatch.setattr(Learner, "step", diverging)
     run = open_run(params(data, tmp_path, checkpoint_every=1, log_every=1))

@@ -144,8 +144,8 @@ def test_state_of_an_objective_that_is_no_number_is_not_kept(catalog):
     trainer = make(catalog, predicting(TrainParams(**SMALL)))
     step = trainer.learner.step
 
-    def broken(number, images, parts):
-        found = step(number, images, parts)
+    def broken(number, images, parts, slots):
+        found = step(number, images, parts, slots)
         if number == 2:
             trainer.learner.objective.running = torch.full((3,), float("nan"))
         return found
@@ -212,8 +212,8 @@ def test_a_run_whose_loss_is_not_finite_stops_before_the_next_checkpoint(catalog
     trainer = make(catalog)
     step = trainer.learner.step
 
-    def broken(number, images, parts):
-        terms, norm = step(number, images, parts)
+    def broken(number, images, parts, slots):
+        terms, norm = step(number, images, parts, slots)
         if number == 6 and where == "loss":
             name = parts[0][0]
             terms = copy.deepcopy(terms)
@@ -235,8 +235,8 @@ def test_weights_that_are_no_numbers_are_neither_validated_nor_kept(catalog, due
     trainer = make(catalog, average_decay=averaged, **due)
     step, validate, asked = trainer.learner.step, trainer._validate, []
 
-    def broken(number, images, parts):
-        found = step(number, images, parts)  # the losses of this step are of the weights before
+    def broken(number, images, parts, slots):
+        found = step(number, images, parts, slots)  # the losses of this step are of the weights before
         if number == 6:
             next(trainer.model.student.parameters()).data.view(-1)[0] = float("nan")
         return found
@@ -271,7 +271,7 @@ def test_every_image_goes_into_the_step_with_its_own_label_and_domain(catalog):
         }
     step, seen = trainer.learner.step, []
 
-    def watched(number, images, parts):
+    def watched(number, images, parts, slots):
         seen.extend(
             zip(
                 [label_of[image.numpy().tobytes()] for image in images],
@@ -279,7 +279,7 @@ def test_every_image_goes_into_the_step_with_its_own_label_and_domain(catalog):
                 strict=True,
             )
         )
-        return step(number, images, parts)
+        return step(number, images, parts, slots)
 
     trainer.learner.step = watched
     list(trainer.train())
@@ -306,9 +306,9 @@ def test_training_images_grow_to_their_size(catalog, monkeypatch):
     trainer = make(catalog, start_image_size=16, growing_steps=4, steps=6, augmentation="crop_flip")
     step, sizes = trainer.learner.step, []
 
-    def watched(number, images, parts):
+    def watched(number, images, parts, slots):
         sizes.append(tuple(images.shape[2:]))
-        return step(number, images, parts)
+        return step(number, images, parts, slots)
 
     monkeypatch.setattr(trainer.learner, "step", watched)
     list(trainer.train())
@@ -321,7 +321,7 @@ def test_a_small_training_image_is_the_whole_image(catalog):
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     images[:, :, :, 16:] = 200
     seen = []
-    trainer.learner.step = lambda number, views, parts: (
+    trainer.learner.step = lambda number, views, parts, slots: (
         seen.append(views),
         ({name: {} for name, _ in parts}, torch.zeros(())),
     )[1]

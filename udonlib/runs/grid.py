@@ -131,7 +131,7 @@ class Grid:
         self.rows: dict[str, dict[int, tuple[Job, ...]]] = {}
         self._failed: dict[str, tuple[str, Path | None]] = {}
         self._running: dict[str, _Process] = {}
-        for row in dict.fromkeys((params.baseline, *_row_names(params.rows))):
+        for row in dict.fromkeys((params.baseline, *_row_names(params.rows, params.base))):
             own = _row_values(row)
             name = _stem(row)
             if row == params.baseline:
@@ -302,10 +302,16 @@ def open_grid(params: GridParams) -> Grid:
     return Grid(params)
 
 
-def _row_names(rows: tuple[str, ...]) -> list[str]:
-    everything = sorted(path.name.removesuffix(".yaml") for path in ABLATIONS.glob("*.yaml"))
-    several = {"table": TABLE, "all": ("udon", *everything)}
+def _row_names(rows: tuple[str, ...], base: str) -> list[str]:
+    several = {"table": TABLE, "all": _every_row(base) if "all" in rows else ()}
     return [name for row in rows for name in several.get(row, (row,))]
+
+
+def _every_row(base: str) -> tuple[str, ...]:
+    """All ablations of the base's kind: of frozen teachers, or of UDON."""
+    frozen = presets.load(base).recipe == "unic"
+    names = sorted(path.name.removesuffix(".yaml") for path in ABLATIONS.glob("*.yaml"))
+    return ("unic" if frozen else "udon", *(name for name in names if name.startswith("unic_") == frozen))
 
 
 def _stem(row: str) -> str:
