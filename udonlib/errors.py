@@ -1,6 +1,7 @@
 """What a user did wrong, in words: the error classes, the nearest valid name, pydantic's findings."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,3 +85,22 @@ def _expected(schema: Mapping[str, Any]) -> str:
     inner = schema.get("items") or schema.get("additionalProperties")
     each = f" (each: {_expected(inner)})" if isinstance(inner, dict) else ""
     return words[schema["type"]] + each + (" " + " and ".join(bounds) if bounds else "")
+
+
+def friendly_errors() -> None:
+    """Show a UserError in IPython as its message alone. The cell still fails, and so does papermill."""
+
+    def show(shell: Any, kind: type, error: Exception, traceback: Any, tb_offset: int | None = None) -> list[str]:
+        lines = [f"{kind.__name__}: {error}"]
+        shell._showtraceback(kind, error, lines)
+        return lines
+
+    shell = ipython()
+    if shell is not None:
+        shell.set_custom_exc((UserError,), show)
+
+
+def ipython() -> Any:
+    """The IPython that runs this process; None where none does, and then it need not be installed."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module is not None else None

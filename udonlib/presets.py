@@ -5,15 +5,14 @@ models' defaults. A notebook adds the values of its parameters cell and those th
 """
 
 import ast
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 from pydantic import Field, field_validator, model_validator
 
-from udonlib import fields, files
-from udonlib.errors import ParameterError, UserError, nearest
+from udonlib import files
+from udonlib.errors import ParameterError, UserError, friendly_errors, ipython, nearest
 from udonlib.fields import (
     ComputeParams,
     DataParams,
@@ -52,7 +51,7 @@ def own_values(preset: str | Path) -> dict[str, Any]:
 
     Raises UserError as `load` does.
     """
-    values = fields.read_yaml(_find(preset), empty=True)
+    values = files.read_yaml(_find(preset), empty=True)
     values.pop("preset", None)
     return values
 
@@ -104,31 +103,12 @@ def from_notebook(cells: Sequence[str], model: type[DataParams] = TrainParams) -
     return _build(model, [*_preset_layers(preset, PRESET), *layers])
 
 
-def friendly_errors() -> None:
-    """Show a UserError in IPython as its message alone. The cell still fails, and so does papermill."""
-
-    def show(shell: Any, kind: type, error: Exception, traceback: Any, tb_offset: int | None = None) -> list[str]:
-        lines = [f"{kind.__name__}: {error}"]
-        shell._showtraceback(kind, error, lines)
-        return lines
-
-    shell = _ipython()
-    if shell is not None:
-        shell.set_custom_exc((UserError,), show)
-
-
-def _ipython() -> Any:
-    """The IPython that runs this process; None where none does, and then it need not be installed."""
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
-
-
 def _namespace(known: Iterable[str]) -> dict[str, Any] | None:
     """Read the parameters from the notebook's names, where the cells that set them are not known; None: there are none.
 
     Good enough right after the parameters cell, when no name has become something else yet.
     """
-    shell = _ipython()
+    shell = ipython()
     names = shell.user_ns if shell is not None else {}
     wanted = {*known, *names.get("__annotations__", {})} & set(names)
     plain = str | int | float | dict | list | tuple | None
@@ -194,7 +174,7 @@ def _preset_layers(preset: object, place: str = "") -> list[Layer]:
             raise UserError(
                 f"{chain[-1]}: preset '{preset}' refines itself: " + " -> ".join(p.stem for p in [*chain, path])
             )
-        values = fields.read_yaml(path, empty=True)
+        values = files.read_yaml(path, empty=True)
         chain.append(path)
         preset = values.pop("preset", "paper")
         layers.insert(0, (str(path), values))

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from udonlib import fields
+from udonlib import files
 from udonlib.errors import ParameterError, UserError
 from udonlib.evaluation.files import OUTCOMES, load_outcomes, load_table
 from udonlib.files import is_held, whole_lines
@@ -62,7 +62,7 @@ class RunFolder:
     def params(self) -> TrainParams:
         """The parameters the run was started with."""
         file = self.path / "params.yaml"
-        values = fields.read_yaml(file)
+        values = files.read_yaml(file)
         try:
             return TrainParams(**values)
         except ParameterError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from udonlib import fields
+from udonlib import files
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.compare.ablations import embedder_of
@@ -90,7 +90,7 @@ def read_row(folder: Path) -> RunRow:
     run, problems = RunFolder(folder), _Problems(folder)
     if not (folder / "params.yaml").exists():
         return RunRow(folder.name, problem="no params.yaml: not a run, or one that never began")
-    values = problems.read("params.yaml", fields.read_yaml, {})
+    values = problems.read("params.yaml", files.read_yaml, {})
     if values:
         problems.read("params.yaml", lambda path: vars(run).update(params=TrainParams(**values)), None)
     starts = problems.read("provenance.json", lambda path: run.provenance(), [])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from udonlib import fields
+from udonlib import files
 from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
@@ -245,7 +245,7 @@ def _query_notes(a: pd.DataFrame, b: pd.DataFrame, shared: pd.DataFrame) -> list
 def _values(run: RunFolder) -> dict[str, Any]:
     """The parameters as they were saved, also by another version."""
     try:
-        return fields.read_yaml(run.path / "params.yaml")
+        return files.read_yaml(run.path / "params.yaml")
     except UserError:
         return {}
 
