@@ -121,3 +121,12 @@ def test_labels_and_frozen_teachers_together(data, files, tmp_path):
     assert {"ce_student", "ce_teacher", "kl", "rel", "unic", "one/class", "total"} <= set(run.losses()["term"])
     assert set(run.evaluation()["embedder"]) == {"student", "teacher", "features", "pixels"}
     assert load_run(run.path.name, str(tmp_path)).load_model().student_prototypes is not None
+
+
+def test_a_student_whose_batches_are_of_one_domain_is_warned(data, files, tmp_path):
+    def notices(**changes):
+        return " ".join(next(open_run(params(data, tmp_path / "outputs", files, **changes)).train())["notices"])
+
+    assert "domains_per_batch is 1 and the backbone has batch norm" in notices(domains_per_batch=1)
+    assert "batch norm" not in notices(domains_per_batch=2)
+    assert "batch norm" not in notices(domains_per_batch=1, domains="flags")

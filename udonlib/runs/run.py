@@ -40,11 +40,10 @@ from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.teachers import (
-    Progress as Telling,
-)
-from udonlib.runs.teachers import (
+    Telling,
     create_objective,
     load_specialists,
+    of_one_domain,
     open_teachers,
     some_images,
     specialist_params,
@@ -230,7 +229,8 @@ class Run(RunFolder):
                 writer.record(start)
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
             doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
-            said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded)
+            mixture = of_one_domain(p, model, len(self.catalog.domains))
+            said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded, mixture)
             notices = [notice for notice in said if notice]
             yield start | {"best": kept[-1:], "notices": notices}
             for record in cached.fill() if cached is not None else ():

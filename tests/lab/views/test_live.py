@@ -313,7 +313,7 @@ def cells(page: str) -> list[list[str]]:
 def test_the_page_shows_each_frozen_teacher_s_losses_and_the_images_it_was_kept_for():
     columns = ["teacher", "", "class loss", "", "patch loss", "", "images kept"]
     nothing = ["", "–", "", "–", "", "–"]
-    assert cells(taught_page({"kind": "start", "step": 0})) == [columns, ["deep", *nothing], ["wide", *nothing]]
+    assert cells(taught_page({"kind": "start", "step": 0})) == [columns, ["■ deep", *nothing], ["■ wide", *nothing]]
     seen, trained = [{"emoji": 6, "flags": 2}, {"emoji": 12, "flags": 20}], []
     for step, images in enumerate(seen, 1):
         terms = {"wide/class": 1.0, "wide/patches": 2.0, "wide/kept": 0.5, "deep/class": 3.0, "deep/kept": 0.0}
@@ -322,8 +322,8 @@ def test_the_page_shows_each_frozen_teacher_s_losses_and_the_images_it_was_kept_
     page = taught_page(*trained)
     # Of the 24 images of the second record 18 are of flags.
     assert cells(page)[1:] == [
-        ["deep", "", "3.300", "", "–", "", "30.0%"],
-        ["wide", "", "1.300", "", "2.300", "", "80.0%"],
+        ["■ deep", "", "3.300", "", "–", "", "30.0%"],
+        ["■ wide", "", "1.300", "", "2.300", "", "80.0%"],
     ]
     assert page.split("<table")[-1].count("<polyline") == 5
     assert page.split("<table")[-1].count("<svg") == 6  # an empty one where there is no curve: nothing jumps

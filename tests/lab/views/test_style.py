@@ -178,3 +178,10 @@ def test_where_the_one_browser_hangs_each_figure_gets_its_own(monkeypatch, capsy
     assert [base64.b64decode(png) for png in drawn] == [b"png of png"] * 2
     assert renderer.ways == [style._by_a_browser_of_its_own]  # nobody waits for the other one again
     assert capsys.readouterr().out == ""
+
+
+def test_a_teacher_looks_the_same_however_the_others_are_listed():
+    looks = style.teacher_looks(["b", "a", "c"])
+    assert looks == style.teacher_looks(["c", "b", "a", "a"])
+    assert len({(look.colour, look.symbol, look.dash) for look in looks.values()}) == 3
+    assert len(style.teacher_looks("abcdef")) == 6

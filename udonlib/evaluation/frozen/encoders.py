@@ -44,7 +44,7 @@ from udonlib.models.ladder import Tokens, resample
 Encoder = Callable[[UInt8[Tensor, "image 3 size size"]], Tokens]
 TOGETHER = "all teachers"
 SCORES = "encoders.csv.gz"
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]  # what is done ("images", "probes"), how much of it, of how much
 
 
 def model_encoder(model: EmbeddingModel, precision: torch.dtype = torch.float32, patches: bool = True) -> Encoder:
@@ -138,7 +138,7 @@ def evaluate_encoders(
         seed: of what is drawn: images of the dense task, which images are labelled, which are held out.
         n_dense: images of a domain's train and test split that the dense task draws.
         batch_size: images per call of an encoder.
-        progress: called with (images done, images in all).
+        progress: called with what is done, how much of it, of how much.
 
     Raises:
         UserError: a teacher that is no encoder; tokens that are not finite; patches of no square; a name that is taken.
@@ -160,10 +160,12 @@ def evaluate_encoders(
             dense += _dense(domain, masked[domain.name], patches, teachers, seed)
     names = [*encoders, *([TOGETHER] if len(teachers) > 1 else [])]
     found = list(retrieval(catalog, tokens, names))
-    for domain in catalog.domains:
-        dealt = deal_images(domain, tokens[domain.name].rows, seed)
-        if dealt is not None:
-            found += classification(domain.name, dealt, tokens[domain.name].vectors, seed)
+    dealt = {domain.name: deal_images(domain, tokens[domain.name].rows, seed) for domain in catalog.domains}
+    tasks = [(name, images, encoder) for name, images in dealt.items() if images is not None for encoder in names]
+    for n, (name, images, encoder) in enumerate(tasks, 1):
+        found += classification(name, images, {encoder: tokens[name].vectors[encoder]}, seed)
+        if progress:
+            progress("probes", n, len(tasks))
     skipped = pd.DataFrame(reading.skipped, columns=["domain", "split", "path"])
     return EncoderScores(pd.concat([*found, *dense], ignore_index=True), skipped)
 
@@ -212,7 +214,7 @@ class _Pass:
             self.skipped += [(domain.name, split, paths[i]) for i in batch if i not in set(read)]
             self.n_done += len(batch)
             if self.progress:
-                self.progress(self.n_done, self.n_images)
+                self.progress("images", self.n_done, self.n_images)
         whole = {name: torch.cat(parts) for name, parts in of_class.items() if parts}
         patches = {name: torch.cat(parts) for name, parts in of_patches.items() if parts}
         return kept, whole, [position for position in kept if position in wanted], patches

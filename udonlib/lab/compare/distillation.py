@@ -23,25 +23,31 @@ from udonlib.evaluation.frozen.relative import AGAINST
 from udonlib.evaluation.frozen.tasks import HEADLINES
 from udonlib.lab import projections
 from udonlib.lab.views.charts import cell, dots, error_bars, f32, marker, name_rows, panels, row_heights
+from udonlib.lab.views.live import ProgressLine
 from udonlib.lab.views.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet, class_map
-from udonlib.lab.views.style import ACCENT, EMBEDDER_LOOKS, TEXT, domain_colours
+from udonlib.lab.views.style import ACCENT, EMBEDDER_LOOKS, TEXT, domain_colours, teacher_looks
 from udonlib.lab.views.tables import Table, columns_table, difference, facts_table, figure, lines_table, with_shares
 from udonlib.models.heads import unit
 from udonlib.runs.run import Run
-from udonlib.runs.teachers import STUDENT
+from udonlib.runs.teachers import STUDENT, probes
 
 METRICS = {"r_at_1": "R@1", "mmp_at_5": "mMP@5", "knn": "k-NN", "logistic": "linear", "mean_iou": "mean IoU"}
 TITLES = {"retrieval": "retrieval, R@1", "classification": "linear classifier", "dense": "figure from ground, IoU"}
-LOOKS = (("#c77700", "diamond"), ("#7a5fd0", "square"), ("#2563c1", "triangle-up"), ("#b72f6d", "cross"))
 ROW = 34  # pixels of a row of a chart
 WHY = "below the best teacher"
 
 
 def _looks(encoders: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and symbol of each encoder; beyond four teachers they repeat."""
+    """Colour and symbol of each encoder."""
     fixed = {STUDENT: (EMBEDDER_LOOKS[STUDENT].colour, "circle"), TOGETHER: (TEXT, "line-ns-open")}
-    teachers = [name for name in encoders if name not in fixed]
-    return {name: fixed.get(name) or LOOKS[teachers.index(name) % len(LOOKS)] for name in encoders}
+    teachers = teacher_looks(name for name in encoders if name not in fixed)
+    return fixed | {name: (look.colour, look.symbol) for name, look in teachers.items()}
+
+
+def progress_line() -> ProgressLine:
+    """A line of the progress of all that this page finds: images that are looked at, probes that are trained."""
+    whose = ("teachers", STUDENT)
+    return ProgressLine(dict.fromkeys((*whose, "maps"), "images") | {probes(name): "probes" for name in whose})
 
 
 def teachers_table(run: Run) -> Table:

@@ -24,6 +24,7 @@ from udonlib.lab.views.style import (
     coloured,
     domain_colours,
     metric_labels,
+    teacher_looks,
 )
 from udonlib.lab.views.style import use_renderer as use_renderer
 from udonlib.training.interventions import Intervention
@@ -236,11 +237,13 @@ def teacher_curves(losses: pd.DataFrame) -> go.Figure:
     kinds = [kind for kind in KINDS if kind in {kind for _, kind in terms.values()}]
     fig = panels("Frozen teachers", [KINDS[kind] for kind in kinds], 1, len(kinds), height=400)
     named: set[str] = set()
-    colours = domain_colours(sorted({teacher for teacher, _ in terms.values()}))
+    looks = teacher_looks(teacher for teacher, _ in terms.values())
     for term, (teacher, kind) in terms.items():
         x, y = _decimate(means[term].index.to_numpy(), means[term].to_numpy())
         scale, hover = (100, "%{y:.1f} %") if kind == "kept" else (1, "%{y:.3f}")
-        trace = line(teacher, x, scale * y, colours[teacher], hover, legend=teacher not in named)
+        look = looks[teacher]
+        trace = line(teacher, x, scale * y, look.colour, hover, legend=teacher not in named)
+        trace.update(line_dash=look.dash)
         fig.add_trace(trace, row=1, col=1 + kinds.index(kind))
         named.add(teacher)
     fig.update_xaxes(title="step", rangemode="tozero")

@@ -15,7 +15,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
 from udonlib.errors import UserError
-from udonlib.lab.views.style import domain_colours, square
+from udonlib.lab.views.style import domain_colours, square, teacher_looks
 from udonlib.lab.views.tables import BARE, bar, html_rows, inline_svg, polyline, share_bar
 from udonlib.params import TrainParams
 from udonlib.runs.watch import Curve, Progress, Record, duration
@@ -238,12 +238,12 @@ def _taught(progress: Progress) -> str:
     titles = {"class": "class loss", "patches": "patch loss", "kept": "images kept"}
     head = html_rows([["teacher", *(cell for kind in columns for cell in ("", titles[kind]))]], "th", "th")
     rows: list[list[str]] = []
-    for teacher in sorted(p.params.teachers):
-        row = [html.escape(teacher)]
+    for teacher, look in teacher_looks(p.params.teachers).items():
+        row = [square(look.colour, teacher)]
         for kind in columns:
             curve = p.taught.get(f"{teacher}/{kind}", [])
             value = f"{curve[-1][1]:{'.1%' if kind == 'kept' else '.3f'}}" if curve else "–"
-            row += [_curve(curve, p, 100, "currentColor"), value]
+            row += [_curve(curve, p, 100, look.colour), value]
         rows.append(row)
     return f'<div style="margin-top:8px"><table {BARE}>{head}{html_rows(rows, first="th")}</table></div>'
 

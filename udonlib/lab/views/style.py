@@ -53,6 +53,13 @@ EMBEDDER_LOOKS = {
     "features": EmbedderLook("#7f7f7f", "\\"),
     "pixels": EmbedderLook("#a8a8a8", "."),
 }
+# Frozen teachers, in the order of their names.
+TEACHER_LOOKS = (
+    EmbedderLook("#c77700", "/", "diamond", "solid"),
+    EmbedderLook("#7a5fd0", "x", "square", "dash"),
+    EmbedderLook("#2563c1", "\\", "triangle-up", "dot"),
+    EmbedderLook("#b72f6d", ".", "cross", "dashdot"),
+)
 # What JupyterLab's own style sheets leave to be said, of all pages.
 STYLE = f"<style>{importlib.resources.files(__package__).joinpath('front_end.css').read_text('utf-8')}</style>"
 PNG_WIDTH = 900  # pixels
@@ -180,6 +187,11 @@ def domain_colours(names: Iterable[str]) -> dict[str, str]:
         used = list(colours.values())
         colours[name] = min(order, key=used.count)
     return {name: colours[name] for name in names}
+
+
+def teacher_looks(names: Iterable[str]) -> dict[str, EmbedderLook]:
+    """Give each frozen teacher its look, the same on all pages of a run; beyond four teachers they repeat."""
+    return {name: TEACHER_LOOKS[place % len(TEACHER_LOOKS)] for place, name in enumerate(sorted(set(names)))}
 
 
 def square(colour: str, name: str = "") -> str:
