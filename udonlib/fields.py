@@ -32,6 +32,8 @@ Shown = Annotated[int, Field(ge=1, le=1000)]
 # Computed with in float32, which ends at 3e38.
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
+# Of the sizes of long-tailed data; the largest known ones fall by some thousands.
+Factor = Annotated[float, Field(ge=1, le=1e6)]
 # What every generator takes.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -176,6 +178,17 @@ class RunDataParams(ResultParams):
     """Results, and the images that they are of."""
 
     data: str = Field("auto", min_length=1, description="'auto': the run's; or the folder or zip where its data is now")
+
+
+class UnevenParams(DataParams):
+    """Which images, and how uneven their training part is made: see `data.imbalance`."""
+
+    imbalance_between: Factor = Field(
+        1.0, description="classes of the largest domain / of the smallest, exponential between; 1: as they are"
+    )
+    imbalance_within: Factor = Field(
+        1.0, description="training images of a domain's largest class / of its smallest, the same"
+    )
 
 
 class ComputeParams(ResultParams):

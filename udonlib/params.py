@@ -25,6 +25,7 @@ from udonlib.fields import (
     Seed,
     Side,
     Steps,
+    UnevenParams,
     Width,
 )
 from udonlib.files import runs_folder
@@ -59,7 +60,7 @@ WITHOUT_EFFECT = {
 }
 
 
-class TrainParams(DistillParams):
+class TrainParams(DistillParams, UnevenParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
     recipe: Recipe = Field(

@@ -28,6 +28,7 @@ from udonlib.fields import (
     Seed,
     Shown,
     Steps,
+    UnevenParams,
     different,
 )
 from udonlib.files import long_name, run_path
@@ -220,7 +221,7 @@ class GapParams(RunDataParams):
     seed: Seed = Field(0, description="seed of the galleries' choice and of the bootstrap")
 
 
-class CheckParams(DataParams):
+class CheckParams(UnevenParams):
     """How thoroughly data.ipynb checks, and for which run it says what this data needs."""
 
     deep: bool = Field(False, description="read and decode every image, however long that takes")

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from udonlib.data.catalog import Catalog, load_catalog
+from udonlib.data.catalog import Catalog
 from udonlib.data.check.datacheck import DataCheck, check_quickly
 from udonlib.data.images import ImageReader, WindowLoader
+from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
 from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
@@ -40,7 +41,7 @@ from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.teachers import (
-    Telling,
+    Progress,
     create_objective,
     load_specialists,
     of_one_domain,
@@ -92,7 +93,7 @@ class Run(RunFolder):
     def catalog(self) -> Catalog:
         """What the run trains on and is tested on."""
         p = self.params
-        catalog = load_catalog(p.data, p.domains, p.images)
+        catalog = open_catalog(p)
         if p.recipe == "specialist" and len(catalog.domains) > 1:
             names = ", ".join(catalog.names)
             raise UserError(f"parameter 'domains': found 'all' ({names}), expected one domain for recipe 'specialist'")
@@ -106,7 +107,8 @@ class Run(RunFolder):
         p = self.params
         if data != "auto" or images:
             root = images or (p.images if data == "auto" else None)
-            self.__dict__["catalog"] = load_catalog(p.data if data == "auto" else data, p.domains, root)
+            moved = {"data": p.data if data == "auto" else data, "images": root}
+            self.__dict__["catalog"] = open_catalog(p.model_copy(update=moved))
 
     @cached_property
     def data_check(self) -> DataCheck | None:
@@ -140,11 +142,11 @@ class Run(RunFolder):
         images = some_images(ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image), p.image_size)
         return open_teachers(p, images) if p.teachers else {}
 
-    def teacher_scores(self, progress: Telling | None = None) -> EncoderScores:
+    def teacher_scores(self, progress: Progress | None = None) -> EncoderScores:
         """How good each frozen teacher is, and all together: see `runs.teachers`. The run need not be trained."""
         return teacher_scores(self.params, self.catalog, self.frozen_teachers(), progress)
 
-    def encoder_scores(self, progress: Telling | None = None) -> EncoderScores:
+    def encoder_scores(self, progress: Progress | None = None) -> EncoderScores:
         """How good the student of the finished run and its frozen teachers are, on the same tasks and images."""
         student = student_scores(self.params, self.catalog, self.load_model(), self.path, progress)
         teachers = self.teacher_scores(progress)

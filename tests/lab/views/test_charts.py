@@ -5,7 +5,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from udonlib.data.catalog import Catalog, Domain, Split
+from udonlib.data.catalog import Catalog, Domain, Split, load_catalog
+from udonlib.data.imbalance import uneven
 from udonlib.lab.views import charts, style
 from udonlib.training.interventions import Intervention
 
@@ -180,6 +181,18 @@ def test_class_sizes_fall_and_count_images_with_several_labels_in_each():
     [line] = charts.class_sizes(catalog).data
     assert list(line.x) == [1, 2, 3]
     assert list(line.y) == [3, 2, 1]
+
+
+def test_class_sizes_of_uneven_data_have_those_before_beside_them_dotted():
+    whole = load_catalog(domains="emoji, fonts")
+    fig = charts.class_sizes(uneven(whole, 1, 10), before=whole)
+    assert {(trace.name, trace.line.dash): trace.y[-1] for trace in fig.data} == {
+        ("emoji", "solid"): 1,
+        ("fonts", "solid"): 3,
+        ("emoji, before", "dot"): 3,
+        ("fonts, before", "dot"): 14,
+    }
+    assert len(charts.class_sizes(whole, before=whole).data) == 2
 
 
 def test_a_run_without_steps_has_figures_that_say_so():

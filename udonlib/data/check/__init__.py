@@ -1,1 +1,1 @@
-"""A look at data before anything is trained on it: broken, repeated, misplaced images."""
+"""A look at data before anything is trained on it: broken, repeated, misplaced images; what was published of it."""

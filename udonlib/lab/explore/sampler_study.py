@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from udonlib import presets
-from udonlib.data.catalog import Catalog, MissingDataError, load_catalog
+from udonlib.data.catalog import Catalog, MissingDataError
+from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.explore.simulation import (
@@ -225,7 +226,7 @@ def _catalog(
     images = params.images or (trained.images if params.data == "auto" else None)
     wanted = domains or (trained.domains if params.domains == "all" else params.domains)
     try:
-        return load_catalog(data, wanted, images)
+        return open_catalog(trained.model_copy(update={"data": data, "domains": wanted, "images": images}))
     except MissingDataError as error:
         if source is None or params.data != "auto":
             raise

@@ -355,16 +355,24 @@ def gap_chart(evaluation: pd.DataFrame, metric: str = "r_at_1") -> go.Figure:
     return fig.update_layout(hovermode="closest")
 
 
-def class_sizes(catalog: Catalog, split: str = "train") -> go.Figure:
-    """Draw each domain's long tail: images of each class of a split, from the largest class to the smallest."""
+def class_sizes(catalog: Catalog, split: str = "train", before: Catalog | None = None) -> go.Figure:
+    """Draw each domain's long tail: images of each class of a split, from the largest class to the smallest.
+
+    Args:
+        before: the same data before it was made uneven, dotted where it differs; None: it was not.
+    """
     fig = panels(f"Images per class, {split}", [""], 1, 1, height=470)
     colours = domain_colours(catalog.names)
-    for domain in catalog.domains:
+    shown = [(domain, "solid", "") for domain in catalog.domains]
+    if before is not None and before.fingerprint != catalog.fingerprint:
+        shown += [(domain, "dot", ", before") for domain in before.domains]
+    for domain, dash, when in shown:
         if split in domain.splits:
             sizes = np.sort(images_per_class(domain.splits[split].labels))[::-1]
             keep = np.unique(np.geomspace(1, len(sizes), MAX_POINTS).astype(int)) - 1
-            tail = line(domain.name, keep + 1, sizes[keep], colours[domain.name], "%{y} images")
-            fig.add_trace(tail, row=1, col=1)
+            colour, name = colours[domain.name], domain.name + when
+            tail = line(name, keep + 1, sizes[keep], colour, "%{y} images", legend=not when, dash=dash)
+            fig.add_trace(tail.update(legendgroup=domain.name), row=1, col=1)
     fig.update_xaxes(title="rank of the class (log)", type="log", dtick=1)
     fig.update_yaxes(title="images (log)", type="log", dtick="D2")
     return fig

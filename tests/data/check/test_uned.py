@@ -16,8 +16,8 @@ from tests import PROJECT
 from tests.helpers.notebookfiles import PLOTLY, outputs, papermill, text
 from tests.helpers.uned_tree import CLASSES, SHELVES, info_files, write_uned_tree
 from udonlib import presets, runs
-from udonlib.data import uned
 from udonlib.data.catalog import Catalog, DataError, Domain, Split, check_images, load_catalog
+from udonlib.data.check import uned
 from udonlib.data.images import ImageReader
 from udonlib.data.packing import pack
 from udonlib.data.storage import Store
