@@ -147,3 +147,8 @@ class Reading:
         in_index = torch.tensor(kept, dtype=torch.int64) + int(self.starts[queries.number])
         self.readable[in_index.numpy()] = True
         return Images(queries.number, queries.domain, split, kept, outputs, in_index)
+
+
+def n_evaluated(catalog: Catalog, subset: Literal["val", "test"]) -> int:
+    """Images that an evaluation embeds: queries and index, each once."""
+    return sum(len({*d.queries(subset).paths, *d.index(subset).paths}) for d in catalog.domains)

@@ -17,7 +17,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,7 @@ from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
 from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
 from udonlib.evaluation.frozen.encoders import EncoderScores
-from udonlib.evaluation.reading import loading
+from udonlib.evaluation.reading import loading, n_evaluated
 from udonlib.files import run_path, write_json
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
@@ -41,7 +40,7 @@ from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.teachers import (
-    Progress,
+    Telling,
     create_objective,
     load_specialists,
     of_one_domain,
@@ -106,8 +105,7 @@ class Run(RunFolder):
         """
         p = self.params
         if data != "auto" or images:
-            root = images or (p.images if data == "auto" else None)
-            moved = {"data": p.data if data == "auto" else data, "images": root}
+            moved = {"images": images or p.images} if data == "auto" else {"data": data, "images": images}
             self.__dict__["catalog"] = open_catalog(p.model_copy(update=moved))
 
     @cached_property
@@ -142,11 +140,11 @@ class Run(RunFolder):
         images = some_images(ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image), p.image_size)
         return open_teachers(p, images) if p.teachers else {}
 
-    def teacher_scores(self, progress: Progress | None = None) -> EncoderScores:
+    def teacher_scores(self, progress: Telling | None = None) -> EncoderScores:
         """How good each frozen teacher is, and all together: see `runs.teachers`. The run need not be trained."""
         return teacher_scores(self.params, self.catalog, self.frozen_teachers(), progress)
 
-    def encoder_scores(self, progress: Progress | None = None) -> EncoderScores:
+    def encoder_scores(self, progress: Telling | None = None) -> EncoderScores:
         """How good the student of the finished run and its frozen teachers are, on the same tasks and images."""
         student = student_scores(self.params, self.catalog, self.load_model(), self.path, progress)
         teachers = self.teacher_scores(progress)
@@ -225,7 +223,7 @@ class Run(RunFolder):
                 "device": str(device),
                 "n_images": {domain.name: len(domain.splits["train"]) for domain in self.catalog.domains},
                 "teachers": list(objective.taught_by),
-                "n_evaluated": {subset: _n_evaluated(self.catalog, subset) for subset in ("val", "test")},
+                "n_evaluated": {subset: n_evaluated(self.catalog, subset) for subset in ("val", "test")},
             }
             if writer.n_records == 0:  # a resumed run has the same records as one that was not interrupted
                 writer.record(start)
@@ -380,11 +378,6 @@ class Run(RunFolder):
 def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:
     then, now = (params.model_dump(exclude=set(apart_from)) for params in (there, here))
     return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
-
-
-def _n_evaluated(catalog: Catalog, subset: Literal["val", "test"]) -> int:
-    """Images that an evaluation embeds: queries and index, each once."""
-    return sum(len({*d.queries(subset).paths, *d.index(subset).paths}) for d in catalog.domains)
 
 
 def open_run(params: TrainParams) -> Run:
