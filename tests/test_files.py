@@ -476,3 +476,16 @@ def test_a_file_holds_names_and_values(tmp_path):
         assert str(caught.value).startswith(f"{file}{message}")
     with pytest.raises(UserError, match="cannot be read"):
         files.read_yaml(tmp_path)
+
+
+def test_several_places_of_data_are_a_list_in_brackets():
+    assert files.sources("my/folder") == ("my/folder",)
+    assert files.sources("[miniuned, my/folder,more.csv]") == ("miniuned", "my/folder", "more.csv")
+    assert files.sources(["a", Path("b")]) == ("a", "b")
+    one = files.located(["miniuned", "my, folder", 'a"b'])
+    assert files.sources(one) == ("miniuned", os.path.abspath("my, folder"), os.path.abspath('a"b'))
+    assert files.located(one) == one
+    assert files.located("[x]") == os.path.abspath("x")
+    for wrong in ("[]", "[a, a/]", "[a, ]", "[auto, a]", []):
+        with pytest.raises(ValueError, match="expected one place, or a list of different ones"):
+            files.located(wrong)

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests import PROJECT
+from udonlib import files
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.fields import DataParams
 from udonlib.params import RECIPES, WITHOUT_EFFECT, TrainParams
@@ -336,3 +338,15 @@ def test_teachers_come_from_text_and_go_through_a_file_and_back():
     assert TrainParams(**params.model_dump(mode="json")) == params
     assert not params.has_head
     assert params.run_name.startswith("unic-miniuned-s0-")
+
+
+def test_several_sources_of_data_are_one_parameter(tmp_path):
+    place = os.path.abspath("mine/own")
+    given = [TrainParams(data=data) for data in ("[miniuned, mine/own]", ["miniuned", Path("mine/own")])]
+    assert {params.data for params in given} == {f"[miniuned, {place}]"}
+    assert len({params.run_name for params in given}) == 1
+    assert given[0].run_name.startswith("udon-miniuned_own-s0-")
+    saved = files.read_yaml_text(yaml.safe_dump(given[0].model_dump(mode="json")))
+    assert TrainParams(**saved) == given[0]
+    with pytest.raises(ParameterError, match=r"parameter 'data': found '\[a, a\]', expected one place, or a list of"):
+        TrainParams(data="[a, a]")

@@ -121,8 +121,8 @@ PACKAGES = {
     "huggingface_hub": "huggingface-hub",
 }
 PACKAGES |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}
-# Used where somebody has installed them.
-OPTIONAL = {"pillow_heif", "pillow_jxl"}
+# Used where somebody has installed them: pyarrow, of the extra `search`, where data is a Parquet file.
+OPTIONAL = {"pillow_heif", "pillow_jxl", "pyarrow"}
 
 
 def imported_packages(source: str) -> set[str]:

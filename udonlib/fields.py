@@ -145,7 +145,7 @@ class DataParams(Checked):
     """Which images: what every notebook that reads a catalog takes."""
 
     data: str = Field(
-        "miniuned", min_length=1, description="'miniuned', or a folder or zip: UnED's form or folders of images"
+        "miniuned", min_length=1, description="'miniuned', a folder, zip or table of images, or a list of such: [a, b]"
     )
     images: str | None = Field(None, min_length=1, description="root of the images where it is not under `data`")
     domains: Literal["all"] | tuple[str, ...] = Field("all", description="'all' or names: a list, or text with commas")
@@ -158,7 +158,7 @@ class DataParams(Checked):
             raise ParameterError(wrong)
         return self
 
-    _locate = field_validator("data", "images")(located)
+    _locate = field_validator("data", "images", mode="before")(located)
 
     @field_validator("domains")
     @classmethod

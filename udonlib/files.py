@@ -11,6 +11,7 @@ called `no` keep their names. What `yaml.safe_dump` writes of such values reads 
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import json
@@ -333,12 +334,34 @@ def run_path(name: str, outputs: str = "auto", parameter: str = "run") -> Path:
     raise ParameterError({parameter: f"no run {name!r} in {folder}; {hint}"})
 
 
-def located(path: str | None) -> str | None:
+def sources(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """What a parameter `data` names: one place, or those of a list, which text has in brackets.
+
+    "[miniuned, my/folder, more.csv]" are three; a name with a comma stands in double quotes there.
+    """
+    if not isinstance(data, str | os.PathLike):
+        return tuple(os.fspath(place) for place in data)
+    text = os.fspath(data).strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return (os.fspath(data),)
+    return tuple(part.strip() for part in next(csv.reader([text[1:-1]], skipinitialspace=True), []))
+
+
+def located(data: Any) -> Any:
     """Write a path of data from the root, in one form: it is found from every folder, and `data/` is `data`.
 
-    None stays None, and the names that are no paths: "miniuned", which ships with the package, and "auto".
+    Several are text in brackets. None stays None, and the names that are no paths: "miniuned", which ships with the
+    package, and "auto". What is no path is left for whoever checks types.
+
+    Raises: ValueError for a list that is empty, or names something twice or not at all.
     """
-    return path if path in (None, "miniuned", "auto") else os.path.abspath(os.path.expanduser(path))
+    if not isinstance(data, str | os.PathLike | list | tuple) or data in ("", "miniuned", "auto"):
+        return data
+    paths = [path if path in ("", "miniuned") else os.path.abspath(os.path.expanduser(path)) for path in sources(data)]
+    if len(set(paths)) < len(paths) or "" in paths or not paths or "auto" in sources(data):
+        raise ValueError("expected one place, or a list of different ones: [miniuned, my/folder, more.csv]")
+    quoted = ('"' + path.replace('"', '""') + '"' if "," in path or '"' in path else path for path in paths)
+    return paths[0] if len(paths) == 1 else f"[{', '.join(quoted)}]"
 
 
 # Ample for ten thousand domains with a share each, and read in seconds.

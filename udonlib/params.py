@@ -28,7 +28,7 @@ from udonlib.fields import (
     UnevenParams,
     Width,
 )
-from udonlib.files import runs_folder
+from udonlib.files import runs_folder, sources
 
 Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
 Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features", "unic"]
@@ -338,7 +338,7 @@ class TrainParams(DistillParams, UnevenParams):
             return self.run
         values = self.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True)
         digits = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
-        stem = re.sub(r"[^A-Za-z0-9_]+", "_", Path(self.data).stem) or "data"
+        stem = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(Path(place).stem for place in sources(self.data))) or "data"
         return f"{self.recipe}-{stem[:100]}-s{self.seed}-{digits}"
 
     @property

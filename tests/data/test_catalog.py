@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -232,3 +233,69 @@ def test_a_domain_cannot_be_called_as_a_row_of_the_results(name, tmp_path):
     sorted(folder.iterdir())[0].rename(folder / name)
     with pytest.raises(UserError, match=f"a domain cannot be called '{name}'"):
         load_catalog(str(folder))
+
+
+class TestSeveralSources:
+    def test_they_are_read_side_by_side(self, tmp_path: Path) -> None:
+        uned = write_uned_tree(tmp_path / "uned", index_of="flags")
+        write_image_folder(tmp_path / "own")
+        rows = [f"{c}/{i}.png,birds,{c}" for c in range(4) for i in range(2)]
+        images = {f"more/{row.partition(',')[0]}": row.encode() for row in rows}
+        write_tree(tmp_path, {"more/more.csv": "\n".join(["path,domain,class", *rows]).encode(), **images})
+        places = [str(uned), str(tmp_path / "own"), str(tmp_path / "more" / "more.csv")]
+        catalog = load_catalog(f"[{', '.join(places)}]")
+        assert catalog.names == ("emoji", "flags", "birds", "cats", "dogs")
+        assert catalog.name == "uned+own+more"
+        alone = [load_catalog(place) for place in places]
+        assert check_images(catalog) == sum(map(check_images, alone))
+        for domain in (domain for other in alone for domain in other.domains):
+            here = catalog[domain.name]
+            assert here.n_classes == domain.n_classes
+            [other] = [other for other in alone if domain.name in other.names]
+            for name, split in domain.splits.items():
+                contents = [other.store.read(path) for path in split.paths]
+                assert [catalog.store.read(path) for path in here.splits[name].paths] == contents
+                assert (here.splits[name].labels == split.labels).all()
+        assert catalog["birds"].splits["test"].paths[0].startswith("birds/")
+        assert catalog["emoji"].splits["test"].paths == alone[0]["emoji"].splits["test"].paths
+        assert load_catalog(places[::-1]).fingerprint == catalog.fingerprint, "their order does not matter"
+
+    def test_what_is_wrong_is_seen_through_them(self, tmp_path: Path) -> None:
+        write_uned_tree(tmp_path / "uned")
+        write_image_folder(tmp_path / "own")
+        write_tree(tmp_path / "a", {"t.csv": b"path,domain,class,split\nx.png,birds,a,test\n"})
+        places = [str(tmp_path / "uned"), str(tmp_path / "own"), str(tmp_path / "a" / "t.csv")]
+        with pytest.raises(DataError, match="birds: 1 of 1 images missing, first 'birds/x.png'"):
+            check_images(load_catalog(places, needed=("test",)))
+        with pytest.raises(DataError, match="domain 'birds' has no images for train"):
+            load_catalog(places)
+        with pytest.raises(DataError, match=r"parameter 'domains': .* has no domain 'bird'; did you mean 'birds'\?"):
+            load_catalog(places, "cats,bird")
+        with pytest.raises(DataError, match=r"no domain has a file 'bird/x.png'; did you mean 'birds'"):
+            load_catalog(places, "cats,birds", all_as_test=True).store.read("bird/x.png")
+
+    def test_a_domain_is_in_one_of_them(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            write_image_folder(tmp_path / name, ("cats",))
+        with pytest.raises(DataError, match=r"parameter 'data': domain 'cats' is in .*a and in .*b; expected"):
+            load_catalog([tmp_path / "a", tmp_path / "b"])
+
+    def test_images_apart_are_those_of_info_files_and_manifests(self, tmp_path: Path) -> None:
+        uned = write_uned_tree(tmp_path / "uned")
+        (uned / "images").rename(tmp_path / "far")
+        write_image_folder(tmp_path / "own")
+        catalog = load_catalog([uned, tmp_path / "own"], images=tmp_path / "far")
+        assert check_images(catalog) == sum(sum(domain.sizes.values()) for domain in catalog.domains)
+        with pytest.raises(DataError, match="parameter 'images': .*own holds no info_files/"):
+            load_catalog(["miniuned", tmp_path / "own"], images=tmp_path / "far")
+
+    def test_they_are_pickled_for_workers(self, tmp_path: Path) -> None:
+        write_image_folder(tmp_path / "own")
+        catalog = load_catalog(["miniuned", tmp_path / "own"], "cats,emoji")
+        store = pickle.loads(pickle.dumps(catalog.store))
+        for domain in catalog.domains:
+            path = domain.splits["test"].paths[0]
+            assert store.read(path) == catalog.store.read(path)
+            first, last, size = store.ends(path, 4)
+            assert (first, last, size) == (store.read(path)[:4], store.read(path)[-4:], len(store.read(path)))
+            assert store.digest(path) == catalog.store.digest(path)

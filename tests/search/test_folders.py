@@ -295,3 +295,10 @@ def test_what_was_there_stays_while_the_new_is_written(images, run, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         run(images)
     assert files_of(found.folder) == before
+
+
+def test_the_images_of_a_table_are_listed_with_domain_and_class(tmp_path):
+    write_tree(tmp_path, {"more.csv": b"path,domain,class\nb/x.png,birds,heron\n", "b/x.png": b"", "b/y.png": b""})
+    store, entries = list_images(tmp_path / "more.csv")
+    assert entries == [("b/x.png", "birds", "heron")]
+    assert store.read("b/x.png") == b""

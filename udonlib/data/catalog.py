@@ -1,18 +1,19 @@
 """What images, classes and splits exist: the catalog of domains, read from UnED's info files or from image folders.
 
-Three forms come to the same `Catalog`: the official UnED form in a folder or in one archive,
+Four forms come to the same `Catalog`: the official UnED form in a folder or in one archive,
 
     info_files/<domain>/<split>.json    a list of {"path": "cars/car_ims/000001.jpg", "class_id": 7 or [7, 12]}
     images/<path>                       (or an image root given apart)
 
 images in folders or in one archive, domain/class/image, or split/class/image or domain/split/class/image where folders
-called train, val and test say what each image is for; and MiniUnED, which ships with the package in the official form.
+called train, val and test say what each image is for; a manifest, which is a table of images (`data.tables.manifest`);
+and MiniUnED, which ships with the package in the official form. Several of them, side by side, are one catalog, too.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,10 @@ from jaxtyping import Int64
 from udonlib.data.folders import Classes, ImageFolders
 from udonlib.data.info_files import read_info_file
 from udonlib.data.listing import LeftOut
-from udonlib.data.storage import DataError, Store
+from udonlib.data.storage import DataError, JoinedStore, Store
+from udonlib.data.tables.manifest import ENDINGS, Manifest, is_manifest
 from udonlib.errors import nearest
+from udonlib.files import sources
 
 __all__ = ["Catalog", "DataError", "Domain", "LeftOut", "Split", "check_images", "load_catalog"]
 
@@ -47,13 +50,15 @@ class Split:
     """Images of one domain that are used together.
 
     paths: relative to the catalog's images. labels: class ids of each image, padded with -1; ids count within the
-    domain, over all its splits. class_names: class id -> name, for the classes that have one.
+    domain, over all its splits. class_names: class id -> name, for the classes that have one. columns: name -> a
+    cell of each image, of what a manifest says besides.
     """
 
     name: str
     paths: tuple[str, ...]
     labels: Int64[np.ndarray, "n max_labels"]
     class_names: dict[int, str] = field(default_factory=dict)
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,7 +151,7 @@ class Catalog:
 
 
 def load_catalog(
-    data: str | Path = "miniuned",
+    data: str | Path | Sequence[str | Path] = "miniuned",
     domains: str | Sequence[str] = "all",
     images: str | Path | None = None,
     needed: Sequence[str] = REQUIRED_SPLITS,
@@ -157,30 +162,43 @@ def load_catalog(
     Args:
         data: "miniuned"; or a folder or zip archive that holds info_files/, in a folder of its own or not; or one of
             domain/class/image, whose classes are then dealt to train, val and test (60, 10 and 30%) by a hash of their
-            names. Folders train, val and test in place of the domains, or of a domain's classes, are its splits.
+            names. Folders train, val and test in place of the domains, or of a domain's classes, are its splits. Or a
+            manifest, .csv, .tsv or .parquet. Several of these, as a list or as text in brackets, are read side by side:
+            their domains are called differently, and in front of a path stands its domain, where it does not already.
         domains: "all", or names in the order wanted, as a list or separated by commas.
-        images: folder or archive of the images where they are not in `data`; its images/ is used if it has one.
+        images: folder or archive of the images where they are not in `data`; of info files, its images/ is used if it
+            has one.
         needed: the splits that each domain must have: training needs all three, an evaluation its own.
         all_as_test: take every image for a test query, whatever split it is in; then no split is needed.
 
     Raises: DataError with the file, the entry, what was found, what is valid and the nearest valid name.
     """
-    store = _official_below(Store(MINIUNED) if data == "miniuned" else Store(_existing(data, "data")))
-    name = "miniuned" if data == "miniuned" else store.root.stem
-    if not store.has_folder("info_files"):
-        if images is not None:
-            raise DataError(f"parameter 'images': {store.root} holds no info_files/, so images cannot lie elsewhere")
-        return _read_folders(name, store, domains, needed, all_as_test)
-    image_store = store if images is None else Store(_existing(images, "images"))
-    if image_store.has_folder("images"):
-        image_store = image_store.below("images")
-    info_files = _info_files(store)
-    loaded = []
-    for domain in _chosen(domains, sorted(info_files), store.root):
-        splits = _read_splits(store, domain, info_files[domain], () if all_as_test else needed)
-        _check_agreement(splits, f"{store.start}/info_files/{domain}")
-        loaded.append(Domain(domain, {"test": _joined(splits)} if all_as_test else splits))
-    return Catalog(name, store.root, tuple(loaded), image_store)
+    places = sources(data)
+    # In a list, what ships with the package has its images; alone it may be looked at in another form.
+    forms = [_form(place, None if place == "miniuned" and len(places) > 1 else images) for place in places]
+    if images is not None and not any(form.images_apart for form in forms):
+        root = forms[-1].root
+        raise DataError(f"parameter 'images': {root} holds no info_files/, so images cannot lie elsewhere")
+    owners: dict[str, _Form] = {}
+    for form in forms:
+        for name in form.names:
+            if name in owners:
+                found = f"domain '{name}' is in {owners[name].root} and in {form.root}"
+                raise DataError(f"parameter 'data': {found}; expected different names: rename one, or leave one out")
+            owners[name] = form
+    root = Path(" + ".join(str(form.root) for form in forms))
+    loaded = [
+        Domain(name, owners[name].read(name, None if all_as_test else needed))
+        for name in _chosen(domains, sorted(owners), root)
+    ]
+    store = forms[0].store
+    if len(forms) > 1:
+        store = JoinedStore(root, {domain.name: (owners[domain.name].store, _paths(domain)) for domain in loaded})
+        loaded = [_below_its_name(domain) for domain in loaded]
+    told = [form.source for form in forms if form.source is not None]
+    left_out = tuple(entry for source in told for entry in source.left_out)
+    notes = tuple(note for source in told for note in source.notes)
+    return Catalog("+".join(form.name for form in forms), root, tuple(loaded), store, left_out, notes)
 
 
 def check_images(catalog: Catalog) -> int:
@@ -190,7 +208,7 @@ def check_images(catalog: Catalog) -> int:
     """
     n_images, problems = 0, []
     for domain in catalog.domains:
-        paths = list(dict.fromkeys(path for split in domain.splits.values() for path in split.paths))
+        paths = _paths(domain)
         missing = catalog.store.missing(paths)
         n_images += len(paths)
         if missing:
@@ -200,11 +218,23 @@ def check_images(catalog: Catalog) -> int:
     return n_images
 
 
+def _paths(domain: Domain) -> list[str]:
+    """Return the paths of all images of a domain, each once."""
+    return list(dict.fromkeys(path for split in domain.splits.values() for path in split.paths))
+
+
+def _below_its_name(domain: Domain) -> Domain:
+    """Return a domain whose paths begin with its name, as `JoinedStore` reads them."""
+    names = JoinedStore.names(domain.name, _paths(domain))
+    splits = {k: replace(split, paths=tuple(map(names.__getitem__, split.paths))) for k, split in domain.splits.items()}
+    return Domain(domain.name, splits)
+
+
 def _existing(path: str | Path, parameter: str) -> Path:
     where = Path(path).expanduser()
     if not where.exists():
         parent = where.parent if where.parent.is_dir() else Path()
-        beside = [entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".zip"]
+        beside = [entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix in (".zip", *ENDINGS)]
         hint = nearest(where.name, ["miniuned", *beside][:20])
         raise MissingDataError(f"parameter '{parameter}': no folder or archive '{path}'; {hint}")
     return where
@@ -233,7 +263,60 @@ def _official_below(store: Store) -> Store:
     return store.below(holders[0]) if len(holders) == 1 else store
 
 
+# --- the forms -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One place that holds domains: their names, what reads their images, what reads their splits.
+
+    read: of a domain, with the splits that are needed; None: all of its images as test. images_apart: whether images
+    may lie elsewhere, and do where that was said. source: notes what it does.
+    """
+
+    name: str
+    root: Path
+    store: Store
+    names: Sequence[str]
+    read: Callable[[str, Sequence[str] | None], dict[str, Split]]
+    images_apart: bool = True
+    source: ImageFolders | Manifest | None = None
+
+
+def _form(place: str, images: str | Path | None) -> _Form:
+    """Say how the data of one place is read."""
+    where = MINIUNED if place == "miniuned" else _existing(place, "data")
+    if is_manifest(where):
+        manifest = Manifest(where, None if images is None else Store(_existing(images, "images")))
+        return _Form(where.stem, where, manifest.store, manifest.names, partial(_read_source, manifest), True, manifest)
+    store = _official_below(Store(where))
+    name = "miniuned" if place == "miniuned" else store.root.stem
+    if not store.has_folder("info_files"):
+        if not store.is_archive and any(store.root.glob("*/train.json")):
+            raise DataError(
+                f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in "
+                "which it is called info_files"
+            )
+        folders = ImageFolders(store)
+        return _Form(name, store.root, folders.store, folders.names, partial(_read_source, folders), False, folders)
+    image_store = store if images is None else Store(_existing(images, "images"))
+    if image_store.has_folder("images"):
+        image_store = image_store.below("images")
+    files = _info_files(store)
+    return _Form(
+        name, store.root, image_store, sorted(files), partial(_read_official, store, files), images is not None
+    )
+
+
 # --- the official form -----------------------------------------------------------------------------------------------
+
+
+def _read_official(
+    store: Store, files: dict[str, set[str]], domain: str, needed: Sequence[str] | None
+) -> dict[str, Split]:
+    splits = _read_splits(store, domain, files[domain], needed or ())
+    _check_agreement(splits, f"{store.start}/info_files/{domain}")
+    return {"test": _joined(splits)} if needed is None else splits
 
 
 def _info_files(store: Store) -> dict[str, set[str]]:
@@ -317,36 +400,30 @@ def _ids(labels: np.ndarray) -> list[int]:
     return [label for label in labels.tolist() if label >= 0]
 
 
-# --- folders of images -----------------------------------------------------------------------------------------------
+# --- images in folders, or in a manifest -----------------------------------------------------------------------------
 
 
-def _read_folders(
-    name: str, store: Store, domains: str | Sequence[str], needed: Sequence[str], all_as_test: bool
-) -> Catalog:
-    if not store.is_archive and any(store.root.glob("*/train.json")):
-        raise DataError(
-            f"parameter 'data': {store.root} holds <domain>/train.json itself; expected the folder above it, in which "
-            "it is called info_files"
-        )
-    folders = ImageFolders(store)
-    loaded = []
-    for domain in _chosen(domains, folders.names, store.root):
-        splits = {"test": folders.classes(domain)} if all_as_test else folders.splits(domain)
-        for split in () if all_as_test else needed:
-            if split not in splits:
-                found = ", ".join(splits)
-                raise DataError(f"{store.start}: domain '{domain}' has no images for {split}; its folders hold {found}")
-        loaded.append(Domain(domain, _labelled(splits)))
-    return Catalog(name, store.root, tuple(loaded), folders.store, folders.left_out, tuple(folders.notes))
+def _read_source(source: ImageFolders | Manifest, domain: str, needed: Sequence[str] | None) -> dict[str, Split]:
+    splits = {"test": source.classes(domain)} if needed is None else source.splits(domain)
+    for split in needed or ():
+        if split not in splits:
+            raise DataError(f"{source.where(domain)} has no images for {split}; {source.says} {', '.join(splits)}")
+    return _labelled(splits, source.columns(domain))
 
 
-def _labelled(splits: dict[str, Classes]) -> dict[str, Split]:
-    """Number the classes of a domain over all its splits, in the order of their paths."""
+def _labelled(splits: dict[str, Classes], columns: dict[str, dict[str, str]]) -> dict[str, Split]:
+    """Number the classes of a domain over all its splits, in the order of their paths.
+
+    Args:
+        columns: name -> path -> cell, of what is known besides.
+    """
     names = {name for classes in splits.values() for name in classes}
     ids = {name: i for i, name in enumerate(sorted(names, key=lambda name: f"{name}/"))}
     made = {}
     for split, classes in splits.items():
         paths = tuple(path for paths in classes.values() for path in paths)
         labels = np.repeat([ids[name] for name in classes], [len(paths) for paths in classes.values()])
-        made[split] = Split(split, paths, labels.astype(np.int64)[:, None], {ids[name]: name for name in classes})
+        cells = {name: tuple(cell[path] for path in paths) for name, cell in columns.items()}
+        known = {ids[name]: name for name in classes}
+        made[split] = Split(split, paths, labels.astype(np.int64)[:, None], known, cells)
     return made

@@ -36,6 +36,8 @@ class ImageFolders:
         DataError: no images in folders; folders of splits beside others; names that cannot be stored.
     """
 
+    says = "its folders hold"
+
     def __init__(self, store: Store) -> None:
         listing = Listing(store)
         top = _top_folder(listing.paths) if store.is_archive else None
@@ -73,27 +75,26 @@ class ImageFolders:
         """What was passed over."""
         return self._listing.left_out
 
-    def splits(self, domain: str) -> dict[str, Classes]:
-        """Return split -> class -> images of a domain.
+    def where(self, domain: str) -> str:
+        """Name a domain in messages."""
+        return f"{self.store.start}: domain '{domain}'"
 
-        Without folders of splits, classes are put in the order of the SHA-256 of "domain/class" and cut at 60% and 70%:
-        the same on every machine, no class in two splits, and no split empty. With them an image is where its folder
-        says. If there is no test then, val is taken for it; if there is no val, a part of train is held back.
+    def columns(self, domain: str) -> dict[str, dict[str, str]]:
+        """Return name -> path -> what is known of each image besides: nothing."""
+        return {}
+
+    def splits(self, domain: str) -> dict[str, Classes]:
+        """Return split -> class -> images of a domain: as its folders say, see `completed`, or else `dealt`.
 
         Raises: DataError for a name that cannot be stored, images outside of class folders, and too few classes.
         """
         given = self._given(domain)
         if set(given) - {"train"}:
-            return self._completed(domain, given)
+            splits, note = completed(domain, given, "its folders say")
+            self.notes.append(note)
+            return splits
         classes = given["train"] if given else self._classes(domain, self._folders[domain], self._level)
-        if len(classes) < 3:
-            where = printable(str(self.store.start / domain))
-            raise DataError(f"{where}: train, val and test need a class folder each, found {len(classes)} with images")
-        dealt = _by_hash(classes, domain)
-        n_val = max(1, round(SHARES[1] * len(dealt)))
-        n_train = min(max(1, round(SHARES[0] * len(dealt))), len(dealt) - n_val - 1)
-        cuts = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(dealt))}
-        return {split: {name: classes[name] for name in sorted(dealt[a:b])} for split, (a, b) in cuts.items()}
+        return dealt(domain, classes, str(self.store.start / domain))
 
     def classes(self, domain: str) -> Classes:
         """Return class -> images of a domain, of all its splits together.
@@ -132,35 +133,61 @@ class ImageFolders:
                 raise DataError(f"{where}/{path}: an image outside of a class folder; {LAYOUTS}")
         return _grouped(paths, level)
 
-    def _completed(self, domain: str, given: dict[str, Classes]) -> dict[str, Classes]:
-        """Make the splits that no folder holds: test of val, val of train; and note what was done."""
-        said = f"{domain}: its folders say what is {', '.join(sorted(given, key=ORDER.index))}"
-        splits = dict(given)
-        if "test" not in splits:
-            splits["test"] = splits.pop("val")
-            said += "; val is taken for test, since there is no other"
-        known = set(splits["test"]).intersection(splits.get("train", ()))
-        if "train" in splits and "val" not in splits:
-            held_back = _some_images(splits["train"]) if known else {}
-            if held_back:
-                said += "; a tenth of each train class's images is held back for val"
-            else:
-                held_back = _some_classes(splits["train"], domain)
-                said += "; a tenth of the train classes is held back for val"
-            taken = {path for paths in held_back.values() for path in paths}
-            kept = {name: [path for path in paths if path not in taken] for name, paths in splits["train"].items()}
-            splits["train"] = {name: paths for name, paths in kept.items() if paths}
-            splits["val"] = held_back
-        if known:
-            said += (
-                f"; {len(known)} of {len(splits['test'])} test classes stand in train too: measured is how well known "
-                "classes are found, not new ones"
-            )
-        self.notes.append(said)
-        return {name: splits[name] for name in ORDER if splits.get(name)}
-
     def _leave_out_unlabelled(self, path: str) -> None:
         self._listing.leave_out("no class", "an image in no class folder: it has no label", path, True)
+
+
+def dealt(domain: str, classes: Classes, where: str, what: str = "class folder") -> dict[str, Classes]:
+    """Return split -> class -> images, no class in two splits and no split empty.
+
+    Classes are put in the order of the SHA-256 of "domain/class" and cut at 60% and 70%: the same on every machine.
+
+    Args:
+        where, what: the images come from, and what a class is there, for messages.
+
+    Raises: DataError for fewer than three classes.
+    """
+    if len(classes) < 3:
+        found = f"found {len(classes)} with images"
+        raise DataError(f"{printable(where)}: train, val and test need a {what} each, {found}")
+    order = _by_hash(classes, domain)
+    n_val = max(1, round(SHARES[1] * len(order)))
+    n_train = min(max(1, round(SHARES[0] * len(order))), len(order) - n_val - 1)
+    cuts = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(order))}
+    return {split: {name: classes[name] for name in sorted(order[a:b])} for split, (a, b) in cuts.items()}
+
+
+def completed(domain: str, given: dict[str, Classes], says: str) -> tuple[dict[str, Classes], str]:
+    """Make the splits that are missing among those given: test of val, val of a part of train.
+
+    Args:
+        says: who gave them: "its folders say".
+
+    Returns: all splits, and a sentence on what was done.
+    """
+    said = f"{domain}: {says} what is {', '.join(sorted(given, key=ORDER.index))}"
+    splits = dict(given)
+    if "test" not in splits:
+        splits["test"] = splits.pop("val")
+        said += "; val is taken for test, since there is no other"
+    known = set(splits["test"]).intersection(splits.get("train", ()))
+    if "train" in splits and "val" not in splits:
+        held_back = _some_images(splits["train"]) if known else {}
+        if held_back:
+            said += "; a tenth of each train class's images is held back for val"
+        else:
+            held_back = _some_classes(splits["train"], domain)
+            said += "; a tenth of the train classes is held back for val"
+        taken = {path for paths in held_back.values() for path in paths}
+        kept = {name: [path for path in paths if path not in taken] for name, paths in splits["train"].items()}
+        splits["train"] = {name: paths for name, paths in kept.items() if paths}
+        splits["val"] = held_back
+    if known:
+        said += (
+            f"; {len(known)} of {len(splits['test'])} test classes stand in train too: measured is how well known "
+            "classes are found, not new ones"
+        )
+    return {name: splits[name] for name in ORDER if splits.get(name)}, said
 
 
 def _grouped(paths: Iterable[str], level: int) -> Classes:

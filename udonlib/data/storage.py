@@ -9,12 +9,12 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from udonlib.errors import UserError
+from udonlib.errors import UserError, nearest
 
 # Anything but plain names between single forward slashes: empty, "." and ".." parts, absolute paths, drive letters,
 # backslashes, control characters and surrogates, which no file name can hold. Works on many paths at once when they are
@@ -174,6 +174,57 @@ class Store:
             return None
         except OSError as error:
             raise DataError(f"{self.root / name}: cannot be read: {error.strerror}") from error
+
+
+class JoinedStore(Store):
+    """Several stores side by side: each domain's images are read from its own, by paths that begin with its name.
+
+    Args:
+        root: what to call all of them in messages.
+        domains: name -> the store of its images, and their paths there.
+    """
+
+    def __init__(self, root: Path, domains: Mapping[str, tuple[Store, Sequence[str]]]) -> None:
+        self.root, self.prefix, self._archive = root, "", None
+        self._stores = {name: (store, _begin_with(name, paths)) for name, (store, paths) in domains.items()}
+
+    @staticmethod
+    def names(domain: str, paths: Sequence[str]) -> dict[str, str]:
+        """Return path in the domain's own store -> path here: with the name in front, unless all begin with it."""
+        front = "" if _begin_with(domain, paths) else f"{domain}/"
+        return {path: front + path for path in paths}
+
+    def read(self, path: str) -> bytes:
+        """Return the content of one file, as `Store.read`."""
+        store, own = self._own(path)
+        return store.read(own)
+
+    def ends(self, path: str, n_bytes: int) -> tuple[bytes, bytes, int]:
+        """Return the first and the last bytes of one file, and its size, as `Store.ends`."""
+        store, own = self._own(path)
+        return store.ends(own, n_bytes)
+
+    def missing(self, paths: Sequence[str]) -> list[str]:
+        """Return those of `paths` that do not exist, in their order."""
+        by_store: dict[str, list[str]] = {}
+        for path in paths:
+            by_store.setdefault(path.partition("/")[0], []).append(path)
+        absent: set[str] = set()
+        for domain, members in by_store.items():
+            own = {self._own(path)[1]: path for path in members}
+            absent |= {own[path] for path in self._stores[domain][0].missing(list(own))}
+        return [path for path in paths if path in absent]
+
+    def _own(self, path: str) -> tuple[Store, str]:
+        domain, _, rest = path.partition("/")
+        if domain not in self._stores:
+            raise DataError(f"{self.root}: no domain has a file '{path}'; {nearest(domain, self._stores)}")
+        store, begin = self._stores[domain]
+        return store, path if begin else rest
+
+
+def _begin_with(domain: str, paths: Sequence[str]) -> bool:
+    return all(path.startswith(f"{domain}/") for path in paths)
 
 
 def _names(folder: Path) -> set[str]:

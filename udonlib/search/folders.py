@@ -33,6 +33,7 @@ from udonlib.data.catalog import DataError, load_catalog
 from udonlib.data.decoding import ImageError, decode
 from udonlib.data.listing import Listing
 from udonlib.data.storage import Store
+from udonlib.data.tables.manifest import is_manifest
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation.reading import Embed
 from udonlib.files import replacing, replacing_together, results_folder, take_lock, write_json
@@ -71,12 +72,13 @@ def list_images(data: str | Path) -> tuple[Store, list[Entry]]:
     """The images of a folder or archive, by path in order.
 
     Args:
-        data: UnED's form, "miniuned"; domain/class/image or domain/split/class/image; or images in any other order,
-            whose domains are not known then.
+        data: UnED's form, "miniuned"; a table of images; domain/class/image or domain/split/class/image; or images in
+            any other order, whose domains are not known then.
 
     Raises: DataError for a folder that does not exist or holds no images.
     """
-    store = None if data == "miniuned" else Store(Path(data).expanduser())
+    listed = data == "miniuned" or is_manifest(Path(data).expanduser())
+    store = None if listed else Store(Path(data).expanduser())
     homes = [store, *map(store.below, store.folders())] if store is not None else []
     if store is None or any(home.has_folder("info_files") for home in homes):
         catalog = load_catalog(data, all_as_test=True)

@@ -1,0 +1,1 @@
+"""Images that a table lists: manifests of a user's own."""
