@@ -421,7 +421,7 @@ def test_what_is_shown_says_what_was_evaluated(run, evaluated, capsys):
     evaluation_views.measure(evaluation, live=False, clock=lambda: 0.0)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("embedding 4/")
-    assert "finished in 0:00" in lines[-1]
+    assert "finished in 0 s" in lines[-1]
     plan = evaluation_views.plan_table(evaluated()).text
     assert "run small" in plan
     assert "14 of 'test', which search a merged index of 26" in plan

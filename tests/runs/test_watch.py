@@ -330,7 +330,7 @@ def test_a_teacher_that_looks_at_all_images_is_named_with_what_is_left(tmp_path)
     progress = Progress(params(tmp_path, tmp_path), time.monotonic)
     asked = {"kind": "features", "step": 0, "teacher": "dino", "n_images": 1000, "images_per_s": 10.0}
     progress.update(asked | {"n_done": 400})
-    assert progress.time_text() == "teacher dino looks at 400 of 1,000 images, 1:00 left for it"
+    assert progress.time_text() == "teacher dino looks at 400 of 1,000 images, 1 min 00 s left for it"
     progress.update(asked | {"n_done": 1000})
     assert progress.time_text() == "estimating the time"
     progress.update(asked | {"n_done": 400})

@@ -201,14 +201,14 @@ def test_a_line_that_is_none_of_ours_is_named(tmp_path, line):
         ({"stop": True}, "stopped"),
         ({}, "resumed"),
         ({"paused": True, "refused": "no domain 'x'"}, "refused: no domain 'x', paused"),
-        ({"steers": True, "locks": dict.fromkeys("abcdefg", 0.1)}, "7 domains locked"),
+        ({"steers": True, "locks": dict.fromkeys("abcdefg", 0.1)}, "a, b, c, d, e, f, g locked at 10.0%"),
         ({"steers": True, "multipliers": {"a": 2.0}, "locks": {"a": 0.5}}, "a locked at 50.0%"),
         (
             {"steers": True, "locks": {"a": 0.5}, "teachers": {"dinov2": 2.0}, "drop_probability": 0.3},
             "a locked at 50.0%, teacher dinov2 ×2, teachers dropped at 30%",
         ),
         ({"steers": True, "drop_probability": 0.0}, "teachers dropped at 0%"),
-        ({"steers": True, "teachers": dict.fromkeys("abcde", 2.0)}, "5 teachers multiplied"),
+        ({"steers": True, "teachers": dict.fromkeys("abc", 2.0)}, "teacher a, teacher b, teacher c ×2"),
     ],
 )
 def test_an_intervention_says_what_was_done(values, text):

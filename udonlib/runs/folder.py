@@ -207,6 +207,11 @@ class RunFolder:
         """What is going on with the run, from its small files."""
         return run_state(self)
 
+    @property
+    def step(self) -> int:
+        """Steps that its records tell of."""
+        return last_step(self.path)
+
     def validation(self) -> pd.DataFrame:
         """The tables of all validations, one under the other, with the step in front."""
         tables = [pd.DataFrame(r["table"]).assign(step=r["step"]) for r in self.records("validation")]

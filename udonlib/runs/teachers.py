@@ -190,11 +190,11 @@ def some_images(reader: ImageReader, image_size: int) -> Images:
     return plain(torch.cat(parts), image_size)
 
 
-Telling = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
 def teacher_scores(
-    params: TrainParams, catalog: Catalog, teachers: Mapping[str, Teacher], progress: Telling | None = None
+    params: TrainParams, catalog: Catalog, teachers: Mapping[str, Teacher], progress: Progress | None = None
 ) -> EncoderScores:
     """How good a run's frozen teachers are, each alone and all together: retrieval, classification and dense tasks.
 
@@ -216,7 +216,7 @@ def teacher_scores(
 
 
 def student_scores(
-    params: TrainParams, catalog: Catalog, model: EmbeddingModel, folder: Path, progress: Telling | None = None
+    params: TrainParams, catalog: Catalog, model: EmbeddingModel, folder: Path, progress: Progress | None = None
 ) -> EncoderScores:
     """How good the student of a finished run is on the same tasks; found once.
 
@@ -240,7 +240,7 @@ def _evaluate(
     catalog: Catalog,
     encoders: Mapping[str, Encoder],
     teachers: Sequence[str],
-    progress: Telling | None,
+    progress: Progress | None,
 ) -> EncoderScores:
     p = params
     load = loading(ImageReader(catalog, p.image_size, "eval", p.on_bad_image), p.n_workers)

@@ -179,6 +179,7 @@ class Progress:
     r_at_1: dict[str, Curve] = field(default_factory=dict)
     best: tuple[int, float] = (0, math.nan)
     last_is_best: bool = False
+    validated: int = -1  # the step of the latest validation
     summary: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -260,7 +261,7 @@ class Progress:
         rows = table[(table["embedder"] == "student") & (table["index"] == "merged")]
         for name, value in zip(rows["domain"], rows["r_at_1"], strict=True):
             _extend(self.r_at_1.setdefault(name, []), step, float(value))
-        self.last_is_best = best
+        self.last_is_best, self.validated = best, step
         if best and self.r_at_1.get("mean"):
             self.best = self.r_at_1["mean"][-1]
 
@@ -288,12 +289,19 @@ class Progress:
         return (self._work(total) - self._work(self.step)) * per_step + validations * pause + test
 
     @property
+    def is_validating(self) -> bool:
+        """Whether a validation is due after this step and has not come, as far as records tell."""
+        asked = any(entry.evaluate and entry.step == self.step for entry in self.interventions[-1:])
+        due = self.step > 0 and (self.step % self.params.eval_every == 0 or self.step == self.params.steps or asked)
+        return self.state == "running" and due and self.validated < self.step
+
+    @property
     def share(self) -> float:
         """Share of the steps that are done; a run without steps (recipe `features`) is done."""
         return min(1.0, self.step / self.params.steps) if self.params.steps else 1.0
 
     def line(self) -> str:
-        """The state in one line: step 400/1600 (25%)  1150 images/s  loss 3.21  R@1 41.2 (best)  2:05 left."""
+        """The state in one line: step 400/1600 (25%)  1150 images/s  loss 3.21  R@1 41.2 (best)  2 min 05 s left."""
         total = self.params.steps
         parts = [f"step {self.step}/{total} ({self.share:.0%})"]
         if not math.isnan(self.images_per_s):
@@ -331,10 +339,12 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as 2:05 or 1:02:05."""
+    """Write seconds as "45 s", "2 min 05 s" or "1 h 02 min", which nobody takes for a time of the day."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _extend(curve: Curve, step: int, value: float) -> None:

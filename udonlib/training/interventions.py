@@ -103,10 +103,9 @@ class Intervention(Wish):
         done = [f"refused: {self.refused}"] if self.refused else []
         if self.steers:
             free = {name: value for name, value in self.multipliers.items() if name not in self.locks}
-            done += _named([f"{name} ×{value:g}" for name, value in free.items()], "multiplied")
-            done += _named([f"{name} locked at {share:.1%}" for name, share in self.locks.items()], "locked")
-            teachers = [f"teacher {name} ×{factor:g}" for name, factor in self.teachers.items()]
-            done += _named(teachers, "multiplied", "teachers")
+            done += _alike({name: f"×{value:g}" for name, value in free.items()})
+            done += _alike({name: f"locked at {share:.1%}" for name, share in self.locks.items()})
+            done += _alike({f"teacher {name}": f"×{factor:g}" for name, factor in self.teachers.items()})
             if self.drop_probability is not None:
                 done.append(f"teachers dropped at {100 * self.drop_probability:g}%")
             done = done or ["the allocation left alone"]
@@ -114,9 +113,12 @@ class Intervention(Wish):
         return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
 
 
-def _named(texts: list[str], what: str, named: str = "domains") -> list[str]:
-    """The texts, or where they are many, how many there are."""
-    return texts if len(texts) <= 4 else [f"{len(texts)} {named} {what}"]
+def _alike(values: Mapping[str, str]) -> list[str]:
+    """Names with what was done to each, those together to which the same was done: "emoji, flags ×2", "earth ×3"."""
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value, []).append(name)
+    return [f"{', '.join(alike)} {value}" for value, alike in names.items()]
 
 
 def interventions(folder: Path) -> list[Intervention]:

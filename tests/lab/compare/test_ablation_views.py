@@ -139,7 +139,7 @@ def test_progress_in_lines_tells_what_ended_and_what_failed(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "1 of 3 finished, 1 waiting; running a 0/10  estimating the time",
         "a finished",
-        "2 of 3 finished; running b 0/10  0:30 left",
+        "2 of 3 finished; running b 0/10  30 s left",
         "b failed: <no> image (log: some.log)",
         "2 of 3 finished, 1 failed",
     ]
@@ -148,7 +148,7 @@ def test_progress_in_lines_tells_what_ended_and_what_failed(capsys):
 def test_progress_in_lines_comes_every_few_seconds(capsys):
     clock = iter(range(0, 1000, 6))
     ablation_views.show(iter([STORY[0], STORY[1], STORY[1]]), live=False, clock=lambda: next(clock))
-    assert capsys.readouterr().out.splitlines()[1:] == ["1 of 3 finished, 1 waiting; running a 4/10  1:01 left"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["1 of 3 finished, 1 waiting; running a 4/10  1 min 01 s left"]
 
 
 def test_progress_in_a_cell_is_redrawn(monkeypatch):

@@ -30,12 +30,12 @@ def cell(html: str, run: str, column: str) -> str:
 def test_cells_show_figures_with_units_and_intervals():
     html = runs_table.static_table(ROWS, HOME).html
     assert cell(html, "best", "r_at_1") == "100.0 <small>± 0.5</small>"
-    assert cell(html, "best", "train_seconds") == "1:05"
+    assert cell(html, "best", "train_seconds") == "1 min 05 s"
     assert cell(html, "good", "n_parameters_trained") == "2.15 M"
     assert cell(html, "good", "train_seconds") == "–"
     assert cell(html, "broken", "state") == "! unreadable"
     assert cell(html, "broken", "changes") == "params.yaml: damaged"
-    assert cell(html, "going", "step").endswith("10 / 40 <small>1:30 left</small>")
+    assert cell(html, "going", "step").endswith("10 / 40 <small>1 min 30 s left</small>")
     assert 'width:25.0%"' in cell(html, "going", "step")
 
 
@@ -83,7 +83,7 @@ def test_many_changes_are_shortened_and_a_steered_run_is_marked():
 def test_open_runs_come_with_what_to_do():
     table = runs_table.open_runs(ROWS, HOME)
     assert table.text.splitlines() == [
-        "▶ going: training, step 10 of 40, about 1:30 left; "
+        "▶ going: training, step 10 of 40, about 1 min 30 s left; "
         'to steer it, open `notebooks/steer.ipynb` with `run = "going"`',
         "✗ killed: killed after step 5; run it again; "
         "`papermill notebooks/train.ipynb outputs/train.ipynb -f results/runs/killed/params.yaml`",

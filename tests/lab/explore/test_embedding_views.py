@@ -88,7 +88,7 @@ def test_a_umap_that_takes_time_is_announced_once(found, tmp_path, capsys, monke
     wanted = found.params.model_copy(update={"projection": "umap", "outputs": str(tmp_path)})
     moved = dataclasses.replace(found, params=wanted)
     fig = embedding_views.map_chart(moved, "domain")
-    assert "computing UMAP of student and teacher: about 0:40" in capsys.readouterr().out
+    assert "computing UMAP of student and teacher: about 40 s" in capsys.readouterr().out
     assert "UMAP, 15 neighbours" in fig.layout.annotations[0].text
     embedding_views.map_chart(moved, "domain")
     assert capsys.readouterr().out == ""
@@ -125,7 +125,7 @@ def test_what_is_shown_is_named(found):
 
 def test_embedding_says_how_far_it_is_and_then_that_it_was_done(tmp_path, capsys):
     results = train(tmp_path)
-    for words in ("embedded in 0:00", "embedded before"):
+    for words in ("embedded in 0 s", "embedded before"):
         opened = open_small(results)
         embedding_views.embed(opened, live=False, clock=lambda: 0.0)
         assert f"{N_POINTS} images {words}" in capsys.readouterr().out.splitlines()[-1]

@@ -159,7 +159,7 @@ def test_a_second_panel_says_that_another_one_steers_and_can_take_its_values_ove
     first.start(), second.start()
     first.rows[domain].slider.value = 2.0
     wait_until(lambda: f"Another panel ({first.name})" in second.status.value)
-    assert second.adopt.layout.display == ""
+    assert second.adopt.layout.visibility == "visible"
     assert second.rows[domain].slider.value == 1.0  # a person's hand alone moves it
     number = wanted(begun[0]).number
     second.adopt.click()
@@ -641,7 +641,7 @@ def test_another_panel_is_not_named_any_more_when_the_controls_show_what_it_want
     wait_until(lambda: "Another panel (other)" in panel.status.value)
     panel.rows[panel.domains[0]].slider.value = 2.0
     wait_until(lambda: "Another panel" not in panel.status.value)
-    assert panel.adopt.layout.display == "none"
+    assert panel.adopt.layout.visibility == "hidden"
 
 
 def test_locks_of_more_than_everything_are_said_to_be_divided(panel, begun):

@@ -282,7 +282,10 @@ def validation_curves(validation: pd.DataFrame, index: str = "merged") -> go.Fig
 
 
 def allocation_curves(
-    allocation: pd.DataFrame, n_steps: int | None = None, interventions: Sequence[Intervention] = ()
+    allocation: pd.DataFrame,
+    n_steps: int | None = None,
+    interventions: Sequence[Intervention] = (),
+    step: int | None = None,
 ) -> go.Figure:
     """Draw the share of steps that each domain gets, as stacked areas, and the images it has seen.
 
@@ -290,6 +293,7 @@ def allocation_curves(
         allocation: one row for each domain and window; `share` holds from `step` to the next window's.
         n_steps: where the last window ends; None: one more window of the same length.
         interventions: of a person; a line marks each that the result depends on.
+        step: steps that are done, where a run has not come to its end: nothing is drawn beyond.
     """
     if allocation.empty:
         return nothing("Allocation", "nothing was trained in this run")
@@ -299,7 +303,7 @@ def allocation_curves(
     marked = [entry for entry in interventions if entry.matters]
     title = f"Allocation (interventions by hand: {len(marked)})" if marked else "Allocation"
     fig = panels(title, ["share of steps, %", "images seen"], 1, 2, height=430)
-    add_shares(fig, shares_of(allocation), end)
+    add_shares(fig, shares_of(allocation), end if step is None else max(min(end, step), int(steps[-1])))
     for domain, colour in domain_colours(allocation["domain"]).items():
         rows = allocation[allocation["domain"] == domain].sort_values("step")
         seen = line(domain, rows["step"], rows["images_seen"], colour, "%{y:,.0f}", legend=False)

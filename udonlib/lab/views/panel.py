@@ -126,7 +126,7 @@ class Panel:
             self.buttons[name].on_click(action)
         self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
         self.adopt.on_click(lambda _: self._adopt())
-        self.adopt.layout.display = "none"
+        self.adopt.layout.visibility = "hidden"
         params = self.watch.folder.params
         self.rows = panel_views.rows(self.domains, tuple(params.teachers))
         self.taught = panel_views.taught_rows(params, self.domains)
@@ -137,11 +137,12 @@ class Panel:
             self.rows[domain].lock.observe(lambda change, domain=domain: self._locked(domain, change["new"]), "value")
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         buttons = list(self.buttons.values())
-        requests, allocations = panel_views.toolbar(buttons[:5]), panel_views.toolbar([label, *buttons[5:]])
+        requests = panel_views.toolbar([*buttons[:5], self.adopt])
+        allocations = panel_views.toolbar([label, *buttons[5:]])
         table = panel_views.table(list(self.rows.values()), panel_views.headings(panel_views.COLUMNS))
         table += panel_views.table(self.taught, panel_views.headings(panel_views.TAUGHT_COLUMNS))
         style = ipywidgets.HTML(STYLE)
-        parts = [style, self.status, requests, allocations, self.adopt, *table, self.charts]
+        parts = [style, self.status, requests, allocations, *table, self.charts]
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
     def _connect(self, row: Row) -> None:
@@ -221,7 +222,7 @@ class Panel:
                 self._problem = str(error)
                 return
             self._wished, self._foreign = wanted.wish, ""
-            self.adopt.layout.display = "none"
+            self.adopt.layout.visibility = "hidden"
             self._show()
 
     # Displays: written by the thread
@@ -285,14 +286,14 @@ class Panel:
             self._wished = control.wish
             who = f"Another panel ({control.panel})" if control.panel else "Somebody"
             self._foreign = f"{who} has changed the {what} that is wanted; for each row the last change counts."
-            self.adopt.layout.display = ""
+            self.adopt.layout.visibility = "visible"
 
     def _look_for_answers(self) -> bool:
         """Whether there is nothing more to wait for; and whether somebody else has asked for something."""
         control = self.watch.control
         self._notice(control)
         if self._foreign and all(row.shows(control) for row in self._all):
-            self._foreign, self.adopt.layout.display = "", "none"
+            self._foreign, self.adopt.layout.visibility = "", "hidden"
         if (sent := self._sent) is None:
             return False
         taken = [e for e in self.watch.interventions if e.number >= sent.number and e.panel == self.name]
@@ -340,7 +341,8 @@ class Panel:
         elif self._sent is not None and state.name == "finished":
             notes.append("Your last change came after the last step.")
         elif self._sent is not None and self._sent.is_late:
-            notes.append("Sent; waiting for the end of the step.")
+            busy = "validation" if self.watch.progress.is_validating else "step"
+            notes.append(f"Sent; waiting for the end of the {busy}.")
         n_interventions = sum(entry.matters for entry in self.watch.interventions)
         notes += [self._answer, f"Interventions so far: {n_interventions}." if n_interventions else ""]
         said = list(filter(None, notes))

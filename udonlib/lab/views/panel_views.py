@@ -36,7 +36,7 @@ def status(progress: Progress, name: str, text: str, notes: Sequence[str]) -> st
     """
     total = progress.params.steps
     left = progress.seconds_left()
-    facts = [text]
+    facts = [f"{text}, validating the model" if progress.is_validating else text]
     if progress.state == "running" and left is not None:
         facts.append(f"about {duration(left)} left")
     if not math.isnan(progress.images_per_s):
@@ -49,7 +49,7 @@ def status(progress: Progress, name: str, text: str, notes: Sequence[str]) -> st
         '<div style="line-height:1.5;font-size:13px;font-variant-numeric:tabular-nums">'
         f"<b>{html.escape(name)}</b> &nbsp; {' &nbsp;·&nbsp; '.join(map(html.escape, facts))}"
         f"{bar(share, margin='6px 0')}"
-        f'<div style="opacity:0.8">{lines}</div></div>'
+        f'<div class="udon-notes">{lines}</div></div>'
     )
 
 
@@ -240,6 +240,8 @@ BUTTONS = {  # name -> text, explanation, icon
     "by-size": ("By size", "lock all domains at their share of the training images"),
     "only": ("Only ticked", "give the domains without a tick no steps"),
 }
+OPEN, CLOSED = "unlock", "lock"
+PIN, UNPIN = "pin the share that it has now", "let the share move again"
 NAME_WIDTH = 72  # pixels; up to twice that for long names
 TICK = {"width": "18px", "flex": "0 0 auto"}
 SMALL = {"width": "28px", "flex": "0 0 auto", "padding": "0"}  # a button that is an icon
@@ -328,11 +330,16 @@ class DomainRow(Row):
 
     def __init__(self, domain: str, colour: str, width: int) -> None:
         tick = ipywidgets.Checkbox(indent=False, layout=dict(TICK))
-        lock = ipywidgets.ToggleButton(icon="lock", tooltip="pin the share that it has now", layout=dict(SMALL))
+        lock = ipywidgets.ToggleButton(icon=OPEN, tooltip=PIN, layout=dict(SMALL))
         self.tick = named(answering(tick), f"tick-{domain}")
         self.lock = named(answering(lock), f"lock-{domain}")
+        self.lock.observe(lambda change: self._look(change["new"]), "value")
         tip = "back to ×1, unlocked"
         super().__init__(domain, domain, square(colour, domain), STEPS, 1.0, width, tip, self.tick, self.lock)
+
+    def _look(self, locked: bool) -> None:
+        """An open and a closed lock look different."""
+        self.lock.icon, self.lock.tooltip = (CLOSED, UNPIN) if locked else (OPEN, PIN)
 
     def wished(self, wish: Wish) -> float:
         """See `Row`: its multiplier."""
