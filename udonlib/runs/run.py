@@ -40,7 +40,7 @@ from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.teachers import (
-    Telling,
+    Progress,
     create_objective,
     load_specialists,
     of_one_domain,
@@ -140,11 +140,11 @@ class Run(RunFolder):
         images = some_images(ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image), p.image_size)
         return open_teachers(p, images) if p.teachers else {}
 
-    def teacher_scores(self, progress: Telling | None = None) -> EncoderScores:
+    def teacher_scores(self, progress: Progress | None = None) -> EncoderScores:
         """How good each frozen teacher is, and all together: see `runs.teachers`. The run need not be trained."""
         return teacher_scores(self.params, self.catalog, self.frozen_teachers(), progress)
 
-    def encoder_scores(self, progress: Telling | None = None) -> EncoderScores:
+    def encoder_scores(self, progress: Progress | None = None) -> EncoderScores:
         """How good the student of the finished run and its frozen teachers are, on the same tasks and images."""
         student = student_scores(self.params, self.catalog, self.load_model(), self.path, progress)
         teachers = self.teacher_scores(progress)
