@@ -256,6 +256,7 @@ def test_what_influences_results_changes_the_run_name(name):
         "offline_teachers": "x",
         "relational": "excess",
         "replay": "x",
+        "start": "x",
         "sampler_smoothing": 0.5,
         "teacher_hidden_dims": [3],
         "weights": "x",

@@ -109,13 +109,14 @@ class TrainParams(DistillParams, UnevenParams):
         ),
     )
     image_size: Side = Field(224, description="side of the image that the backbone sees, pixels")
+    start: str | None = Field(
+        None, min_length=1, description="a run to begin with: its weights, where domain and class have the same name"
+    )
     start_image_size: Side | None = Field(
         None, description="side of the first steps' training images, pixels; None: image_size"
     )
     growing_steps: Steps = Field(
-        0,
-        ge=0,
-        description="steps over which training images grow to image_size, 8 pixels at a time",
+        0, ge=0, description="steps over which training images grow to image_size, 8 pixels at a time"
     )
     resize_size: Side = Field(
         256, description="side of the square that a training image is squashed to before augmentation, pixels"
@@ -283,6 +284,8 @@ class TrainParams(DistillParams, UnevenParams):
             wrong["domains"] = f"found {', '.join(self.domains)}, expected one domain for recipe 'specialist'"
         if self.weights is not None and self.pretrained:
             wrong["pretrained"] = "found True beside weights from a file: expected False"
+        if self.start is not None and not self.has_head:
+            wrong["start"] = f"found {self.start!r}, but recipe '{self.recipe}' has no student head to go on with"
         if self.nested_dims and max(self.nested_dims) >= self.student_dim:
             wrong["nested_dims"] = f"found {max(self.nested_dims)}, expected less than student_dim = {self.student_dim}"
         fixed = self.sampler == "fixed" or (self.sampler == "dynamic" and self.sampler_init == "fixed")

@@ -320,7 +320,8 @@ def evaluate_model(
     """Evaluate student and teachers; beside an untrained model, baselines and shorter embeddings as well.
 
     The model is left in evaluation mode. Embedders are called `student`; `teacher`, where the model has some; and
-    beside an untrained model `student_<dim>` for each of `nested_dims`, `features` (its unit features) and `pixels`.
+    beside an untrained model `student_<dim>` for each of `nested_dims`, `features` (its unit features), `pixels`, and,
+    where it begins with another run, that one's student as `start`.
 
     Args:
         params: of the run: k, precision, eval_batch_size and nested_dims.
@@ -347,5 +348,7 @@ def evaluate_model(
             "features": lambda images: torch.nn.functional.normalize(features(untrained, images), dim=1),
             "pixels": pixels,
         }
+        if params.start is not None:  # nothing is trained yet: the student of the run that this one begins with
+            baselines["start"] = lambda images: untrained.student(features(untrained, images))
     batch_size, embed = params.eval_batch_size, partial(features, model)
     return evaluate(catalog, subset, load, embed, heads, baselines, k=params.k, batch_size=batch_size)

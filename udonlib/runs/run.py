@@ -10,10 +10,8 @@ See `runs.folder` for what the folder holds.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +29,13 @@ from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_mod
 from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
 from udonlib.evaluation.frozen.encoders import EncoderScores
 from udonlib.evaluation.reading import loading, n_evaluated
-from udonlib.files import run_path, write_json
-from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost, weights_file
+from udonlib.files import write_json
+from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.models.teachers import Teacher
 from udonlib.params import WITHOUT_EFFECT, TrainParams
+from udonlib.runs.begin.origins import check_origins, differences, origins, replayed
+from udonlib.runs.begin.start import Begun, begin_with, find_start, since_start
 from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
@@ -48,7 +48,6 @@ from udonlib.runs.teachers import (
     some_images,
     specialist_params,
     student_scores,
-    teacher_files,
     teacher_scores,
 )
 from udonlib.runs.writer import RunWriter, provenance
@@ -80,7 +79,7 @@ class Run(RunFolder):
             before = self.params
             if before.precision == "auto":  # written by hand
                 before = before.model_copy(update={"precision": params.precision})
-            differing = _differences(before, params, CHANGEABLE)
+            differing = differences(before, params, CHANGEABLE)
             if differing:
                 raise UserError(
                     f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
@@ -127,7 +126,22 @@ class Run(RunFolder):
 
     def create_model(self) -> EmbeddingModel:
         """The model before its first step, on the CPU."""
-        return create_model(self.params, self.catalog.n_classes)
+        return self._begin()[0]
+
+    def _begin(self) -> tuple[EmbeddingModel, Begun | None]:
+        """The model before its first step, and what of it another run knew, where it begins with one."""
+        p, n_classes = self.params, self.catalog.n_classes
+        if p.start is None:
+            return create_model(p, n_classes), None
+        folder = find_start(p)
+        start = load_run(folder)
+        try:
+            start.check_data()
+        except UserError as error:
+            name = f"parameter 'start': run {folder.path.name!r}"
+            raise UserError(f"{name} knows its classes by the data that it was trained on: {error}") from None
+        model = create_model(p.model_copy(update={"pretrained": False, "weights": None}), n_classes)
+        return model, begin_with(model, folder, start.load_model(), start.catalog, self.catalog)
 
     def load_model(self) -> EmbeddingModel:
         """The best model of the run, in evaluation mode, on the CPU."""
@@ -161,18 +175,19 @@ class Run(RunFolder):
         """
         p = self.params
         if not p.overwrite:
-            self._check_origins()
+            check_origins(self, self._origins())
         if self.status == "finished" and not p.overwrite:
             summary = self.summary()
             yield {"kind": "end", "step": summary["steps"]} | summary
             return
-        replayed = self._replayed()
+        repeated = replayed(p, self.path, self.catalog.fingerprint, CHANGEABLE)
         check = self.data_check
         use_threads(p.n_threads)
         device = pick_device(p.device)
         tested = max(len(domain.splits[name]) for domain in self.catalog.domains for name in ("val", "test"))
         check_room(p, self.catalog.n_classes, tested, device)
-        model = self.create_model().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model, begun = self._begin()
+        model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         untrained = copy.deepcopy(model).requires_grad_(False)
         reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
         test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
@@ -198,14 +213,14 @@ class Run(RunFolder):
             began = time.perf_counter()
             if p.overwrite:
                 writer.clear()
-            seconds_before, problems = self._resume(trainer, writer, device)
+            seconds_before, problems = self._resume(trainer, writer, device, begun)
             sampler = trainer.sampler
             commands = Commands(
                 self.path,
                 sampler.names,
                 trainer.n_interventions,
                 trainer.wish,
-                replayed,
+                repeated,
                 lambda: sampler.weights.tolist(),
                 before,
                 objective.taught_by,
@@ -230,7 +245,8 @@ class Run(RunFolder):
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
             doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
             mixture = of_one_domain(p, model, len(self.catalog.domains))
-            said = (*problems, slow_precision(p.precision, device), doubts, model.backbone.loaded, mixture)
+            loaded = str(begun or model.backbone.loaded)
+            said = (*problems, slow_precision(p.precision, device), doubts, loaded, mixture)
             notices = [notice for notice in said if notice]
             yield start | {"best": kept[-1:], "notices": notices}
             for record in cached.fill() if cached is not None else ():
@@ -275,36 +291,17 @@ class Run(RunFolder):
         finally:
             writer.close()
 
-    def _replayed(self) -> Path | None:
-        """The folder of the run whose interventions this one repeats.
-
-        Raises:
-            UserError: it is not finished, or its parameters or data are others: they would not mean the same there.
-        """
-        if self.params.replay is None:
-            return None
-        other = RunFolder(run_path(self.params.replay, self.params.outputs, "replay"))
-        name = f"parameter 'replay': run '{other.path.name}'"
-        if other.path.resolve() == self.path.resolve():
-            raise UserError(f"{name} cannot repeat itself: give this one another name (run=...)")
-        if other.status != "finished":
-            raise UserError(f"{name} is not finished: {other.state().text}")
-        differing = _differences(other.params, self.params, CHANGEABLE | {"replay"})
-        if differing:
-            raise UserError(f"{name} differs in {'; '.join(differing)}: leave that out")
-        if not any(entry.matters for entry in other.interventions()):
-            raise UserError(f"{name} has nothing to repeat: nobody intervened in it")
-        if other.provenance()[0]["data_fingerprint"] != self.catalog.fingerprint:
-            raise UserError(f"{name} was trained on other data")
-        return other.path
-
-    def _resume(self, trainer: Trainer, writer: RunWriter, device: torch.device) -> tuple[float, list[str]]:
+    def _resume(
+        self, trainer: Trainer, writer: RunWriter, device: torch.device, begun: Begun | None
+    ) -> tuple[float, list[str]]:
         """Load the last checkpoint that is whole, if there is one.
 
         Returns:
             The seconds that were spent until then, and what of the run's files is damaged and what that means.
         """
         note = provenance(self.catalog, device) | {"origins": self._origins()}
+        if begun is not None:
+            note["start"] = asdict(begun)
         self.check_data()
         last = self.checkpoint()
         n_records, seconds, problems = 0, 0.0, []
@@ -330,29 +327,8 @@ class Run(RunFolder):
             )
 
     def _origins(self) -> dict[str, str]:
-        """SHA-256 of each file that the run begins with: weights of the backbone, teachers."""
-        files = {}
-        if self.params.weights is not None:
-            files[f"weights {self.params.weights!r}"] = weights_file(self.params.weights)
-        files |= {f"offline teacher of '{d}'": run.best for d, run in self._specialists().items()}
-        files |= teacher_files(self.params)
-        digests = {}
-        for name, path in files.items():
-            if path.exists():  # else whoever needs it says so
-                with path.open("rb") as file:
-                    digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return digests
-
-    def _check_origins(self) -> None:
-        """Refuse to go on with, or to pass for the same, a run that began with other weights or teachers."""
-        before = self.provenance()
-        then = before[0].get("origins", {}) if before else {}
-        for name, digest in self._origins().items():
-            if then.get(name, digest) != digest:
-                raise UserError(
-                    f"run {self.path.name!r} does not fit: the {name} has changed since it began. Restore the file, "
-                    "give this run another name (run=...), or begin anew (overwrite=true)"
-                )
+        """SHA-256 of each file that the run begins with."""
+        return origins(self.params, self._specialists())
 
     def _specialists(self) -> dict[str, Run]:
         """The runs whose models teach offline, by domain, trained or not."""
@@ -365,6 +341,15 @@ class Run(RunFolder):
         paces = [record["images_per_s"] for record in self.records("train")]
         return round(float(np.median(paces)), 1) if paces else 0.0
 
+    def since_start(self) -> pd.DataFrame | None:
+        """What the run has gained and lost on the test queries since it began, by domain: see `runs.begin.start`.
+
+        None where it did not begin with another run.
+        """
+        if self.params.start is None:
+            return None
+        return since_start(self.outcomes(), self.provenance()[0]["start"]["known"])
+
     def neighbours(self) -> list[Neighbours]:
         """Neighbours of all test queries in the merged index, for the student and each teacher.
 
@@ -373,11 +358,6 @@ class Run(RunFolder):
         """
         self.check_data()
         return load_neighbours(self.path / NEIGHBOURS, self.catalog, "test")
-
-
-def _differences(there: TrainParams, here: TrainParams, apart_from: AbstractSet[str]) -> list[str]:
-    then, now = (params.model_dump(exclude=set(apart_from)) for params in (there, here))
-    return [f"{name}: {then[name]!r} there, {now[name]!r} here" for name in now if then[name] != now[name]]
 
 
 def open_run(params: TrainParams) -> Run:

@@ -6,6 +6,7 @@ a light card, which reads on light and dark pages.
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from udonlib.lab.views.charts import images_per_class
 from udonlib.lab.views.style import by_embedder, domain_colours, metric_labels
 from udonlib.lab.views.tables import Table, columns_table, facts_table, figure
 from udonlib.params import TrainParams
+from udonlib.runs.run import Run
 
 CARD, INK, FAINT = "#f4f4f4", "#2b2b2b", "#6b6b6b"
 RIGHT_INK, WRONG_INK = "#00796b", "#e65100"  # told apart by tick and cross, too
@@ -93,6 +95,24 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     return Table(f"{shown.html}<p>{note}</p>", f"{shown.text}\n{note}")
 
 
+def start_table(run: Run) -> Table | None:
+    """Tabulate what a run gained and lost on the test queries since the run that it began with; None for other runs."""
+    table = run.since_start()
+    if table is None:
+        return None
+    columns: dict[tuple[str, str], list[str]] = {("", "queries"): [f"{n:,.0f}" for n in table["n_queries"]]}
+    columns["", "known before"] = ["yes" if known else "new" for known in table["known"]]
+    columns |= {("R@1", name): [f"{value:.1f}" for value in table[name]] for name in ("before", "after")}
+    triples = zip(table["difference"], table["low"], table["high"], strict=True)
+    columns["R@1", "difference"] = [f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in triples]
+    shown = columns_table(columns, [*table["domain"]], ("since the start,", "percent"))
+    note = (
+        f"Before: the student of run {run.params.start} on the same queries, in the same merged index. The mean is of "
+        "the domains that were known before; intervals are of 95% over queries, paired."
+    )
+    return Table(f"{shown.html}<p>{html.escape(note)}</p>", f"{shown.text}\n{note}")
+
+
 def split_table(catalog: Catalog) -> Table:
     """Tabulate what a catalog holds: by domain the classes and images of each split, and images per training class."""
     columns: dict[tuple[str, str], list[str]] = {}
@@ -122,6 +142,7 @@ def plan_table(
     """
     p, n_images = params, sum(len(domain.splits["train"]) for domain in catalog.domains)
     start = "pretrained" if p.pretrained else f"from {Path(p.weights).name}" if p.weights else "from scratch"
+    start = f"begins with run {p.start}" if p.start else start
     frozen = f", its first {p.frozen_steps:,} steps frozen" if p.frozen_steps else ""
     teachers = f"; a teacher head of {p.teacher_dim} for each domain" if p.has_teachers else "; no teachers"
     n_mixed = min(p.domains_per_batch, len(catalog.domains))

@@ -50,6 +50,7 @@ EMBEDDER_LOOKS = {
     "student": EmbedderLook(ACCENT, "", "circle", "solid"),
     "teacher": EmbedderLook("#c77700", "/", "diamond-open", "dash"),
     "specialist": EmbedderLook("#7a5fd0", "x", "triangle-up", "dot"),
+    "start": EmbedderLook("#3d9970", "-"),
     "features": EmbedderLook("#7f7f7f", "\\"),
     "pixels": EmbedderLook("#a8a8a8", "."),
 }

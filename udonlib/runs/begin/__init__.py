@@ -1,0 +1,1 @@
+"""What a run begins with: another run's weights, and files that must not change under it."""
