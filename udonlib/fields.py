@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from udonlib.errors import ParameterError, UserError, problems
+from udonlib.errors import ParameterError, UserError, nearest, problems
 from udonlib.files import located, long_name, read_yaml_text
 
 # Years of training; the schedule of a sampler that does not change takes 8 bytes a step.
@@ -47,6 +47,9 @@ def _portable(name: str) -> str:
 
 # Short enough for names that are made of it, such as those of logs.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200), AfterValidator(_portable)]
+
+Strategy = Literal["round_robin", "balanced", "dataset_size", "square_root", "temperature", "fixed"]
+Signal = Literal["loss", "relative_loss", "remaining_loss", "progress", "gap"]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$")]
 
@@ -189,6 +192,72 @@ class UnevenParams(DataParams):
     imbalance_within: Factor = Field(
         1.0, description="training images of a domain's largest class / of its smallest, the same"
     )
+
+
+class AllocationParams(DataParams):
+    """Which images, and how the steps of a training are shared among their domains: see `training.sampler`."""
+
+    sampler: Strategy | Literal["dynamic"] = Field(
+        "dynamic",
+        description="how steps are allocated to domains; dynamic: by `sampler_signal`; dataset_size, square_root, "
+        "temperature: by training images to the power of 1, 0.5, `sampler_alpha`",
+    )
+    sampler_init: Strategy = Field("round_robin", description="allocation of the dynamic sampler's first window")
+    sampler_alpha: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="of 'temperature': shares are proportional to images^alpha; 1: dataset_size, 0: equal",
+    )
+    fixed_shares: dict[str, NotNegative] = Field(
+        {}, description="domain -> share of steps for 'fixed'; scaled to sum 1"
+    )
+    update_every: Steps = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
+    sampler_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
+    )
+    sampler_floor: float = Field(0.0, ge=0, lt=1, description="part of the dynamic one shared equally, whoever claims")
+    sampler_loss: Literal["teacher", "student"] = Field("teacher", description="whose loss drives the dynamic sampler")
+    sampler_signal: Signal = Field(
+        "loss",
+        description="what a domain claims by in a window: loss, the paper's; relative_loss: over that of a guess, ln "
+        "classes; remaining_loss: over its first window's; progress: the fall since the window before, per image; gap: "
+        "the student's loss less the teacher's",
+    )
+
+    @field_validator("fixed_shares")
+    @classmethod
+    def _scale_shares(cls, shares: dict[str, float]) -> dict[str, float]:
+        total = sum(shares.values())
+        if shares and not total > 0:
+            raise ValueError("expected shares that sum to more than 0")
+        if abs(total - 1) < 1e-9:  # scaled already: reading saved parameters must not change the last bit
+            return shares
+        return {name: share / total for name, share in shares.items()}
+
+    @model_validator(mode="after")
+    def _allocate(self) -> "AllocationParams":
+        wrong: dict[str, str] = {}
+        dynamic = self.sampler == "dynamic"
+        fixed = self.sampler == "fixed" or (dynamic and self.sampler_init == "fixed")
+        if fixed and not self.fixed_shares:
+            wrong["fixed_shares"] = "found {}, expected a share for each domain, since the allocation is 'fixed'"
+        if self.fixed_shares and not fixed:
+            wrong["fixed_shares"] = f"found {self.fixed_shares}, but sampler '{self.sampler}' uses no fixed shares"
+        elif self.fixed_shares and self.domains != "all":
+            strangers = [domain for domain in self.fixed_shares if domain not in self.domains]
+            without = [domain for domain in self.domains if domain not in self.fixed_shares]
+            if strangers:
+                hint = nearest(strangers[0], without or self.domains)
+                wrong["fixed_shares"] = f"found domain '{strangers[0]}', which is not trained; {hint}"
+            elif without:
+                wrong["fixed_shares"] = f"found no share for domain '{without[0]}'"
+        if dynamic and self.sampler_signal in ("progress", "gap") and self.sampler_floor == 0:
+            found = f"found 0, expected more, such as 0.2, beside sampler_signal '{self.sampler_signal}'"
+            wrong["sampler_floor"] = f"{found}: a domain that claims nothing once would never be seen again"
+        if wrong:
+            raise ParameterError(wrong)
+        return self
 
 
 class ComputeParams(ResultParams):

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from udonlib.errors import ParameterError, nearest
+from udonlib.errors import ParameterError
 from udonlib.fields import (
+    AllocationParams,
     DistillParams,
     FolderName,
     Images,
@@ -30,7 +31,6 @@ from udonlib.fields import (
 )
 from udonlib.files import runs_folder, sources
 
-Strategy = Literal["round_robin", "balanced", "dataset_size", "fixed"]
 Recipe = Literal["udon", "udon_plus", "us_rr", "us_ds", "uj_rr", "uj_ds", "specialist", "adapter", "features", "unic"]
 Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
 
@@ -60,7 +60,7 @@ WITHOUT_EFFECT = {
 }
 
 
-class TrainParams(DistillParams, UnevenParams):
+class TrainParams(DistillParams, AllocationParams, UnevenParams):
     """One training run. Defaults: the paper's, for a ViT-B/16 pretrained on ImageNet-21k and trained on UnED."""
 
     recipe: Recipe = Field(
@@ -190,21 +190,6 @@ class TrainParams(DistillParams, UnevenParams):
     )
     relational_scale: Positive = Field(32.0, description="factor of the mean square over the B x B similarities")
 
-    sampler: Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"] = Field(
-        "dynamic", description="how steps are allocated to domains; dynamic: by loss"
-    )
-    sampler_init: Strategy = Field("round_robin", description="allocation of the dynamic sampler's first window")
-    fixed_shares: dict[str, NotNegative] = Field(
-        {}, description="domain -> share of steps for 'fixed', each >= 0; scaled to sum 1"
-    )
-    update_every: Steps = Field(1000, ge=1, description="steps per window, between two updates of the allocation")
-    sampler_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
-    )
-    sampler_loss: Literal["teacher", "student"] = Field(
-        "teacher", description="whose classification loss drives the dynamic sampler"
-    )
-
     augmentation: Augmentation = Field(
         "crop_flip",
         description="of training images; the paper's: crop_flip; affine turns and scales; affine_colour recolours too",
@@ -227,16 +212,6 @@ class TrainParams(DistillParams, UnevenParams):
         """What the recipe fixes."""
         recipe = values.get("recipe")
         return RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}
-
-    @field_validator("fixed_shares")
-    @classmethod
-    def _scale_shares(cls, shares: dict[str, float]) -> dict[str, float]:
-        total = sum(shares.values())
-        if shares and not total > 0:
-            raise ValueError("expected shares that sum to more than 0")
-        if abs(total - 1) < 1e-9:  # scaled already: reading saved parameters must not change the last bit
-            return shares
-        return {name: share / total for name, share in shares.items()}
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainParams":
@@ -267,6 +242,8 @@ class TrainParams(DistillParams, UnevenParams):
             )
         if self.sampler == "dynamic" and self.sampler_loss == "teacher" and not self.is_taught:
             wrong["sampler_loss"] = "found 'teacher', but w_ce_teacher = 0 trains none: expected 'student'"
+        if self.sampler == "dynamic" and self.sampler_signal == "gap" and not self.is_taught:
+            wrong["sampler_signal"] = "found 'gap', but nobody teaches: there is no gap; expected another signal"
         if not self.is_taught and (self.w_kl > 0 or self.w_rel > 0):
             found = f"w_kl = {self.w_kl} and w_rel = {self.w_rel}"
             wrong["w_ce_teacher"] = f"found 0 beside {found}: nobody teaches; expected more than 0, or both 0"
@@ -288,19 +265,6 @@ class TrainParams(DistillParams, UnevenParams):
             wrong["start"] = f"found {self.start!r}, but recipe '{self.recipe}' has no student head to go on with"
         if self.nested_dims and max(self.nested_dims) >= self.student_dim:
             wrong["nested_dims"] = f"found {max(self.nested_dims)}, expected less than student_dim = {self.student_dim}"
-        fixed = self.sampler == "fixed" or (self.sampler == "dynamic" and self.sampler_init == "fixed")
-        if fixed and not self.fixed_shares:
-            wrong["fixed_shares"] = "found {}, expected a share for each domain, since the allocation is 'fixed'"
-        if self.fixed_shares and not fixed:
-            wrong["fixed_shares"] = f"found {self.fixed_shares}, but sampler '{self.sampler}' uses no fixed shares"
-        elif self.fixed_shares and self.domains != "all":
-            strangers = [domain for domain in self.fixed_shares if domain not in self.domains]
-            without = [domain for domain in self.domains if domain not in self.fixed_shares]
-            if strangers:
-                hint = nearest(strangers[0], without or self.domains)
-                wrong["fixed_shares"] = f"found domain '{strangers[0]}', which is not trained; {hint}"
-            elif without:
-                wrong["fixed_shares"] = f"found no share for domain '{without[0]}'"
         if wrong:
             raise ParameterError(wrong)
         return self

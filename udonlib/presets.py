@@ -28,14 +28,16 @@ from udonlib.fields import (
     Seed,
     Shown,
     Steps,
+    Strategy,
     UnevenParams,
     different,
 )
 from udonlib.files import long_name, run_path
-from udonlib.params import RECIPES, Strategy, TrainParams
+from udonlib.params import RECIPES, TrainParams
 
 Model = TypeVar("Model", bound=DataParams)
 PRESET = "parameter 'preset': "
+Rule = Literal["dynamic", "relative_loss", "remaining_loss", "progress"]  # dynamic allocations that can be simulated
 Layer = tuple[str, dict[str, Any]]  # where values were set ("" where that is plain), and the values
 
 
@@ -315,8 +317,9 @@ class SamplerParams(RunDataParams):
     half_images: dict[str, Positive] = Field(
         {}, description="domain -> images of it after which its loss is halfway to the floor, the same"
     )
-    strategies: tuple[Literal["dynamic", "round_robin", "balanced", "dataset_size", "fixed"], ...] = Field(
-        ("dynamic", "round_robin", "balanced", "dataset_size"), description="strategies side by side"
+    strategies: tuple[Strategy | Rule, ...] = Field(
+        ("dynamic", "round_robin", "balanced", "dataset_size"),
+        description="strategies side by side; a dynamic one may be named by its signal: 'relative_loss'",
     )
     fixed_shares: dict[str, NotNegative] = Field(
         {}, description="domain -> share of steps for 'fixed', any scale; {}: equal"
@@ -330,6 +333,8 @@ class SamplerParams(RunDataParams):
     sampler_smoothing: float | None = Field(
         None, ge=0, lt=1, description="share of the old allocation in each update of the dynamic one"
     )
+    sampler_floor: float | None = Field(None, ge=0, lt=1, description="part of the dynamic one that is shared equally")
+    sampler_alpha: float | None = Field(None, ge=0, le=1, description="of 'temperature': shares as images^alpha")
     sampler_init: Strategy | None = Field(None, description="allocation of the dynamic sampler's first window")
     check: str = Field(
         "auto",

@@ -115,3 +115,11 @@ def test_the_total_is_a_weighted_mean():
 def test_weights_that_sum_to_zero_are_refused():
     with pytest.raises(ValueError, match=r"loss weights of kl sum to 0; at least one must be positive"):
         weighted_total({"kl": torch.tensor(1.0)}, {"kl": 0.0})
+
+
+def test_a_domain_claims_by_its_teachers_loss_or_by_how_far_the_student_lags_behind():
+    values = {"ce_student": 5.0, "ce_teacher": 3.0, "total": 8.0}
+    assert UdonObjective(TrainParams()).claim(values) == 3
+    assert UdonObjective(TrainParams(sampler_loss="student")).claim(values) == 5
+    assert UdonObjective(TrainParams(sampler_signal="relative_loss")).claim(values) == 3
+    assert UdonObjective(TrainParams(sampler_signal="gap", sampler_floor=0.1)).claim(values) == 2

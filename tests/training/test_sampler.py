@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from udonlib.training.sampler import (
     ImageOrder,
     Sampler,
+    claims,
     draw_schedule,
     effective_shares,
     initial_weights,
@@ -91,6 +92,9 @@ def test_initial_weights_by_strategy():
     assert initial_weights("dataset_size", [1, 3]).tolist() == [0.25, 0.75]
     assert initial_weights("fixed", [2, 2]).tolist() == [0.5, 0.5]
     assert initial_weights("balanced", [1, 3]).tolist() == [0.5, 0.5]
+    assert initial_weights("square_root", [1, 9]).tolist() == [0.25, 0.75]
+    np.testing.assert_allclose(initial_weights("temperature", [1, 16], 0.25), [1 / 3, 2 / 3])
+    assert initial_weights("temperature", [1, 9], 1.0).tolist() == initial_weights("dataset_size", [1, 9]).tolist()
     with pytest.raises(ValueError, match="unknown allocation 'size'"):
         initial_weights("size", [1, 3])
     with pytest.raises(ValueError, match="sizes must be finite, none negative and not all 0"):
@@ -125,17 +129,79 @@ def test_windows_are_exact_and_the_last_one_is_cut():
     assert sizes == [8, 8, 4]
 
 
-@pytest.mark.parametrize("strategy", ["dynamic", "round_robin", "dataset_size"])
+def test_claims_by_hand():
+    losses, n_images, n_classes = np.array([4.0, 2.0, 3.0]), np.array([10, 20, 40]), np.array([100, 10, 1])
+    first, before = np.array([8.0, 2.0, 6.0]), np.array([5.0, 1.0, np.nan])
+
+    def claimed(signal):
+        return claims(signal, losses, n_images, n_classes, first, before).tolist()
+
+    assert claimed("loss") == claimed("gap") == [4, 2, 3]
+    assert claimed("relative_loss") == pytest.approx([4 / np.log(100), 2 / np.log(10), 3 / np.log(2)])
+    assert claimed("remaining_loss") == [0.5, 1, 0.5]
+    assert claimed("progress")[:2] == [0.1, 0]  # what rose claims nothing
+    assert np.isnan(claimed("progress")[2])
+    with pytest.raises(ValueError, match="unknown signal 'los'; valid are loss, gap"):
+        claimed("los")
+
+
+def test_the_loss_that_a_guess_would_have_is_shared_out_equally_by_the_relative_loss():
+    n_classes = [300, 30, 3]
+    sampler = make(n_slots=40, update_every=8, signal="relative_loss", n_classes=n_classes)
+    run(sampler, np.log(n_classes))
+    np.testing.assert_allclose(sampler.weights, 1 / 3)
+
+
+def test_the_remaining_loss_begins_equal_and_then_follows_who_learns_slowly():
+    sampler = make(n_slots=40, update_every=8, signal="remaining_loss")
+    for losses, expected in (([6, 3, 1], [1 / 3, 1 / 3, 1 / 3]), ([3, 3, 0.25], [2 / 7, 4 / 7, 1 / 7])):
+        for name, loss in zip(sampler.names, losses, strict=True):
+            sampler.record(name, 4 * loss, 4)
+        sampler.advance()
+        np.testing.assert_allclose(sampler.weights, expected)
+
+
+def test_progress_keeps_the_weights_until_two_windows_are_known_and_the_floor_feeds_all():
+    sampler = make(n_slots=60, update_every=8, signal="progress", floor=0.3)
+    for losses, expected in (([6, 3, 1], [1, 1, 1]), ([5, 3, 1.5], [2.4, 0.3, 0.3]), ([5, 3, 1.5], [2.4, 0.3, 0.3])):
+        for name, loss in zip(sampler.names, losses, strict=True):
+            sampler.record(name, 4 * loss, 4)
+        sampler.advance()
+        if losses == [5, 3, 1.5] and sampler.start == 24:  # nobody moved: the weights stay, but for the floor
+            expected = [0.7 * 0.8 * 3 + 0.3, 0.7 * 0.1 * 3 + 0.3, 0.7 * 0.1 * 3 + 0.3]
+        np.testing.assert_allclose(sampler.weights, np.array(expected) / 3)
+
+
+def test_a_student_that_is_better_than_its_teacher_has_no_gap():
+    sampler = make(n_slots=40, update_every=8, signal="gap", floor=0.3)
+    for name, gap in zip(sampler.names, [-1.0, 2.0, 2.0], strict=True):
+        sampler.record(name, 4 * gap, 4)
+    sampler.advance()
+    np.testing.assert_allclose(sampler.weights, [0.1, 0.45, 0.45])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("dynamic", {}),
+        ("dynamic", {"signal": "relative_loss", "n_classes": [9, 5, 2]}),
+        ("dynamic", {"signal": "remaining_loss"}),
+        ("dynamic", {"signal": "progress", "floor": 0.2}),
+        ("round_robin", {}),
+        ("dataset_size", {}),
+        ("square_root", {}),
+    ],
+)
 @pytest.mark.parametrize("n_windows", [0, 1, 3])
-def test_a_restored_sampler_goes_on_as_the_original_would_have(strategy, n_windows):
-    original = make(strategy, seed=5)
-    for _ in range(n_windows):
-        original.record("a", 30.0, 2)
+def test_a_restored_sampler_goes_on_as_the_original_would_have(strategy, options, n_windows):
+    original = make(strategy, seed=5, **options)
+    for window in range(n_windows):
+        original.record("a", 30.0 / (1 + window), 2)
         original.record("c", 1.0, 2)
         original.advance()
     original.record("b", 7.0, 3)
     state = json.loads(json.dumps(original.state_dict()))
-    restored = make(strategy, seed=99)
+    restored = make(strategy, seed=99, **options)
     restored.load_state_dict(state)
     assert run(restored, [3, 2, 1]) == run(original, [3, 2, 1])
     assert restored.weights.tolist() == original.weights.tolist()

@@ -181,6 +181,10 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def claim(self, values: Mapping[str, float]) -> float:
+        """What the dynamic sampler takes as a domain's loss, from the values of a step's terms."""
+        return values[self.allocates_by]
+
     def decays(self, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a parameter of the model or of this module: on all, if nothing else is said."""
         return True
@@ -213,6 +217,11 @@ class UdonObjective(Objective):
         self.params = params
         self.allocates_by = "ce_teacher" if params.sampler_loss == "teacher" and params.is_taught else "ce_student"
         self.offline_teachers = {d: m.eval().requires_grad_(False) for d, m in (offline_teachers or {}).items()}
+
+    def claim(self, values: Mapping[str, float]) -> float:
+        """See `Objective`; of the signal `gap` how much worse the student classifies than the teacher."""
+        gap = self.params.sampler_signal == "gap" and "ce_teacher" in values
+        return values["ce_student"] - values["ce_teacher"] if gap else values[self.allocates_by]
 
     def weights(self, number: int) -> dict[str, float]:
         """Weights of the terms at a step, from 0: distillation's rise linearly over `distillation_ramp` steps."""

@@ -8,16 +8,25 @@ weight of a domain to its share of the mean losses, so that domains that learn s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from udonlib.data.catalog import Domain
+from udonlib.fields import Strategy
+from udonlib.params import TrainParams
 
-def initial_weights(strategy: str, sizes: Sequence[float]) -> Float[np.ndarray, "domains"]:
+
+def initial_weights(strategy: str, sizes: Sequence[float], alpha: float = 0.3) -> Float[np.ndarray, "domains"]:
     """Weights that sum to 1: `dataset_size` and `fixed` in proportion to `sizes`, `balanced` and `round_robin` equal.
+
+    Between the two are `square_root` and `temperature`, in proportion to sizes^0.5 and sizes^alpha, as text in many
+    languages is sampled (XLM-R: 0.3).
 
     Args:
         sizes: training images per domain, or for `fixed` the shares wished for (any positive scale).
+        alpha: of `temperature`, 0 to 1.
 
     Raises:
         ValueError: "unknown allocation ..." for another strategy; "sizes must be finite ..." for those.
@@ -29,7 +38,10 @@ def initial_weights(strategy: str, sizes: Sequence[float]) -> Float[np.ndarray, 
         return values / values.sum()
     if strategy in ("balanced", "round_robin"):
         return np.full(len(values), 1 / len(values))
-    raise ValueError(f"unknown allocation {strategy!r}; valid are dataset_size, balanced, round_robin, fixed")
+    if strategy in ("square_root", "temperature"):
+        powers = values ** (0.5 if strategy == "square_root" else alpha)
+        return powers / powers.sum()
+    raise ValueError(f"unknown allocation {strategy!r}; valid are {', '.join(get_args(Strategy))}")
 
 
 def effective_shares(
@@ -115,6 +127,39 @@ def updated_weights(
     return new if seen.all() else new / new.sum()
 
 
+def claims(
+    signal: str,
+    losses: Shaped[np.ndarray, "domains"],
+    n_images: Shaped[np.ndarray, "domains"],
+    n_classes: Shaped[np.ndarray, "domains"],
+    first: Shaped[np.ndarray, "domains"],
+    before: Shaped[np.ndarray, "domains"],
+) -> Float[np.ndarray, "domains"]:
+    """What the domains claim after a window, from their mean losses m_d in it; >= 0, nan where nothing is known.
+
+        loss, gap        m_d                      the paper's; a gap is a loss of the student less the teacher's
+        relative_loss    m_d / ln C_d             cross-entropy grows with the number of classes C_d: a guess has ln C_d
+        remaining_loss   m_d / first_d            first_d: of the domain's first window
+        progress         (before_d - m_d) / n_d   before_d: of the window before in which it was seen, n_d: its images
+
+    A claim below 0 counts as 0. Source: `loss` is UDON sec. 3.3; the others are ours.
+
+    Raises:
+        ValueError: "unknown signal ..." for another one.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # nan where a domain was never seen
+        found = {
+            "loss": losses,
+            "gap": losses,
+            "relative_loss": losses / np.log(np.maximum(2, n_classes)),
+            "remaining_loss": losses / first,
+            "progress": (before - losses) / np.maximum(1, n_images),
+        }
+    if signal not in found:
+        raise ValueError(f"unknown signal {signal!r}; valid are {', '.join(found)}")
+    return np.maximum(found[signal], 0)
+
+
 class Sampler:
     """The schedule of a whole training, window by window.
 
@@ -127,13 +172,17 @@ class Sampler:
     Args:
         names: domains in their order.
         sizes: training images of each domain, the shares of `dataset_size`.
-        strategy: `dynamic`, or one of the static `round_robin`, `balanced`, `dataset_size`, `fixed`.
+        strategy: `dynamic`, or one of the static ones that `initial_weights` knows.
         n_slots: length of the whole schedule. A step that mixes several domains takes several slots.
         update_every: slots per window.
         initial: allocation before the first update (`dynamic`).
         shares: wished shares by domain (`fixed`).
         smoothing: share of the old weights in each update (`dynamic`), in [0, 1).
         seed: of the generator that draws the schedules.
+        alpha: of `temperature`.
+        signal: what domains claim by (`dynamic`): see `claims`.
+        n_classes: of each domain, for `relative_loss`.
+        floor: part of each update that all domains share equally (`dynamic`), in [0, 1).
     """
 
     def __init__(
@@ -148,8 +197,16 @@ class Sampler:
         shares: Mapping[str, float] | None = None,
         smoothing: float = 0.0,
         seed: int = 0,
+        alpha: float = 0.3,
+        signal: str = "loss",
+        n_classes: Sequence[int] | None = None,
+        floor: float = 0.0,
     ) -> None:
         self.names = tuple(names)
+        self.signal, self.floor = signal, floor
+        self._n_classes = np.array(n_classes or [2] * len(self.names))
+        self._first = np.full(len(self.names), np.nan)  # mean loss of each domain in the first window that saw it
+        self._before = np.full(len(self.names), np.nan)  # and in the latest one
         self.strategy = strategy
         self.smoothing = smoothing
         self.n_slots = n_slots
@@ -164,7 +221,7 @@ class Sampler:
             sizes_or_shares: Sequence[float] = [table[name] for name in names]
         else:
             sizes_or_shares = list(sizes)
-        self.weights = initial_weights(allocation, sizes_or_shares)  # the adaptive ones, whatever a person does
+        self.weights = initial_weights(allocation, sizes_or_shares, alpha)  # the adaptive ones, whatever a person does
         self.multipliers: dict[str, float] = {}
         self.locks: dict[str, float] = {}
         self.start = 0  # first slot of the current window, or of what was left of it when a person steered
@@ -205,16 +262,30 @@ class Sampler:
         """
         self.start, self.stop = self.stop, min(self.stop + self.update_every, self.n_slots)
         if self.strategy == "dynamic":
-            updated = updated_weights(self.weights, self.loss_sums, self.n_images)
+            updated = self._updated()
             muted = (self.shares == 0) & (self.n_images == 0)
             if muted.any():  # by a person: else its weight would shrink from window to window
                 updated[muted] = self.weights[muted]
                 updated[~muted] *= (1 - updated[muted].sum()) / updated[~muted].sum()
             self.weights = self.smoothing * self.weights + (1 - self.smoothing) * updated
+            if self.floor:
+                self.weights = self.floor / len(self.names) + (1 - self.floor) * self.weights
             self._ordered = False
         if not self._ordered or self.multipliers or self.locks:
             self._schedule = self._draw()
         self._clear()
+
+    def _updated(self) -> Float[np.ndarray, "domains"]:
+        """The weights by what the domains claim after this window; a domain of which nothing is known keeps its own."""
+        if self.signal == "loss":
+            return updated_weights(self.weights, self.loss_sums, self.n_images)
+        seen = self.n_images > 0
+        means = np.where(seen, self.loss_sums / np.maximum(1, self.n_images), np.nan)
+        self._first = np.where(np.isnan(self._first), means, self._first)
+        claimed = claims(self.signal, means, self.n_images, self._n_classes, self._first, self._before)
+        self._before = np.where(seen, means, self._before)
+        known = ~np.isnan(claimed)
+        return updated_weights(self.weights, np.where(known, claimed, 0), known.astype(np.int64))
 
     def steer(self, multipliers: Mapping[str, float], locks: Mapping[str, float], slot: int) -> None:
         """Multiply weights and pin shares from `slot` on, in the current window. Its losses so far are kept.
@@ -241,6 +312,8 @@ class Sampler:
             "weights": self.weights.tolist(),
             "loss_sums": self.loss_sums.tolist(),
             "n_images": self.n_images.tolist(),
+            "first": [None if np.isnan(loss) else loss for loss in self._first.tolist()],
+            "before": [None if np.isnan(loss) else loss for loss in self._before.tolist()],
             "drawn_from": self._drawn_from,  # the generator before the current schedule, which is drawn again
         }
 
@@ -260,7 +333,33 @@ class Sampler:
         self._generator.bit_generator.state = state["drawn_from"]
         self.loss_sums = np.asarray(state["loss_sums"], dtype=np.float64)
         self.n_images = np.asarray(state["n_images"], dtype=np.int64)
+        nothing = [None] * len(self.names)  # older states have none
+        self._first = np.array(state.get("first", nothing), dtype=np.float64)
+        self._before = np.array(state.get("before", nothing), dtype=np.float64)
         self._schedule = self._draw()
+
+
+def create_sampler(params: TrainParams, domains: Sequence[Domain]) -> Sampler:
+    """The sampler of a run: a step that mixes several domains takes several slots."""
+    p = params
+    n_classes = [domain.n_classes for domain in domains]
+    if p.classifier == "joint" and (p.sampler_loss == "student" or not p.is_taught):
+        n_classes = [sum(n_classes)] * len(domains)  # a guess is among all of them
+    return Sampler(
+        [domain.name for domain in domains],
+        [len(domain.train_labels) for domain in domains],
+        strategy=p.sampler,
+        n_slots=p.steps * p.domains_per_batch,
+        update_every=p.update_every * p.domains_per_batch,
+        initial=p.sampler_init,
+        shares=p.fixed_shares or None,
+        smoothing=p.sampler_smoothing,
+        seed=p.seed,
+        alpha=p.sampler_alpha,
+        signal=p.sampler_signal,
+        n_classes=n_classes,
+        floor=p.sampler_floor,
+    )
 
 
 class ImageOrder:

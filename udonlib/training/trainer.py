@@ -30,7 +30,7 @@ from udonlib.training.distributed import ONE, World
 from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.learner import Learner
 from udonlib.training.losses import Objective
-from udonlib.training.sampler import ImageOrder, Sampler
+from udonlib.training.sampler import ImageOrder, create_sampler
 from udonlib.training.steering import Commands
 
 Record = dict[str, Any]
@@ -96,17 +96,7 @@ class Trainer:
         sizes = [len(domain.train_labels) for domain in catalog.domains]
         self._labels = {d.name: torch.from_numpy(d.train_labels).to(self._device) for d in catalog.domains}
         self._kinds = {name: params.augmentation_by_domain.get(name, params.augmentation) for name in names}
-        self.sampler = Sampler(
-            names,
-            sizes,
-            strategy=params.sampler,
-            n_slots=params.steps * params.domains_per_batch,
-            update_every=params.update_every * params.domains_per_batch,
-            initial=params.sampler_init,
-            shares=params.fixed_shares or None,
-            smoothing=params.sampler_smoothing,
-            seed=params.seed,
-        )
+        self.sampler = create_sampler(params, catalog.domains)
         self._order = ImageOrder(names, sizes, params.seed)
         self._window_order = self._order.state_dict()  # as it was at the current window's `start`
         self.images_seen = dict.fromkeys(names, 0)
@@ -304,7 +294,7 @@ class Trainer:
                     what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
                     raise diverged(first + offset, what)
                 self.images_seen[name] += n
-                self.sampler.record(name, n * values[self.learner.objective.allocates_by], n)
+                self.sampler.record(name, n * self.learner.objective.claim(values), n)
                 domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
                 for term, value in values.items():
                     domain[term] += n * value

@@ -197,6 +197,10 @@ class UnicObjective(Objective):
         how = {"update": p.standard_update} if p.standard == "running" else {}
         self.standards = Standards(widths, p.standard, sums=world.sum, **how)
 
+    def claim(self, values: Mapping[str, float]) -> float:
+        """See `Objective`: with labels what their objective says."""
+        return super().claim(values) if self.labelled is None else self.labelled.claim(values)
+
     def decays(self, parameter: nn.Parameter) -> bool:
         """Matrices and kernels decay; biases, norms and scales do not."""
         return parameter.ndim > 1

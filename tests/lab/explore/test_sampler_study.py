@@ -34,7 +34,8 @@ def test_the_latest_dynamic_run_is_fitted_and_held_against_itself_with_its_seeds
     for name in DOMAINS:
         np.testing.assert_allclose(e.curves[name].loss(n), CURVES[name].loss(n), rtol=0.05)
         assert e.fits[name].residual < 0.01
-    assert e.setting == Setting(SIZES, 300, 24, 3, 30, 0.0, "round_robin", {}, 0)
+    n_classes = dict.fromkeys(DOMAINS, 3)
+    assert e.setting == Setting(SIZES, 300, 24, 3, 30, 0.0, "round_robin", {}, 0, n_classes=n_classes)
     assert e.check_setting == e.setting
 
 
@@ -42,6 +43,14 @@ def test_the_simulation_of_a_run_is_close_to_its_record_also_with_curves_of_anot
     for curves, most in (("udon-s0", 0.2), ("turns", 0.5)):
         off, equal = deviation(sampler_study.checked(opened(outputs, run=curves, check="udon-s0")))
         assert off < most < equal
+
+
+def test_a_run_of_a_gap_is_held_against_nothing_since_no_curve_shows_its_signal(tmp_path):
+    outputs = tmp_path / "results"
+    write_sampled_run(outputs, "gap", sampler_signal="gap", sampler_floor=0.2)
+    e = opened(outputs, run="gap")
+    assert e.check is None
+    assert (e.setting.signal, e.setting.floor) == ("loss", 0.2)
 
 
 def test_losses_come_with_the_images_they_are_means_of(outputs):

@@ -46,6 +46,10 @@ def trained(setting: Setting, strategy: str) -> list[tuple[int, list[float], dic
         shares=dict.fromkeys(setting.sizes, 1.0),
         smoothing=setting.smoothing,
         seed=setting.seed,
+        alpha=setting.alpha,
+        signal=setting.signal,
+        n_classes=[setting.n_classes.get(name, 2) for name in setting.sizes],
+        floor=setting.floor,
     )
     order = ImageOrder(list(setting.sizes), list(setting.sizes.values()))
     rows = []
@@ -73,6 +77,11 @@ def trained(setting: Setting, strategy: str) -> list[tuple[int, list[float], dic
         ("balanced", {}),
         ("dataset_size", {"update_every": 1000}),
         ("fixed", {}),
+        ("square_root", {}),
+        ("temperature", {"alpha": 0.7}),
+        ("dynamic", {"signal": "relative_loss", "n_classes": {"emoji": 40, "flags": 9, "logos": 20}}),
+        ("dynamic", {"signal": "remaining_loss"}),
+        ("dynamic", {"signal": "progress", "floor": 0.3}),
     ],
 )
 def test_a_simulation_is_what_a_training_with_these_losses_would_do(strategy, changes):
@@ -84,6 +93,19 @@ def test_a_simulation_is_what_a_training_with_these_losses_would_do(strategy, ch
     np.testing.assert_array_equal(found.seen[:-1], [list(seen.values()) for _, _, seen in windows])
     np.testing.assert_array_equal(found.seen[-1], list(end[2].values()))
     assert found.seen[-1].sum() == setting.steps * setting.batch_size
+
+
+@pytest.mark.parametrize("rule", ["relative_loss", "remaining_loss", "progress"])
+def test_a_rule_named_as_a_strategy_is_the_dynamic_sampler_with_that_signal(rule):
+    named = simulate(CURVES, dataclasses.replace(SETTING, floor=0.2), rule)
+    asked = simulate(CURVES, dataclasses.replace(SETTING, floor=0.2, signal=rule))
+    np.testing.assert_array_equal(named.shares, asked.shares)
+    assert named.strategy == rule
+    assert not np.array_equal(named.shares, simulate(CURVES, SETTING).shares)
+
+
+def test_progress_without_a_floor_is_simulated_with_one():
+    assert simulate(CURVES, SETTING, "progress").shares.min() >= 0.2 / 3 - 1e-9
 
 
 def test_losses_are_those_of_the_curves_at_the_images_seen():

@@ -183,7 +183,9 @@ def _not_shared(run: RunFolder) -> str:
 
 
 def _not_dynamic(run: RunFolder) -> str:
-    if (lacks := _not_trained(run)) or run.params.sampler == "dynamic":
+    if not (lacks := _not_trained(run)) and run.params.sampler_signal == "gap":
+        return "has sampler_signal 'gap', which no curve of one loss shows"
+    if lacks or run.params.sampler == "dynamic":
         return lacks
     return f"has sampler {run.params.sampler!r}, whose allocation no loss decides"
 
@@ -245,6 +247,8 @@ def _setting(trained: TrainParams, catalog: Catalog, params: SamplerParams | Non
         "sampler_smoothing": trained.sampler_smoothing,
         "sampler_init": trained.sampler_init,
         "fixed_shares": trained.fixed_shares,
+        "sampler_floor": trained.sampler_floor,
+        "sampler_alpha": trained.sampler_alpha,
         "seed": trained.seed,
     }
     if params is not None:
@@ -254,11 +258,15 @@ def _setting(trained: TrainParams, catalog: Catalog, params: SamplerParams | Non
         if params.domains_per_batch is None and values["batch_size"] % values["domains_per_batch"]:
             values["domains_per_batch"] = 1
     names = {"sampler_smoothing": "smoothing", "sampler_init": "initial", "fixed_shares": "shares"}
+    names |= {"sampler_floor": "floor", "sampler_alpha": "alpha"}
     sizes = {domain.name: len(domain.train_labels) for domain in catalog.domains}
     shares = values["fixed_shares"]
     if params is None or not params.fixed_shares:  # the run's own, if they name these domains
         values["fixed_shares"] = shares if set(sizes) <= set(shares) else {}
-    return Setting(sizes, **{names.get(name, name): value for name, value in values.items()})
+    # A gap is not known from the losses of one of the two: the paper's rule stands in for it.
+    signal = "loss" if trained.sampler_signal == "gap" else trained.sampler_signal
+    settled = {names.get(name, name): value for name, value in values.items()}
+    return Setting(sizes, signal=signal, n_classes=catalog.n_classes, **settled)
 
 
 def _reshaped(curves: dict[str, LearningCurve], params: SamplerParams) -> dict[str, LearningCurve]:
@@ -288,7 +296,7 @@ def _check(params: SamplerParams, source: RunFolder | None) -> RunFolder | None:
     """The dynamic run to hold the simulation against: there may be none."""
     if params.check == "auto":
         changed = any(getattr(params, name) for name in SHAPES)  # what-if curves are not the run's
-        return source if source and source.params.sampler == "dynamic" and not changed else None
+        return source if source and not _not_dynamic(source) and not changed else None
     return find_run(params.check, DYNAMIC, params.outputs, "check")
 
 

@@ -36,8 +36,12 @@ from udonlib.lab.views.style import EMBEDDER_LOOKS, TEXT, domain_colours
 from udonlib.lab.views.tables import Table, facts_table
 
 INKS = (*(EMBEDDER_LOOKS[name].colour for name in ("student", "teacher", "specialist", "features")), TEXT)
-SYMBOLS = ("circle", "square-open", "cross-thin", "diamond-open", "x-thin")
-LOOKS = dict(zip(STRATEGIES, zip(INKS, SYMBOLS, strict=True), strict=True))  # strategy -> colour and symbol
+SYMBOLS = (
+    *("circle", "square-open", "cross-thin", "diamond-open", "x-thin"),
+    *("triangle-up-open", "triangle-down-open", "circle-open", "square", "diamond"),
+)
+# strategy -> colour and symbol
+LOOKS = dict(zip(STRATEGIES, zip((*INKS, *INKS), SYMBOLS, strict=True), strict=True))
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MAX_WINDOWS = 200  # per area; more are thinned out
 TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)  # of losses

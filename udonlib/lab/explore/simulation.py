@@ -16,7 +16,9 @@ from jaxtyping import Float, Int, Shaped
 from udonlib.errors import UserError
 from udonlib.training.sampler import Sampler
 
-STRATEGIES = ("dynamic", "round_robin", "balanced", "dataset_size", "fixed")
+RULES = ("relative_loss", "remaining_loss", "progress")  # signals of the dynamic sampler beside the paper's, the loss
+STRATEGIES = ("dynamic", "round_robin", "balanced", "dataset_size", "fixed", "square_root", "temperature", *RULES)
+LEAST_FLOOR = 0.2  # of `progress`, where the setting has none: without one a domain that rests is never seen again
 MAX_DRAWS = 400_000_000  # a few seconds: each window draws a schedule of the full length
 HUNGER = 0.5  # a domain with less than this part of what its loss claims starves
 
@@ -27,6 +29,7 @@ class Setting:
 
     Args:
         sizes: training images of each domain, in the catalog's order.
+        n_classes: the same of classes, which `relative_loss` needs; empty: as many everywhere.
         shares: wished share of each domain, for the strategy `fixed`; empty: equal ones.
     """
 
@@ -39,6 +42,10 @@ class Setting:
     initial: str = "round_robin"
     shares: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    floor: float = 0.0
+    alpha: float = 0.3
+    signal: str = "loss"
+    n_classes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size % self.domains_per_batch:
@@ -77,20 +84,25 @@ def simulate(curves: Mapping[str, LearningCurve], setting: Setting, strategy: st
 
     Args:
         curves: of each domain of the setting.
-        strategy: one of STRATEGIES.
+        strategy: one of STRATEGIES; `dynamic` follows the setting's signal, those of RULES are dynamic by their own.
     """
     names = tuple(setting.sizes)
     parts = setting.domains_per_batch
+    signal = strategy if strategy in RULES else setting.signal
     sampler = Sampler(
         names,
         list(setting.sizes.values()),
-        strategy=strategy,
+        strategy="dynamic" if strategy in RULES else strategy,
         n_slots=setting.steps * parts,
         update_every=setting.update_every * parts,
         initial=setting.initial,
         shares=setting.shares or dict.fromkeys(names, 1.0),
         smoothing=setting.smoothing,
         seed=setting.seed,
+        alpha=setting.alpha,
+        signal=signal,
+        n_classes=[setting.n_classes.get(name, 2) for name in names],
+        floor=setting.floor or (LEAST_FLOOR if signal == "progress" else 0.0),
     )
     seen = np.zeros(len(names), dtype=np.int64)
     starts, shares, moments = [], [], [seen.copy()]

@@ -147,7 +147,8 @@ def plan_table(
     teachers = f"; a teacher head of {p.teacher_dim} for each domain" if p.has_teachers else "; no teachers"
     n_mixed = min(p.domains_per_batch, len(catalog.domains))
     mixed = f"{n_mixed} domains in a batch" if n_mixed > 1 else "one domain in a batch"
-    update = f", updated every {p.update_every:,} steps" if p.sampler == "dynamic" else ""
+    signal = "" if p.sampler_signal == "loss" else f" by {p.sampler_signal}"
+    update = f"{signal}, updated every {p.update_every:,} steps" if p.sampler == "dynamic" else ""
     facts = {
         "run": p.run_name,
         "data": f"{catalog.name}: {', '.join(catalog.names)}",
