@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from tests.helpers.catalogs import write_image_folder, write_tree, write_uned_tr
 from udonlib.data.catalog import Catalog, DataError, check_images, load_catalog
 from udonlib.data.decoding import decode
 from udonlib.data.packing import pack
+from udonlib.data.storage import Store
 from udonlib.errors import UserError
 
 
@@ -128,6 +130,82 @@ class TestBadImages:
         assert packed.store.read("flags/0000_001.png") == b"broken"
         with pytest.raises(DataError, match="flags: 1 of 24 images missing"):
             check_images(packed)
+
+
+class TestShards:
+    def test_a_folder_of_shards_is_the_same_catalog(self, tmp_path: Path) -> None:
+        several = b'{"path": "rp2k/\xe5\xba\xb7.png", "class_id": [9, 3]}'
+        files = {"info_files/emoji/index.json": b"[" + several + b', {"path": "rp2k/a.png", "class_id": 9}]'}
+        root = write_tree(
+            write_uned_tree(tmp_path / "tree", domains=("emoji", "flags", "cars"), index_of="flags"), files
+        )
+        write_tree(root, {"images/rp2k/#U5eb7.png": b"an escaped name", "images/rp2k/a.png": b"a class without a name"})
+        catalog = load_catalog(str(root))
+        assert pack(catalog, tmp_path / "packed", shard_images=64) == {}
+        names = sorted(p.name for p in (tmp_path / "packed").iterdir())
+        assert names == ["images-00000-of-00002.parquet", "images-00001-of-00002.parquet", "info_files", "packing.json"]
+        packed = load_catalog(str(tmp_path / "packed"))
+        assert packed.fingerprint == catalog.fingerprint
+        assert same_content(catalog, packed)
+        assert check_images(packed) == check_images(catalog)
+        paths = {path for d in catalog.domains for split in d.splits.values() for path in split.paths}
+        assert set(packed.store.files()) == paths
+
+    def test_rows_say_what_a_table_says_of_its_images(self, tmp_path: Path) -> None:
+        table = b"path,domain,class,split,by\na.png,birds,heron,test,Ann\nb.png,birds,kite,test,Bo\n"
+        write_tree(tmp_path, {"t.csv": table, "a.png": b"1", "b.png": b"22"})
+        pack(load_catalog(str(tmp_path / "t.csv"), needed=("test",)), tmp_path / "packed")
+        rows = pd.read_parquet(tmp_path / "packed" / "images-00000-of-00001.parquet")
+        assert rows["image"].tolist() == [{"bytes": b"1", "path": "a.png"}, {"bytes": b"22", "path": "b.png"}]
+        columns = {"domain": ["birds", "birds"], "label": [0, 1], "class": ["heron", "kite"], "split": ["test", "test"]}
+        assert {name: rows[name].tolist() for name in (*columns, "by")} == {**columns, "by": ["Ann", "Bo"]}
+
+    def test_packing_goes_on_where_it_was_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = write_uned_tree(tmp_path / "tree", domains=("emoji", "flags", "cars"), index_of="flags")
+        (root / "images/emoji/0000_000.png").unlink()
+        catalog, out = load_catalog(str(root)), tmp_path / "packed"
+        bad = pack(catalog, tmp_path / "whole", on_bad_image="skip", shard_images=64)
+
+        def killed(done: int, _: int) -> None:
+            if done > 64:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pack(catalog, out, on_bad_image="skip", shard_images=64, progress=killed)
+        first = (out / "images-00000-of-00002.parquet").stat().st_mtime_ns
+        assert not list(out.glob("images-00001*"))
+        with pytest.raises(DataError, match=r"packed: 1 of 2 shards are missing, the first is number 1 .*: pack again"):
+            load_catalog(str(out))
+        (out / "images-00001-of-00002.parquet.123.tmp").write_bytes(b"left by a process that was killed")
+        read = []
+        monkeypatch.setattr(Store, "read", lambda store, path, real=Store.read: read.append(path) or real(store, path))
+        assert pack(catalog, out, on_bad_image="skip", shard_images=64) == bad
+        assert list(bad) == ["emoji/0000_000.png"]
+        assert len(read) == len({p for d in catalog.domains for s in d.splits.values() for p in s.paths}) - 64
+        assert (out / "images-00000-of-00002.parquet").stat().st_mtime_ns == first
+        contents = [{p.name: p.read_bytes() for p in sorted(place.glob("*.*"))} for place in (out, tmp_path / "whole")]
+        assert contents[0] == contents[1]
+        assert pack(catalog, out, on_bad_image="skip", shard_images=64) == bad, "nothing is left to do"
+
+    def test_a_folder_of_something_else_is_refused(self, tmp_path: Path) -> None:
+        catalog = load_catalog(str(write_uned_tree(tmp_path / "tree")))
+        write_tree(tmp_path, {"other/a.txt": b""})
+        with pytest.raises(UserError, match=r"parameter 'out': .*other' is a folder of other files; expected"):
+            pack(catalog, tmp_path / "other")
+        with pytest.raises(UserError, match="is the archive that the images are read from"):
+            pack(catalog, tmp_path / "tree")
+        with pytest.raises(UserError, match="parameter 'shard_images': found 100, expected a multiple of 64"):
+            pack(catalog, tmp_path / "packed", shard_images=100)
+        pack(catalog, tmp_path / "packed")
+        with pytest.raises(UserError, match="packed' was begun with another short_side: expected the same, or a new"):
+            pack(catalog, tmp_path / "packed", short_side=8)
+
+    def test_a_missing_image_stops_it_with_its_name(self, tmp_path: Path) -> None:
+        root = write_uned_tree(tmp_path / "tree")
+        (root / "images/flags/0000_003.png").unlink()
+        with pytest.raises(DataError, match=r"no file 'images/flags/0000_003\.png'"):
+            pack(load_catalog(str(root)), tmp_path / "packed")
+        assert not list((tmp_path / "packed").glob("*.parquet*"))
 
 
 class TestSettings:

@@ -3,7 +3,7 @@
 Four forms come to the same `Catalog`: the official UnED form in a folder or in one archive,
 
     info_files/<domain>/<split>.json    a list of {"path": "cars/car_ims/000001.jpg", "class_id": 7 or [7, 12]}
-    images/<path>                       (or an image root given apart)
+    images/<path>                       (or an image root given apart, or shards: `data.tables.shards`)
 
 images in folders or in one archive, domain/class/image, or split/class/image or domain/split/class/image where folders
 called train, val and test say what each image is for; a manifest, which is a table of images (`data.tables.manifest`);
@@ -25,6 +25,7 @@ from udonlib.data.info_files import read_info_file
 from udonlib.data.listing import LeftOut
 from udonlib.data.storage import DataError, JoinedStore, Store
 from udonlib.data.tables.manifest import ENDINGS, Manifest, is_manifest
+from udonlib.data.tables.shards import Shards, find_shards
 from udonlib.errors import nearest
 from udonlib.files import sources
 
@@ -300,7 +301,9 @@ def _form(place: str, images: str | Path | None) -> _Form:
         folders = ImageFolders(store)
         return _Form(name, store.root, folders.store, folders.names, partial(_read_source, folders), False, folders)
     image_store = store if images is None else Store(_existing(images, "images"))
-    if image_store.has_folder("images"):
+    if not image_store.is_archive and find_shards(image_store.start):
+        image_store = Store.over(image_store.start, Shards(image_store.start))
+    elif image_store.has_folder("images"):
         image_store = image_store.below("images")
     files = _info_files(store)
     return _Form(

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,14 @@ class Store:
         self.prefix = prefix
         if not self.root.exists():
             raise DataError(f"{self.root}: no such folder or archive")
-        self._archive = None if self.root.is_dir() else _Archive(self.root)
+        self._archive: Any = None if self.root.is_dir() else _Archive(self.root)
+
+    @classmethod
+    def over(cls, root: Path, archive: Any) -> "Store":
+        """Return a store of what an archive of another kind holds, as `tables.shards.Shards`, which lies at `root`."""
+        store = object.__new__(cls)
+        store.root, store.prefix, store._archive = root, "", archive
+        return store
 
     @property
     def is_archive(self) -> bool:
@@ -111,7 +119,7 @@ class Store:
 
     def digest(self, path: str) -> int:
         """Return 64 bits that are equal for files of equal content. Raises as `read` does."""
-        return _key(self.read(path))
+        return name_key(self.read(path))
 
     def files(self, folder: str = "") -> Iterator[str]:
         """Yield the path of every file below `folder` ("" or "a/b"), counted from there, in no particular order."""
@@ -262,7 +270,8 @@ def _too_large(size: int) -> str:
     return f"{size:,} bytes{more}, and at most {MAX_FILE:,} are read of one file"
 
 
-def _key(name: bytes) -> int:
+def name_key(name: bytes) -> int:
+    """Return 64 bits that stand for a name, or for a content."""
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
@@ -294,7 +303,7 @@ class _Archive:
 
     def contains(self, names: Sequence[str]) -> np.ndarray:
         """Return Bool[name]: whether there is an entry of that name."""
-        return np.isin(np.array([_key(name.encode()) for name in names], dtype="<u8"), self._keys)
+        return np.isin(np.array([name_key(name.encode()) for name in names], dtype="<u8"), self._keys)
 
     def names(self) -> Iterator[str]:
         """Yield the names of all entries that are files."""
@@ -303,7 +312,7 @@ class _Archive:
     def content(self, name: str) -> bytes | None:
         """Return an entry's content, checked against its checksum; None where there is no such entry."""
         raw = name.encode()
-        key = np.uint64(_key(raw))
+        key = np.uint64(name_key(raw))
         at = int(np.searchsorted(self._keys, key))
         if at == len(self._rows) or self._keys[at] != key:
             return None
@@ -343,7 +352,7 @@ class _Archive:
             if len(others) == 2:
                 self.folders.add(b"/".join((first, others[0])))
             offset, packed, full, crc, method = row
-            yield _key(name), offset, min(packed, _LARGEST), min(full, _LARGEST), crc, method
+            yield name_key(name), offset, min(packed, _LARGEST), min(full, _LARGEST), crc, method
 
     def _directory(self) -> Iterator[tuple[bytes, tuple[int, int, int, int, int]]]:
         """Yield (name, (offset, packed size, size, checksum, method)) of every entry.

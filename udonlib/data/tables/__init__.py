@@ -1,1 +1,1 @@
-"""Images that a table lists: manifests of a user's own."""
+"""Images in tables: manifests, which list files of a user's own, and packs of Parquet shards, which hold them."""
