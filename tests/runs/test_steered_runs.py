@@ -367,6 +367,37 @@ def assert_same_training_weights(first, second):
         assert_same_state(checkpoint(first)[name], checkpoint(second)[name])
 
 
+@pytest.mark.parametrize("validates", [True, False], ids=["validates", "was validated"])
+def test_a_run_that_is_finished_by_hand_is_tested_and_can_be_repeated(data, plain, tmp_path, validates):
+    run = open_run(params(data, tmp_path, run="short", **({} if validates else {"eval_every": 6})))
+    records = drive(run, {6: {"finish": True}})
+    assert run.status == "finished"
+    assert records[-1]["kind"] == "end"
+    assert run.summary()["steps"] == 6
+    assert run.summary()["interventions"] == 1
+    assert [record["step"] for record in run.records("validation")] == [5, 6][not validates :]  # at 6 once
+    assert run.evaluation()["r_at_1"].notna().all()
+    assert "finished before its last step" in str(run.interventions()[-1])
+    assert last_step(run.path) == 6
+    again = finish(open_run(run.params.model_copy(update={"replay": "short", "run": "again"})))
+    assert_same_run(run, again)
+
+
+def test_a_run_that_was_killed_while_it_was_tested_after_its_end_by_hand_trains_no_more(data, tmp_path, monkeypatch):
+    run = open_run(params(data, tmp_path))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_module, "save_evaluation", killed)
+        drive(run, {5: {"finish": True}})
+    assert run.status == "unfinished"
+    finish(open_run(run.params))
+    assert run.summary()["steps"] == 5
+    assert run.records("train")[-1]["step"] == 5
+
+
 def test_a_validation_that_is_asked_for_counts_for_the_best_and_for_patience(catalog):
     trainer = make(catalog, steps=40, eval_every=4, patience=2)
     scores = iter([3.0, 5.0, 4.0, 4.5, 9.0])
@@ -689,6 +720,8 @@ def test_a_replay_can_be_killed_and_cannot_be_steered(steered, tmp_path):
     assert (refused["step"], refused["steers"]) == (4, False)
     assert "repeats another one's interventions" in refused["refused"]
     assert steering.read_control(run.path).multipliers == steered.interventions()[-1].multipliers  # taken back
+    drive(run, {8: {"finish": True}}, until=9)
+    assert run.records("train")[-1]["step"] == 9  # it goes as far as the other one
     finish(replay("steered", str(tmp_path), run="again"))
     assert_same_training(steered, run)
     assert run.allocation().equals(steered.allocation())

@@ -80,7 +80,7 @@ def test_teachers_are_merged_and_the_drop_probability_stays_until_it_is_taken_ba
 
 
 def test_files_without_steered_teachers_are_those_of_before_and_are_read(tmp_path):
-    later = {"teachers", "drop_probability"}
+    later = {"teachers", "drop_probability", "finish"}
     change_control(tmp_path, multipliers={"emoji": 2.0}, teachers={"dino": 1.0})
     written = json.loads((tmp_path / "control.json").read_text())
     assert written.keys() == set(Control.model_fields) - later
@@ -199,6 +199,7 @@ def test_a_line_that_is_none_of_ours_is_named(tmp_path, line):
         ({"multipliers": {"emoji": 2.0}, "evaluate": True, "save": True}, "validated, saved"),
         ({"multipliers": {"emoji": 2.0}, "paused": True}, "paused"),
         ({"stop": True}, "stopped"),
+        ({"finish": True}, "finished before its last step"),
         ({}, "resumed"),
         ({"paused": True, "refused": "no domain 'x'"}, "refused: no domain 'x', paused"),
         ({"steers": True, "locks": dict.fromkeys("abcdefg", 0.1)}, "a, b, c, d, e, f, g locked at 10.0%"),

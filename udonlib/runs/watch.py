@@ -291,7 +291,7 @@ class Progress:
     @property
     def is_validating(self) -> bool:
         """Whether a validation is due after this step and has not come, as far as records tell."""
-        asked = any(entry.evaluate and entry.step == self.step for entry in self.interventions[-1:])
+        asked = any((entry.evaluate or entry.finish) and entry.step == self.step for entry in self.interventions[-1:])
         due = self.step > 0 and (self.step % self.params.eval_every == 0 or self.step == self.params.steps or asked)
         return self.state == "running" and due and self.validated < self.step
 
@@ -331,7 +331,7 @@ class Progress:
             seconds = (asked["n_images"] - asked["n_done"]) / asked["images_per_s"]
             done = f"{asked['n_done']:,} of {asked['n_images']:,} images"
             return f"teacher {asked['teacher']} looks at {done}, {duration(seconds)} left for it"
-        if self.step >= self.params.steps:
+        if self.step >= self.params.steps or any(entry.finish for entry in self.interventions[-1:]):
             return "testing"
         if left is None:
             return "estimating the time"

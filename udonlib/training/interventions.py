@@ -39,9 +39,9 @@ class Wish(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: Callable[[Wish], dict[str, Any]]) -> dict[str, Any]:
-        """Files in which no frozen teacher is steered stay as they were before that could be done."""
-        later = ("teachers", "drop_probability")
-        return {name: value for name, value in write(self).items() if name not in later or value not in ({}, None)}
+        """Files in which no frozen teacher is steered, and no end asked for, stay as they were before that could be."""
+        unsaid: dict[str, Any] = {"teachers": {}, "drop_probability": None, "finish": 0}
+        return {name: value for name, value in write(self).items() if name not in unsaid or value != unsaid[name]}
 
     @property
     def wish(self) -> Wish:
@@ -87,12 +87,13 @@ class Intervention(Wish):
     evaluate: bool = False
     save: bool = False
     stop: bool = False
+    finish: bool = Field(False, description="no step more: the best model is tested")
     refused: str = Field("", description="why nothing was done")
 
     @property
     def matters(self) -> bool:
-        """Whether the weights of the finished run depend on it: it changed the allocation, or made a validation."""
-        return self.steers or self.evaluate
+        """Whether the finished run depends on it: it changed the allocation, validated, or ended the training."""
+        return self.steers or self.evaluate or self.finish
 
     def record(self) -> dict[str, Any]:
         """As a record of the run."""
@@ -109,7 +110,10 @@ class Intervention(Wish):
             if self.drop_probability is not None:
                 done.append(f"teachers dropped at {100 * self.drop_probability:g}%")
             done = done or ["the allocation left alone"]
-        requests = (("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop), ("paused", self.paused))
+        requests = (
+            *(("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop)),
+            *(("finished before its last step", self.finish), ("paused", self.paused)),
+        )
         return ", ".join([*done, *(word for word, asked in requests if asked)]) or "resumed"
 
 

@@ -25,6 +25,7 @@ from udonlib.files import DiskError, replacing, take_lock
 from udonlib.training.interventions import NAMED, Intervention, Log, Wish, check_wished, interventions
 
 VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
+REQUESTS = ("evaluate", "save", "stop", "finish")  # what is asked for once, and not wanted until further notice
 POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
 
 
@@ -38,6 +39,7 @@ class Control(Wish):
     evaluate: int = Field(0, ge=0, description="requests to validate now")
     save: int = Field(0, ge=0, description="requests to save a checkpoint now")
     stop: int = Field(0, ge=0, description="requests to stop after this step; the run stays unfinished")
+    finish: int = Field(0, ge=0, description="requests to end the training after this step, and to test the best model")
 
 
 def read_control(folder: Path) -> Control:
@@ -65,7 +67,7 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
         folder: of the run.
         panel: who asks.
         changes: fields of `Control`. `multipliers`, `locks` and `teachers` are mappings that are merged into those
-            there, with None for a name to be taken out; `evaluate`, `save` and `stop` are True to ask for it once.
+            there, with None for a name to be taken out; those of REQUESTS are True to ask for it once.
 
     Raises:
         UserError: a value that is not valid, a name that the run does not know; a control file that cannot be read.
@@ -81,8 +83,8 @@ def change_control(folder: Path, panel: str = "", **changes: Any) -> Control:
             if name in NAMED:
                 merged = values.get(name, {}) | dict(value)
                 values[name] = {key: number for key, number in merged.items() if number is not None}
-            elif name in ("evaluate", "save", "stop"):
-                values[name] += bool(value)
+            elif name in REQUESTS:
+                values[name] = values.get(name, 0) + bool(value)
             else:
                 values[name] = value
         try:
@@ -194,18 +196,19 @@ class Commands:
         except UserError as error:  # what cannot be read is said once, and changes nothing
             values |= {"refused": str(error), "paused": self._seen.paused}
             return Intervention(number=self._log.number + 1, **values)
-        asked = {name: getattr(wanted, name) > getattr(before, name) for name in ("evaluate", "save", "stop")}
+        asked = {name: getattr(wanted, name) > getattr(before, name) for name in REQUESTS}
 
         def steers(wanted: Control) -> bool:
             # A validation ends the repeating too: then what is wanted comes at once.
-            begins = asked["evaluate"] and wanted.wish != self._wish
+            begins = (asked["evaluate"] or asked["finish"]) and wanted.wish != self._wish
             return begins or wanted.wish != before.wish
 
         try:
-            if self._replays and (steers(wanted) or asked["evaluate"]):
-                asked["evaluate"] = False
+            if self._replays and (steers(wanted) or asked["evaluate"] or asked["finish"]):
+                asked |= {"evaluate": False, "finish": False}
                 raise UserError(
-                    "this run repeats another one's interventions: it can be paused, saved and stopped, not steered"
+                    "this run repeats another one's interventions: it can be paused, saved and stopped, not steered or "
+                    "finished"
                 )
             if steers(wanted):
                 self._check(wanted)

@@ -100,6 +100,7 @@ class Trainer:
         self._order = ImageOrder(names, sizes, params.seed)
         self._window_order = self._order.state_dict()  # as it was at the current window's `start`
         self.images_seen = dict.fromkeys(names, 0)
+        self._finished = False  # by a person, before all steps were done
         self._allocated = -1  # the slot at which the latest record of the allocation was made
         self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
 
@@ -116,8 +117,8 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or validations have not improved for `patience` times."""
-        return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse
+        """Whether all steps are done, validations have not improved for `patience` times, or somebody has ended it."""
+        return self.step == self.params.steps or 0 < self.params.patience <= self.n_worse or self._finished
 
     def train(self) -> Iterator[Record]:
         """Run to the end, yielding records: `allocation`, `train`, `validation`, `steering`, `checkpoint`, `progress`.
@@ -198,9 +199,10 @@ class Trainer:
                 # At the end of a window the next one's says it, with the new weights.
                 if self.step * self.params.domains_per_batch == self.sampler.start < self.sampler.stop:
                     yield self._allocation_record()
-            if asked.evaluate and self._validated != self.step:
+            self._finished |= asked.finish
+            if (asked.evaluate or asked.finish) and self._validated != self.step:
                 yield self._validation_record()
-            if asked.evaluate or asked.save or asked.paused or asked.stop:
+            if asked.evaluate or asked.finish or asked.save or asked.paused or asked.stop:
                 yield {"kind": "checkpoint", "step": self.step}
             if asked.stop:
                 raise RunStoppedError(
@@ -332,6 +334,7 @@ class Trainer:
             "best": self.best,
             "n_worse": self.n_worse,
             "validated": self._validated,
+            "finished": self._finished,
             "model": self.model.state_dict(),
             "average": self.kept.state_dict() if self.kept is not self.model else None,
             "optimizer": self.learner.optimizer.state_dict(),
@@ -358,6 +361,7 @@ class Trainer:
         seen = {name: before[name] + n for name, n in zip(self.sampler.names, n_images, strict=True)}
         self.images_seen = dict(state.get("images_seen", seen))  # older states have none of this and what follows
         self._allocated, self._validated = state.get("allocated", -1), state.get("validated", -1)
+        self._finished = state.get("finished", False)
         self.n_interventions = state.get("n_interventions", 0)
         steered = {name: state["sampler"].get(name, {}) for name in ("multipliers", "locks")}
         self.wish = Wish(**state.get("wish", steered))

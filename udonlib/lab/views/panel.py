@@ -31,7 +31,7 @@ from udonlib.lab.views.style import STYLE
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.watch import Watch
-from udonlib.training.steering import Control, change_control, read_control
+from udonlib.training.steering import REQUESTS, Control, change_control, read_control
 
 POLL_SECONDS = 0.15  # between two looks at the run's files
 DRAW_SECONDS = 0.5  # between two redraws
@@ -70,7 +70,7 @@ class _Sent(NamedTuple):
 
     number: int
     time: float
-    request: bool  # to evaluate, save or stop: it is always answered
+    request: bool  # one of REQUESTS: it is always answered
 
     @property
     def is_late(self) -> bool:
@@ -115,6 +115,7 @@ class Panel:
             "pause": lambda _: self._ask(paused=True),
             "resume": lambda _: self._ask(paused=False),
             "stop": lambda _: self._ask(stop=True, paused=False),
+            "finish": lambda _: self._ask(finish=True, paused=False),
             "evaluate": lambda _: self._ask(evaluate=True),
             "save": lambda _: self._ask(save=True),
             "by-loss": lambda _: self._set({}, {}),
@@ -137,8 +138,8 @@ class Panel:
             self.rows[domain].lock.observe(lambda change, domain=domain: self._locked(domain, change["new"]), "value")
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         buttons = list(self.buttons.values())
-        requests = panel_views.toolbar([*buttons[:5], self.adopt])
-        allocations = panel_views.toolbar([label, *buttons[5:]])
+        requests = panel_views.toolbar([*buttons[:6], self.adopt])
+        allocations = panel_views.toolbar([label, *buttons[6:]])
         table = panel_views.table(list(self.rows.values()), panel_views.headings(panel_views.COLUMNS))
         table += panel_views.table(self.taught, panel_views.headings(panel_views.TAUGHT_COLUMNS))
         style = ipywidgets.HTML(STYLE)
@@ -171,7 +172,7 @@ class Panel:
             self._notice(before)  # what others wanted is in this panel's own change from here on
             self._wished = wanted.wish
             if wanted.model_copy(update={"number": before.number, "panel": before.panel}) != before:
-                request = any(changes.get(name) for name in ("evaluate", "save", "stop"))
+                request = any(changes.get(name) for name in REQUESTS)
                 request = request or (self._sent is not None and self._sent.request)
                 self._sent = _Sent(wanted.number, time.monotonic(), request)
 
@@ -348,7 +349,7 @@ class Panel:
         said = list(filter(None, notes))
         self.status.value = panel_views.status(self.watch.progress, self._folder.name, state.text, said)
         steerable = heard and state.name not in ("finished", "new", "unreadable")
-        usable = dict.fromkeys(("stop", "evaluate", "save"), state.name in GOING)
+        usable = dict.fromkeys(REQUESTS, state.name in GOING)
         usable |= {"pause": state.name == "training", "resume": state.name == "paused"}
         usable["by-size"] = bool(self.watch.n_images)
         for name, control in self.buttons.items():

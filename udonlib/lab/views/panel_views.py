@@ -211,7 +211,9 @@ def report(run: RunFolder) -> Table:
     name = html.escape(run.params.replay or run.path.name)
     text = "Nobody steered this run: its figures do not depend on what was asked of it."
     if any(entry.matters for entry in done):
-        which = f"This run was {'steered' if any(entry.steers for entry in done) else 'validated'} by hand"
+        how = "steered" if any(entry.steers for entry in done) else "validated"
+        how = "finished before its last step" if any(entry.finish for entry in done) else how
+        which = f"This run was {how} by hand"
         which = f"This run repeats what a person did to {name}" if run.params.replay else which
         text = (
             f"<b>{which}</b>: its figures are not those of its parameters alone. The parameter "
@@ -233,6 +235,7 @@ BUTTONS = {  # name -> text, explanation, icon
     "pause": ("Pause", "wait after this step; the state is saved", "pause"),
     "resume": ("Resume", "go on", "play"),
     "stop": ("Stop", "end after this step; running the notebook again goes on from there", "stop"),
+    "finish": ("Finish now", "train no more: test the best model so far, and end the run", "flag-checkered"),
     "evaluate": ("Evaluate now", "validate the model as it is", "check"),
     "save": ("Save now", "write a checkpoint", "save"),
     "by-loss": ("By loss", "UDON's own allocation: no multipliers, no locks"),
