@@ -2,6 +2,7 @@
 # make distill  fetch frozen teachers, then distil them into one student
 # make test    build the environment, then run all tests: those in a browser also if others fail
 # make ablations   run the grid of RESULTS.md, or what of it is not finished, and compare: an hour or two
+# make results  all grids behind RESULTS.md, choices on validation first: up to three hours, resumed by the same command
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
@@ -14,6 +15,7 @@
 # Other parameters of the notebook:          make train ARGS='-p preset miniuned_full -p seed 1'
 # Some tests:                                make test TESTS=tests/training/test_sampler.py
 # Another run, and what its card is to say:  make release RUN=NAME ARGS='--licence CC-BY-4.0'
+# What make results would run, and how long: make results ARGS=--plan
 # Another grid, two runs at a time:          make ablations ARGS='-p rows no_kl,no_rel -p jobs 2'
 
 ifndef PYTHON
@@ -39,7 +41,7 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train distill ablations embed test test-units test-browser check lab bench release thumbnails
+.PHONY: train distill ablations results embed test test-units test-browser check lab bench release thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -62,6 +64,9 @@ ablations: $(READY)
 	@mkdir -p outputs
 	$(PY) -m papermill notebooks/ablations.ipynb outputs/ablations.ipynb $(ARGS) $(QUIETLY)
 	@echo "The executed notebook is outputs/ablations.ipynb; tables and logs are in outputs/ablations/."
+
+results: $(READY)
+	$(PY) -m udonlib results $(if $(filter file,$(origin ARGS)),,$(ARGS))
 
 embed: $(READY)
 	$(PY) -m udonlib embed "$(or $(FOLDER),miniuned)" --model "$(or $(MODEL),latest)"

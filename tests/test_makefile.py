@@ -32,7 +32,7 @@ def words(command: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "target", ["train", "distill", "ablations", "embed", "lab", "thumbnails", "check", "test", "release"]
+    "target", ["train", "distill", "ablations", "results", "embed", "lab", "thumbnails", "check", "test", "release"]
 )
 def test_make_works_in_a_folder_with_a_space(clone, target):
     python = clone / "my python"

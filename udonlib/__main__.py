@@ -2,6 +2,7 @@
 
 workspace [FOLDER]     the notebooks and presets of an installed udonlib, in a folder to work in
 release [RUN]          a finished run's model as a folder for others
+results                the grids behind RESULTS.md, or what of them is left
 embed FOLDER           a folder's images as vectors, or those that are new
 index EMBEDDINGS       an index of such vectors, or one brought up to date
 search INDEX IMAGE     the most similar images of an index
@@ -87,6 +88,18 @@ def release(arguments: argparse.Namespace) -> None:
         print(f"{row['vectors']}{reranked}: {row['bytes']:g} bytes, R@1 {row['r_at_1']:.2f}  {row['verdict']}")
 
 
+def results(arguments: argparse.Namespace) -> None:
+    """Say what is left of the results and how long it takes, and run it."""
+    module = import_module("udonlib.lab.results")  # seconds to import, and needs the notebooks' packages
+    all_parts = module.Results(module.named(arguments.only), arguments.outputs, arguments.jobs)
+    lines = all_parts.plan()
+    for name, n_runs, n_left, minutes in lines:
+        print(f"{name:32} {n_runs:3} runs, {n_left:3} left, about {minutes:.0f} minutes")
+    print(f"about {sum(line[3] for line in lines):.0f} minutes, {arguments.jobs} at a time; tables: {all_parts.folder}")
+    for said in () if arguments.plan else all_parts.run():
+        print(said, flush=True)
+
+
 @contextmanager
 def shown(units: dict[str, str]) -> Iterator[Callable[[str, int, int], None] | None]:
     """Show progress as the notebooks do; without their packages nothing is shown."""
@@ -132,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
     ):
         command.add_argument(f"--{name}licence", help=f"licence of {of}, for the model card")
     command.set_defaults(do=release)
+
+    command = commands.add_parser("results", help="run what is left of the grids behind RESULTS.md, and tabulate them")
+    command.add_argument("--plan", action="store_true", help="say what is left and about how long it takes, no more")
+    command.add_argument("--only", nargs="+", default=[], metavar="PART", help="of the results")
+    command.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    command.add_argument("--outputs", default="auto", help="folder of all results")
+    command.set_defaults(do=results)
 
     add_search(commands)
     return program
