@@ -7,6 +7,9 @@ have and the prototypes of the classes that both have, by the names of domain an
 of its own. What is trained on is the data of the new run alone: domains of before that stand in it are replayed, those
 that do not are left out of the model, and what they lose is not measured.
 
+A new domain has steps to make up for, and the dynamic sampler does not know: a fixed share (`fixed_shares`) gives it
+them (RESULTS.md).
+
 On the test queries the other run's student is measured beside the new one, in the same index: embedder "start".
 """
 
