@@ -167,3 +167,17 @@ def test_a_run_that_a_person_steered_is_not_counted_as_what_its_parameters_do(gr
     finally:
         file.unlink()
     assert "no_kl" in collect(grid).rows
+
+
+def test_groups_of_queries_are_those_of_all_rows_and_make_up_the_mean(grid):
+    tables = collect(grid)
+    own = tables.groups[~tables.groups["difference"].astype(bool)]
+    assert set(own["row"]) == {"udon", "no_kl", "features", "specialist"}
+    large, small = (
+        own.query(f"row == 'no_kl' and group == '{size} domains'")["mean"].item() for size in ("large", "small")
+    )
+    assert (large + small) / 2 == pytest.approx(pick(tables.results, "no_kl")["mean"])
+    against = tables.groups.query("difference and group == 'large domains' and row == 'no_kl'")["mean"].item()
+    theirs = own.query("row == 'udon' and group == 'large domains'")["mean"].item()
+    assert against == pytest.approx(large - theirs)
+    assert "large domains" in markdown(tables)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from udonlib.lab.compare.ablations import GridTables, by_domain, summary
+from udonlib.lab.compare.ablations import GridTables, by_domain, by_group, summary
 from udonlib.lab.views.charts import add_shares, cell, dots, error_bars, f32, marker, nothing, panels, shares_of
 from udonlib.lab.views.live import Output
 from udonlib.lab.views.style import ACCENT, TEXT
@@ -103,6 +103,11 @@ def results_table(tables: GridTables) -> Table:
 def domain_table(tables: GridTables, metric: str = "r_at_1", differences: bool = False) -> Table:
     """Tabulate a metric by domain, or its differences to the baseline (bold where they exclude zero)."""
     return lines_table(*by_domain(tables, metric, differences))
+
+
+def group_table(tables: GridTables) -> Table:
+    """Tabulate R@1 by how much like a query there was to learn from, with the differences to the baseline."""
+    return lines_table(*by_group(tables))
 
 
 def difference_chart(tables: GridTables) -> go.Figure:

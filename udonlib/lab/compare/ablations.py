@@ -7,13 +7,15 @@ Figures are in percent, differences in percentage points, both in the merged ind
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.files import load_outcomes, save_outcomes
+from udonlib.evaluation.frequency import frequencies, of_groups
 from udonlib.evaluation.intervals import paired_difference, row_interval
 from udonlib.files import write_text
 from udonlib.lab.views.style import metric_label
@@ -22,10 +24,12 @@ from udonlib.runs.grid import Grid, Job
 from udonlib.runs.run import Run
 from udonlib.runs.specialists import evaluate_assembly
 
+MAX_LOOKED_AT = 200_000  # training images that are read to find those like each query
 COSTS = ("images_per_s", "n_parameters_shipped", "n_parameters_trained", "gflops_per_image", "train_seconds")
 
 Texts = tuple[list[str], list[list[str]]]  # of a table: its head and its lines
 
+GROUPED = ["row", "group", "difference", "mean", "low", "high", "n_seeds", "excludes_zero"]
 INTERVAL = ["row", "metric", "domain", "mean", "low", "high", "n_seeds"]
 
 
@@ -36,7 +40,9 @@ class GridTables:
     results: row, metric, domain (and "mean"), mean, low, high, n_seeds. differences: the same of row - baseline, with
     excludes_zero. costs: row, n_seeds, and medians over seeds of images_per_s (trained), n_parameters_shipped,
     n_parameters_trained, gflops_per_image (forward), train_seconds; the parameters and seconds of an assembly of
-    specialists are sums over them. allocation: row, seed, step, domain, weight, share, images_seen.
+    specialists are sums over them. allocation: row, seed, step, domain, weight, share, images_seen. groups: R@1
+    of queries by how much like them there was to learn from (see `evaluation.frequency`): row, group, difference (to
+    the baseline, else the row's own), mean, low, high, n_seeds, excludes_zero.
     """
 
     baseline: str
@@ -44,6 +50,7 @@ class GridTables:
     differences: pd.DataFrame
     costs: pd.DataFrame
     allocation: pd.DataFrame
+    groups: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=GROUPED))
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -108,7 +115,30 @@ def collect(grid: Grid) -> GridTables:
         _under(differences, [*INTERVAL, "excludes_zero"]),
         pd.DataFrame(costs, columns=["row", "n_seeds", *COSTS]),
         _under(allocations, ["row", "seed", "step", "domain", "weight", "share", "images_seen"]),
+        _groups(grid, outcomes),
     )
+
+
+def _groups(grid: Grid, outcomes: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """R@1 of groups of queries, of each row and of its difference to the baseline; none where data is very large."""
+    first = next((jobs[0] for jobs in grid.rows[grid.baseline].values()), None)
+    if not outcomes or first is None:
+        return pd.DataFrame(columns=GROUPED)
+    whole = first.params.model_copy(update={"domains": grid.params.domains})
+    catalog = open_catalog(whole)
+    if sum(len(domain.train_labels) for domain in catalog.domains) > MAX_LOOKED_AT:
+        return pd.DataFrame(columns=GROUPED)
+    known, tables = frequencies(catalog), []
+    by_row = {row: of_groups(table, known) for row, table in outcomes.items()}
+    for row, groups in by_row.items():
+        for group, part in groups.items():
+            told = {"row": row, "group": group}
+            tables.append(row_interval(part, "r_at_1").assign(**told, difference=False, excludes_zero=False))
+            theirs = by_row.get(grid.baseline, {}).get(group)
+            if row != grid.baseline and theirs is not None and set(theirs["seed"]) & set(part["seed"]):
+                tables.append(paired_difference(part, theirs, "r_at_1").assign(**told, difference=True))
+    means = [table[table["domain"] == "mean"] for table in tables]
+    return _under(means, GROUPED)
 
 
 def export(tables: GridTables, grid: Grid) -> list[Path]:
@@ -128,7 +158,8 @@ def export(tables: GridTables, grid: Grid) -> list[Path]:
 def markdown(tables: GridTables) -> str:
     """Two tables for a document: means with differences and costs, then the first metric of each domain."""
     metric = next(iter(tables.metrics), "r_at_1")
-    return "\n".join(_pipes(head, lines) for head, lines in (summary(tables), by_domain(tables, metric)))
+    told = [summary(tables), by_domain(tables, metric)] + ([by_group(tables)] if len(tables.groups) else [])
+    return "\n".join(_pipes(head, lines) for head, lines in told)
 
 
 def summary(tables: GridTables) -> Texts:
@@ -153,6 +184,22 @@ def by_domain(tables: GridTables, metric: str, differences: bool = False) -> Tex
     order = [*tables.domains, "mean"]
     rows = [row for row in tables.rows if row in set(shown["row"])]
     return [title, *order], [[row, *(_mean(shown, row, metric, domain) for domain in order)] for row in rows]
+
+
+def by_group(tables: GridTables) -> Texts:
+    """Write R@1 of each row by groups of queries, the difference to the baseline behind it, bold where it is sure."""
+    names = list(dict.fromkeys(tables.groups["group"]))
+    lines = []
+    for row in dict.fromkeys(tables.groups["row"]):
+        cells = [str(row)]
+        for name in names:
+            part = tables.groups[(tables.groups["row"] == row) & (tables.groups["group"] == name)]
+            own, against = (part[part["difference"].astype(bool) == which] for which in (False, True))
+            told = [figure(one.mean, one.low, one.high) for one in own.itertuples()]
+            told += [difference(one.mean, one.low, one.high) for one in against.itertuples()]
+            cells.append("; ".join(told) or "–")
+        lines.append(cells)
+    return [f"R@1, %; − {tables.baseline}", *names], lines
 
 
 def _mean(table: pd.DataFrame, row: str, metric: str, domain: str = "mean") -> str:
