@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.search import MODEL, OTHER, clusters
 from udonlib.errors import UserError
-from udonlib.search.classify import NONE, TEMPERATURE, calibrate, classify, votes
+from udonlib.search.classify import NONE, TEMPERATURE, calibrate, classify, tradeoff, votes
 from udonlib.search.embed import Embeddings
 from udonlib.search.index import build_index
 
@@ -68,6 +68,18 @@ def test_more_false_labels_allowed_means_more_answers():
     index = build_index(MADE)
     shares = [calibrate(index, false_labels=a)["answered"] for a in (0.01, 0.2, 0.6)]
     assert shares == sorted(shares)
+
+
+def test_what_other_thresholds_would_cost_is_told_and_nothing_is_kept():
+    index = build_index(MADE)
+    table = tradeoff(index, (0.01, 0.2, 0.6))
+    assert index.answers == {}
+    assert table["allowed"].tolist() == [0.01, 0.2, 0.6]
+    for row in table.to_dict("records"):
+        share = row.pop("allowed")
+        assert {"column": "label", "k": 10} | row == calibrate(index, false_labels=share)
+    with pytest.raises(UserError, match="parameter 'false_labels': found 0, expected more than 0"):
+        tradeoff(index, (0.1, 0))
 
 
 def test_the_same_seed_gives_the_same_threshold_and_images_removed_do_not_count():

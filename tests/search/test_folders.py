@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from tests import PROJECT
 from tests.helpers.catalogs import picture, write_image_folder, write_tree, write_uned_tree, write_zip
 from tests.helpers.search import MODEL, OTHER, SIZE, Counting, embed, files_of, one
+from udonlib.data.catalog import load_catalog
 from udonlib.data.decoding import ImageError
 from udonlib.data.storage import DataError, Store
 from udonlib.errors import UserError
@@ -93,6 +95,21 @@ def test_domains_are_known_where_folders_or_info_files_tell_them(tmp_path):
     store, entries = list_images(packed)
     assert (entries[0].path, entries[0].domain, entries[0].label) == ("top/cats/c0/a.png", "cats", "c0")
     assert store.read(entries[0].path) == picture(0)
+
+
+def test_of_a_catalog_the_test_images_are_embedded_queries_and_index(tmp_path, run):
+    root = write_uned_tree(tmp_path / "uned", index_of="flags")
+    catalog = load_catalog(root)
+    found = run(catalog)
+    wanted = {path for d in catalog.domains for path in (*d.queries("test").paths, *d.index("test").paths)}
+    assert sorted(found.ids) == sorted(wanted)
+    assert set(found.images["domain"]) == {"emoji", "flags"}
+    assert found.folder.name.startswith("uned-test-by-small-")
+    assert Path(found.data) == root
+    assert len(run(root)) > len(found)  # in a folder of its own
+    counting = Counting()
+    assert run(catalog, counting).ids == found.ids
+    assert counting.n == 0
 
 
 def test_a_folder_without_images_or_none_at_all_is_refused(tmp_path):
@@ -211,6 +228,42 @@ def test_a_killed_process_loses_little_and_the_end_is_the_same(images, run, tmp_
     assert found.ids == whole.ids
     assert np.array_equal(found.vectors, whole.vectors)
     assert found.images.drop(columns="thumbnail").equals(whole.images.drop(columns="thumbnail"))
+
+
+REPLACING = """
+import os, sys
+from tests.helpers import search
+from udonlib.search import folders
+
+replace, left = os.replace, int(sys.argv[3])
+
+def replaced(source, target):
+    global left
+    if os.path.basename(os.path.dirname(source)).startswith("new.") and "new." not in os.path.dirname(target):
+        left -= 1
+        if left < 0:
+            os._exit(9)
+    replace(source, target)
+
+os.replace = replaced
+folders.embed_folder(search.embed, search.MODEL, sys.argv[1], search.SIZE, 2, n_threads=1, outputs=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("n_replaced", [0, 1, 2])
+def test_a_process_killed_while_its_files_take_their_places_loses_nothing(images, run, tmp_path, n_replaced):
+    before = run(images)
+    (images / "cats" / "class 0" / "new.png").write_bytes(picture(501))
+    script = [sys.executable, "-c", REPLACING, str(images), str(tmp_path / "out"), str(n_replaced)]
+    done = subprocess.run(
+        script, cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PROJECT)}
+    )
+    assert done.returncode == 9, done.stderr
+    assert not (before.folder / folders.FACTS).exists()
+    counting = Counting()
+    assert_holds(run(images, counting), expected(images))
+    assert counting.n == 0
+    assert {path.name for path in before.folder.iterdir()} == {*folders.FILES, "lock"}
 
 
 def test_what_a_person_stopped_is_not_computed_again(images, run):

@@ -54,7 +54,8 @@ class Embeddings:
 
     vectors: a row for each image that could be read; of a folder, they stay on the disk until they are looked at.
     images: a row for each: `id` (its path; its position in a list of other than paths), and what else is known of it.
-    model: which made them. skipped: id -> why it could not be read. folder: of their files, if there are any.
+    model: which made them. skipped: id -> why it could not be read. folder: of their files, if there are any. data: where
+    the images of these were.
     """
 
     vectors: Vectors
@@ -62,6 +63,7 @@ class Embeddings:
     model: ModelFacts
     skipped: Mapping[Any, str] = field(default_factory=dict)
     folder: Path | None = None
+    data: str | None = None
 
     @property
     def ids(self) -> list[Any]:

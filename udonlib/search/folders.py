@@ -9,7 +9,8 @@
 
 An image is known by the hash of its content: renamed or moved, it keeps its vector. A file that has neither another
 size nor another time than before is not read at all. Images that are gone leave; new ones follow the others. What a
-killed process had done is found again but for the last PART_SECONDS.
+killed process had done is found again but for the last PART_SECONDS, and files that it had only to put in their places
+are put there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from udonlib.data.catalog import DataError, load_catalog
+from udonlib.data.catalog import Catalog, DataError, load_catalog
 from udonlib.data.decoding import ImageError, decode
 from udonlib.data.listing import Listing
 from udonlib.data.storage import Store
@@ -68,15 +69,17 @@ class Seen(NamedTuple):
     stamp: str
 
 
-def list_images(data: str | Path) -> tuple[Store, list[Entry]]:
+def list_images(data: str | Path | Catalog) -> tuple[Store, list[Entry]]:
     """The images of a folder or archive, by path in order.
 
     Args:
         data: UnED's form, "miniuned"; a table of images; domain/class/image or domain/split/class/image; or images in
-            any other order, whose domains are not known then.
+            any other order, whose domains are not known then. A catalog: its test images, queries and index.
 
     Raises: DataError for a folder that does not exist or holds no images.
     """
+    if isinstance(data, Catalog):
+        return data.store, sorted(set(_entries(data, "")))
     listed = data == "miniuned" or is_manifest(Path(data).expanduser())
     store = None if listed else Store(Path(data).expanduser())
     homes = [store, *map(store.below, store.folders())] if store is not None else []
@@ -95,15 +98,15 @@ def list_images(data: str | Path) -> tuple[Store, list[Entry]]:
 
 def _entries(catalog: Any, prefix: str) -> Iterator[Entry]:
     for domain in catalog.domains:
-        split = domain.splits["test"]
-        for path, label in zip(split.paths, split.labels[:, 0].tolist(), strict=True):
-            yield Entry(prefix + path, domain.name, split.class_names.get(label, str(label)))
+        for split in {split.name: split for split in (domain.queries("test"), domain.index("test"))}.values():
+            for path, label in zip(split.paths, split.labels[:, 0].tolist(), strict=True):
+                yield Entry(prefix + path, domain.name, split.class_names.get(label, str(label)))
 
 
 def embed_folder(
     embed: Embed,
     model: ModelFacts,
-    data: str | Path,
+    data: str | Path | Catalog,
     size: int,
     batch_size: int = 128,
     on_bad_image: str = "error",
@@ -127,14 +130,16 @@ def embed_folder(
             vectors of another model, or damaged ones; a full disk.
     """
     store, entries = list_images(data)
-    where = str(data) if data == "miniuned" else str(Path(data).expanduser().absolute())
+    root, part = (data.root, "-test") if isinstance(data, Catalog) else (data, "")
+    where = str(root) if root == "miniuned" else str(Path(root).expanduser().absolute())
     if name == "auto":
-        key = hashlib.sha256(json.dumps([where, model.fingerprint, model.precision]).encode()).hexdigest()
-        stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{Path(where).stem}-by-{model.name}")[:200]
+        key = hashlib.sha256(json.dumps([where + part, model.fingerprint, model.precision]).encode()).hexdigest()
+        stem = re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{Path(where).stem}{part}-by-{model.name}")[:200]
         name = f"{stem}-{key[:6]}"
     folder = results_folder(outputs) / "embeddings" / name
     lock = take_lock(folder / "lock")
     try:
+        _settle(folder)
         kept = _Kept(folder, model, overwrite)
         work = _Work(kept, store, entries)
         loader = PictureLoader(work.open, size, on_bad_image, n_threads)
@@ -147,6 +152,18 @@ def embed_folder(
     finally:
         lock.close()
     return read_embeddings(folder, outputs)
+
+
+def _settle(folder: Path) -> None:
+    """Put files in their places that a process wrote whole, and was killed while it put them there.
+
+    `files.replacing_together` takes the old FACTS away first, and puts the new one there last.
+    """
+    for fresh in folder.glob(f"new.*.tmp/{FACTS}"):
+        if not (folder / FACTS).exists():
+            for name in FILES:
+                with suppress(FileNotFoundError):
+                    os.replace(fresh.with_name(name), folder / name)
 
 
 def find_embeddings(name: str | Path, outputs: str = "auto") -> Path:
@@ -169,7 +186,7 @@ def read_embeddings(name: str | Path, outputs: str = "auto") -> Embeddings:
     with damaged(folder / FACTS):
         model, skipped = ModelFacts(**facts["model"]), dict(facts["skipped"])
     columns = ["id", "domain", "label", "width", "height", "hash", "thumbnail"]
-    return Embeddings(_vectors(folder), read_table(folder / IMAGES, columns), model, skipped, folder)
+    return Embeddings(_vectors(folder), read_table(folder / IMAGES, columns), model, skipped, folder, facts["data"])
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from udonlib.data.catalog import Catalog
 from udonlib.errors import ParameterError, nearest
 from udonlib.evaluation.reading import Embed
 from udonlib.models.embedding_model import EmbeddingModel
@@ -98,9 +99,9 @@ class Embedder:
         """Embed images, or a folder of them.
 
         Args:
-            images: a folder, a zip archive or "miniuned", whose vectors are kept: see `search.folders.embed_folder`; a
-                path of an image, a PIL image, an array, a tensor, a list of these, or a batch of uint8: see
-                `search.embed.embed_pictures`.
+            images: a folder, a zip archive, "miniuned" or a catalog (its test images), whose vectors are kept: see
+                `search.folders.embed_folder`; a path of an image, a PIL image, an array, a tensor, a list of these, or
+                a batch of uint8: see `search.embed.embed_pictures`.
             batch_size: images that the network sees at once.
             on_bad_image: "error": stop at an image that cannot be read; "skip": leave it out, and say so in `skipped`.
             n_threads: that decode; 0: as many as there are cores.
@@ -113,7 +114,11 @@ class Embedder:
         """
         facts, size = self.facts, self.image_size
         with self._parallel() as embed:
-            if images == "miniuned" or (isinstance(images, str | Path) and _holds_images(Path(images).expanduser())):
+            if (
+                isinstance(images, Catalog)
+                or (isinstance(images, str) and images == "miniuned")
+                or (isinstance(images, str | Path) and holds_images(Path(images).expanduser()))
+            ):
                 return embed_folder(
                     embed, facts, images, size, batch_size, on_bad_image, n_threads, progress,
                     outputs=self.outputs, name=name, overwrite=overwrite,
@@ -138,7 +143,8 @@ class Embedder:
             yield embed
 
 
-def _holds_images(path: Path) -> bool:
+def holds_images(path: Path) -> bool:
+    """Whether `Embedder.embed` takes a path for a folder of images, not for an image."""
     return path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())
 
 
