@@ -22,6 +22,7 @@ from tests.helpers.missing import script_without
 from tests.helpers.notebookfiles import parameter_names
 from udonlib import presets
 from udonlib.fields import DataParams
+from udonlib.lab.use.use_params import ReleaseParams, SearchParams
 from udonlib.params import RECIPES, TrainParams
 from udonlib.presets import (
     CheckParams,
@@ -538,7 +539,7 @@ def test_a_notebooks_parameters_are_plain_typed_values(path):
         assert is_parameters(cells[0])
         models = (
             *(CheckParams, DataParams, EmbeddingsParams, TrainParams, EvaluateParams),
-            *(GapParams, GridParams, SamplerParams, RunsParams),
+            *(GapParams, GridParams, SamplerParams, RunsParams, SearchParams, ReleaseParams),
         )
         known = {"preset", *(name for model in models for name in model.model_fields)}
         for line in ast.parse(cells[0].source).body:

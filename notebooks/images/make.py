@@ -31,6 +31,8 @@ SHOWN = {  # notebook -> the cell whose figure says most about it, and the figur
     "embeddings": ("embeddings-04", 10),
     "runs": ("runs-14", 13),
     "steer": ("steer-07", 15),
+    "search": ("search-04", 0),
+    "release": ("release-07", 13),
 }
 
 

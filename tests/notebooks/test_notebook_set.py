@@ -81,7 +81,7 @@ def executions(tmp_path_factory) -> Iterator[dict[Path, Future[Executed]]]:
     values = GRID | {"run": run, "runs": run, "preset": "smoke", "grid": "set", "outputs": str(folder / "outputs")}
     distilled = folder / "distilled.yaml"
     distilled.write_text(yaml.safe_dump(DISTILLED | {"teachers": small_teachers(write_teachers(folder))}))
-    own = {"distill": {"preset": str(distilled), "run": "distilled"}}
+    own = {"distill": {"preset": str(distilled), "run": "distilled"}, "search": {"model": run, "domains": "all"}}
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(execute, path, folder, values | own.get(path.stem, {})) for path in sources()}
         pool.shutdown(cancel_futures=True)

@@ -54,8 +54,8 @@ class Embeddings:
 
     vectors: a row for each image that could be read; of a folder, they stay on the disk until they are looked at.
     images: a row for each: `id` (its path; its position in a list of other than paths), and what else is known of it.
-    model: which made them. skipped: id -> why it could not be read. folder: of their files, if there are any. data: where
-    the images of these were.
+    model: which made them. skipped: id -> why it could not be read. folder: of their files, if there are any. data:
+    where the images of these were.
     """
 
     vectors: Vectors
