@@ -76,7 +76,8 @@ def main() -> None:
             continue
         [cell] = [cell for cell in nbformat.read(path, 4).cells if cell.id == shown]
         out = FOLDER / f"{name}.png"
-        picture(cell, font_size).convert("RGB").quantize(256).save(out, optimize=True)
+        image = picture(cell, font_size).convert("RGB")
+        image.quantize(256 if font_size else 128).save(out, optimize=True)  # photographs take more room
         print(f"{out}: {out.stat().st_size / 1000:.0f} KB")
     kaleido.stop_sync_server(silence_warnings=True)
 
