@@ -65,12 +65,13 @@ def test_the_card_keeps_its_code_and_is_set_below_the_page(released):
     assert "### uint8" not in text
 
 
-def test_three_ways_give_one_embedding_and_another_model_is_refused(released, params):
+def test_three_ways_give_one_embedding_and_another_model_is_refused(released, params, capsys):
     photo = release_page.photo(released, params)
     model = ReleasedModel.from_pretrained(released.folder)
     whole = model.embed(model.read(photo.file)[None])
     with torch.no_grad():
-        features = model.backbone.encoder(photo.ready)
+        features = release_page.encoder(released, print)(photo.ready)
+    assert "timm does not know the encoder 'small_resnet'" in capsys.readouterr().out
     table = release_page.same_table(released, {"whole": whole, "parts": release_page.headed(released, features)})
     assert "parts" in str(table)
     with pytest.raises(UserError, match="small: other gives another embedding: values differ by"):

@@ -32,7 +32,7 @@ from udonlib.lab.views.sheets import contents_table
 from udonlib.lab.views.style import EMBEDDER_LOOKS, TEXT
 from udonlib.lab.views.tables import Table, facts_table, lines_table
 from udonlib.release.card import Licences
-from udonlib.release.folder import CARD, CONFIG, ENCODER, FILES, HEAD, METRICS, ONNX, ReleaseConfig
+from udonlib.release.folder import CARD, CONFIG, ENCODER, FILES, HEAD, METRICS, ONNX, ReleaseConfig, load_release
 from udonlib.release.quantised import HOPELESS
 from udonlib.release.release import MAX_DIFFERENCE, MAX_FILES_DIFFERENCE, Released, release
 from udonlib.runs.find import ANSWERED, find_run
@@ -185,14 +185,24 @@ def same_table(released: Released, embeddings: Mapping[str, Any]) -> Table:
     return lines_table(["loaded by", "dimensions", "embedding of the photo", "largest difference"], lines, side="left")
 
 
-def headed(released: Released, features: torch.Tensor) -> torch.Tensor:
-    """Make embeddings of the encoder's features, as the card's code does.
+def encoder(released: Released, create: Callable[..., Any]) -> Any:
+    """The encoder by timm alone; one of udonlib's own, which timm does not know, by udonlib, and that is said.
 
-    Raises: UserError for a head of several layers, or an encoder that timm does not know.
+    Args:
+        create: `timm.create_model`.
     """
+    if released.config.is_timms:
+        return create(f"local-dir:{released.folder}", pretrained=True).eval()
+    print(f"timm does not know the encoder '{released.config.architecture}', which is udonlib's own: udonlib loads it.")
+    return load_release(released.folder).backbone.encoder
+
+
+def headed(released: Released, features: torch.Tensor) -> torch.Tensor:
+    """Make embeddings of the encoder's features, as the card's code does; of a head of several layers, by udonlib."""
     own = released.config.udonlib
     if own.head_hidden_dims:
-        raise UserError(f"{released.folder}: its head is an MLP: see udonlib.models.heads.Head")
+        model = load_release(released.folder)
+        return model.student(model.scaled(features))
     features = normalize(features) if own.normalise_features else features
     if own.head != "student":
         return normalize(features)
