@@ -18,6 +18,7 @@ from udonlib.runs.folder import RunFolder
 
 TRAINING, PANEL = "train-06", "steer-05"
 TIMES = 10
+HEIGHT = "row => row.getBoundingClientRect().top - row.closest('.udon-panel').getBoundingClientRect().top"
 
 
 @pytest.fixture
@@ -72,9 +73,12 @@ def test_a_person_steers_the_run_while_it_trains(lab: Lab, values, tmp_path):
     run = trained(tmp_path / "results")
     page, (first, second) = notebook.page, run.records("allocation")[0]["weights"]
 
-    page.locator(f".udon-w-{first} .noUi-handle").wait_for()
+    row = page.locator(f".udon-w-{first}")
+    row.locator(".noUi-handle").wait_for()
+    height = row.evaluate(HEIGHT)
     move(notebook, run, first)
     page.locator(".udon-status").get_by_text("after you asked").wait_for()
+    assert row.evaluate(HEIGHT) == height  # what is said must not move what is about to be clicked
 
     page.locator(f".udon-lock-{second}").click()
     wait_until(lambda: second in run.interventions()[-1].locks, "the lock")

@@ -132,6 +132,7 @@ def test_buttons_ask_for_what_they_say(panel, begun):
         ("pause", "paused", True),
         ("resume", "paused", False),
         ("stop", "stop", 1),
+        ("finish", "finish", 1),
     ):
         panel.buttons[name].click()
         assert getattr(wanted(run), field) == value, name
