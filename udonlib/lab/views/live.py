@@ -170,7 +170,8 @@ class ProgressLine(Output):
         left = ""
         if done < total and taken >= MIN_SECONDS:
             remaining = min(taken * (total - done) / done, max(0.0, self._limit - self.seconds()))
-            left = f"  {done / taken:,.0f} {self._units[what]}/s  {duration(remaining)} left"
+            pace = f"{done / taken:,.{1 if done < taken else 0}f}"
+            left = f"  {pace} {self._units[what]}/s  {duration(remaining)} left"
         self.say(f"{what} {done:,}/{total:,} {self._units[what]} ({done / total:.0%}){left}")
 
     def say(self, text: str) -> None:
