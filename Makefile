@@ -2,7 +2,8 @@
 # make distill  fetch frozen teachers, then distil them into one student
 # make test    build the environment, then run all tests: those in a browser also if others fail
 # make ablations   run the grid of RESULTS.md, or what of it is not finished, and compare: an hour or two
-# make results  all grids behind RESULTS.md, choices on validation first: up to three hours, resumed by the same command
+# make results  all grids behind RESULTS.md, choices on validation first: three to four hours, resumed by the same command
+# make fuzz    damaged input of nine kinds, 10,000 cases each, in search of anything but a clear message: half an hour
 # make check   lint, types, import layers, clean notebooks
 # make lab     open the notebooks in JupyterLab, at their start page
 # make bench   measure
@@ -41,7 +42,7 @@ QUIETLY := --engine udon --log-level WARNING --no-progress-bar
 # An environment's own kernel goes before one of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: train distill ablations results embed test test-units test-browser check lab bench release thumbnails
+.PHONY: train distill ablations results embed test test-units test-browser fuzz check lab bench release thumbnails
 
 train: $(READY)
 	@mkdir -p outputs
@@ -83,6 +84,9 @@ test-units: $(READY)
 
 test-browser: $(READY)
 	$(PY) -m pytest tests/browser
+
+fuzz: $(READY)
+	$(PY) -m tests.fuzz $(if $(filter file,$(origin ARGS)),,$(ARGS))
 
 check: $(READY)
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ import torch
 
 from udonlib import presets, runs
 from udonlib.data.images import ImageReader
+from udonlib.models.processors import dtype_of
 from udonlib.models.teachers import Teacher
 from udonlib.runs.teachers import plain
 from udonlib.training.learner import Learner
@@ -64,11 +65,12 @@ def main() -> None:
         model = run.create_model().to(memory_format=torch.channels_last)
         return Learner(model, params, objective(model))
 
+    precision = dtype_of(params.precision, images.device)  # training asks teachers in its own
     model = run.create_model()
     with torch.no_grad():
         [end] = model.tokens(images[:1], end=True)
     n_positions = end["patches"].shape[1]
-    known = {name: teacher(images, n_positions) for name, teacher in teachers.items()}
+    known = {name: teacher(images, n_positions, precision) for name, teacher in teachers.items()}
 
     def look_up(batch: Batch):
         return known
@@ -86,7 +88,7 @@ def main() -> None:
     def ask() -> None:
         for _ in range(options.steps):
             for teacher in teachers.values():
-                teacher(images, n_positions)
+                teacher(images, n_positions, precision)
 
     works = {name: (lambda name=name: step(name)) for name in students} | {"teachers": ask}
     for work in works.values():  # the first use of all code

@@ -224,7 +224,11 @@ def test_the_run_name_is_the_same_on_every_machine_and_in_every_version():
     assert TrainParams(steps=50_000, domains="emoji,kanji").run_name == "udon-miniuned-s0-e5ca7d"
 
 
-@pytest.mark.parametrize("name", sorted(set(TrainParams.model_fields) - WITHOUT_EFFECT))
+def test_a_run_that_is_given_more_steps_keeps_its_name():
+    assert TrainParams(extend=500).run_name == TrainParams().run_name
+
+
+@pytest.mark.parametrize("name", sorted(set(TrainParams.model_fields) - WITHOUT_EFFECT - {"extend"}))
 def test_what_influences_results_changes_the_run_name(name):
     others = {
         "data": "x",
@@ -236,10 +240,13 @@ def test_what_influences_results_changes_the_run_name(name):
         "backbone": "x",
         "backbone_args": {"a": 1},
         "head_hidden_dims": [3],
+        "seams": [3],
         "rate_schedule": "cosine",
         "absent_heads": "decay",
         "frozen_backbone": "zero_lr",
         "max_grad_norm": 1,
+        "class_sample": 0.5,
+        "sampler_order": "even",
         "classification": "arcface",
         "sampler": "balanced",
         "sampler_init": "balanced",

@@ -22,7 +22,7 @@ from tests.helpers.missing import script_without
 from tests.helpers.notebookfiles import parameter_names
 from udonlib import presets
 from udonlib.fields import DataParams
-from udonlib.lab.use.use_params import ReleaseParams, SearchParams
+from udonlib.lab.use.use_params import CostParams, ReleaseParams, SearchParams
 from udonlib.params import RECIPES, TrainParams
 from udonlib.presets import (
     CheckParams,
@@ -169,6 +169,17 @@ import importlib
 for name in {}:
     importlib.import_module(name)
 """
+
+
+def test_notebooks_begin_without_what_takes_seconds_to_import():
+    """A page shows something soon: what only some of its cells need is imported there."""
+    lines = ["import sys", "from udonlib.lab.views import style", "style.use_renderer()"]
+    for path in NOTEBOOKS:
+        sources = [cell["source"] for cell in nbformat.read(path, 4).cells if cell["cell_type"] == "code"]
+        lines += [line for source in sources for line in source.split("\n") if line.startswith("from udonlib")]
+    slow = ["timm", "torchvision", "torch._dynamo", "sklearn", "scipy.stats", "umap", "faiss", "onnx", "rfc3987_syntax"]
+    script = "\n".join([*lines, f"print(sorted(sys.modules.keys() & set({slow})))"])
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_the_thin_package_imports_without_what_the_notebooks_need():
@@ -530,6 +541,15 @@ def test_a_notebook_is_committed_clean(path):
     assert "widgets" not in notebook.metadata
 
 
+def test_a_parameters_cell_lists_all_that_its_notebook_takes():
+    """Otherwise papermill warns of a parameter that is valid."""
+    models = {"runs": RunsParams, "evaluate": EvaluateParams, "ablations": GridParams}
+    for name, model in {**models, "gaps": GapParams, "data": CheckParams, "sampler": SamplerParams}.items():
+        cell = code_cells(PROJECT / "notebooks" / f"{name}.ipynb")[0]
+        listed = {line.target.id for line in ast.parse(cell.source).body}
+        assert set(model.model_fields) <= listed, name
+
+
 @per_notebook
 def test_a_notebooks_parameters_are_plain_typed_values(path):
     cells = code_cells(path)
@@ -539,7 +559,7 @@ def test_a_notebooks_parameters_are_plain_typed_values(path):
         assert is_parameters(cells[0])
         models = (
             *(CheckParams, DataParams, EmbeddingsParams, TrainParams, EvaluateParams),
-            *(GapParams, GridParams, SamplerParams, RunsParams, SearchParams, ReleaseParams),
+            *(GapParams, GridParams, SamplerParams, RunsParams, SearchParams, ReleaseParams, CostParams),
         )
         known = {"preset", *(name for model in models for name in model.model_fields)}
         for line in ast.parse(cells[0].source).body:

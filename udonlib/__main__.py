@@ -1,6 +1,8 @@
 """`python -m udonlib COMMAND`: what is done from a terminal, without a notebook.
 
 workspace [FOLDER]     the notebooks and presets of an installed udonlib, in a folder to work in
+train [PRESET]         a run, begun or gone on with; also under torchrun
+worker RUN             a run that has a folder, gone on with
 release [RUN]          a finished run's model as a folder for others
 results                the grids behind RESULTS.md, or what of them is left
 embed FOLDER           a folder's images as vectors, or those that are new
@@ -15,13 +17,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from udonlib.errors import UserError
-from udonlib.files import INSTALLED, SHARE
+from udonlib.files import INSTALLED, SHARE, read_yaml_text
 
 SHARED = ("notebooks", "params")
+LINE_SECONDS = 10.0  # between two lines of a training
+NOTABLE = ("start", "validation", "steering", "end")  # records that are worth a line at once
 
 
 def make_workspace(folder: Path) -> list[Path]:
@@ -53,6 +59,60 @@ def workspace(arguments: argparse.Namespace) -> None:
     for path in make_workspace(folder):
         print(f"left as it is, since it differs: {path}")
     print(f"Notebooks: {folder / 'notebooks'}, begin with train.ipynb. Results: {folder / 'outputs'}.")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Begin a run, or go on with it."""
+    presets, runs = import_module("udonlib.presets"), import_module("udonlib.runs")  # seconds to import
+    with _stopping():
+        values = {name: read_yaml_text(value) for name, value in arguments.parameters}
+        _finish(runs.open_run(presets.load(arguments.preset, **values)))
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """Go on with a run that has a folder; or with what a notebook has asked for, which looks on from outside."""
+    apart, runs = import_module("udonlib.runs.apart.worker"), import_module("udonlib.runs")
+    asked = arguments.asked
+    with _stopping():
+        folder = Path(arguments.run) if asked else runs.load_run(arguments.run, arguments.outputs).path
+        with apart.signs(folder, held=bool(asked)) as signs:
+            _finish(apart.asked_run(folder, asked) if asked else runs.load_run(str(folder)), signs.take)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Say once, of however many processes, why they end before the run does."""
+    parallel = import_module("udonlib.training.parallel.world")
+    try:
+        with parallel.together():
+            yield
+    except parallel.RunStoppedError as error:  # as somebody wished: torchrun is not to start it again
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last checkpoint")
+
+
+def _finish(run: Any, take: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    """Train a run to its end, with a line now and then; of several processes the first one alone says them.
+
+    Args:
+        take: is given each record.
+    """
+    progress = import_module("udonlib.runs.watch").Progress(run.params, time.monotonic)
+    is_first = import_module("udonlib.training.parallel.world").join().is_first
+    say = partial(print, flush=True) if is_first else lambda *words: None
+    due = 0.0
+    say(f"run {run.path}")
+    for record in run.train():
+        take(record)
+        progress.update(record)
+        for notice in record.get("notices", ()):
+            say(notice)
+        if record["kind"] == "end":
+            progress.state = "finished"
+        if record["kind"] in NOTABLE or time.monotonic() >= due:
+            say(progress.line())
+            due = time.monotonic() + LINE_SECONDS
 
 
 def release(arguments: argparse.Namespace) -> None:
@@ -129,6 +189,25 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("workspace", help="copy notebooks/ and params/, and make outputs/")
     command.add_argument("folder", type=Path, nargs="?", default=Path(), help="where; the working folder if not given")
     command.set_defaults(do=workspace)
+
+    command = commands.add_parser("train", help="begin a run, or go on with it")
+    command.add_argument("preset", nargs="?", default="miniuned_plus", help="name or path of a preset")
+    command.add_argument(
+        *("-p", "--parameter"),
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="sets a parameter; may be given several times",
+    )
+    command.set_defaults(do=train)
+
+    command = commands.add_parser("worker", help="go on with a run that has a folder")
+    command.add_argument("run", help="its name or path")
+    command.add_argument("--outputs", default="auto", help="folder of all results")
+    command.add_argument("--asked", type=Path, help="file of the parameters that a notebook has asked for")
+    command.set_defaults(do=worker)
 
     command = commands.add_parser("release", help="write a finished run's model as a folder for others")
     command.add_argument("run", nargs="?", default="latest", help="name or path of a run; the latest if not given")

@@ -31,18 +31,25 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     return "valid: " + (", ".join(names[:20]) or "none") + more
 
 
+def misspelt(name: str, found: Iterable[str]) -> str:
+    """Ask whether a name found was meant to be the missing one: "; is 'klass' meant to be 'class'?", or ""."""
+    folded = {other.casefold(): other for other in found}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return f"; is '{folded[close[0]]}' meant to be '{name}'?" if close else ""
+
+
 def problems(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> dict[str, str]:
     """Put pydantic's findings into words, one line for each parameter: its name -> what is wrong with it."""
     schemas = model.model_json_schema()["properties"]
     problems: dict[str, str] = {}
     for finding in error.errors():
-        name = str(finding["loc"][0]) if finding["loc"] else ""
+        name = str(finding["loc"][0]) if finding["loc"] else ascii(finding["input"])  # a name that is no text
         cause = finding.get("ctx", {}).get("error")
         if isinstance(cause, ParameterError):
             problems.update(cause.problems)
         elif finding["type"] == "value_error":
             problems[name] = f"found {_short(values[name])}, {cause}"
-        elif finding["type"] == "extra_forbidden":
+        elif finding["type"] == "extra_forbidden" or name not in schemas:
             problems[name] = f"no such parameter; {nearest(name, [*schemas, 'preset'])}"
         else:
             found, choices = values[name], schemas[name].get("enum", ())

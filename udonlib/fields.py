@@ -48,6 +48,11 @@ def _portable(name: str) -> str:
 # Short enough for names that are made of it, such as those of logs.
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200), AfterValidator(_portable)]
 
+# What is measured of each query: R@k, mMP@k, mAP@k.
+Metric = Annotated[
+    str, Field(pattern=r"^(r|mmp|map)_at_[1-9]\d{0,2}$", description="r_at_<k>, mmp_at_<k> or map_at_<k>, k to 999")
+]
+
 Strategy = Literal["round_robin", "balanced", "dataset_size", "square_root", "temperature", "fixed"]
 Signal = Literal["loss", "relative_loss", "remaining_loss", "progress", "gap"]
 
@@ -203,11 +208,9 @@ class AllocationParams(DataParams):
         "temperature: by training images to the power of 1, 0.5, `sampler_alpha`",
     )
     sampler_init: Strategy = Field("round_robin", description="allocation of the dynamic sampler's first window")
-    sampler_alpha: float = Field(
-        0.3,
-        ge=0,
-        le=1,
-        description="of 'temperature': shares are proportional to images^alpha; 1: dataset_size, 0: equal",
+    sampler_alpha: float = Field(0.3, ge=0, le=1, description="of 'temperature': images^alpha, 0: equal shares")
+    sampler_order: Literal["random", "even"] = Field(
+        "random", description="of the domains' slots; random: the paper's; even: each domain's at equal distances"
     )
     fixed_shares: dict[str, NotNegative] = Field(
         {}, description="domain -> share of steps for 'fixed'; scaled to sum 1"
@@ -385,7 +388,7 @@ class DistillParams(ComputeParams):
                 raise ValueError(f"{name!r} is no name of a teacher: expected letters, digits, _ and -")
             if isinstance(values, Mapping):
                 try:
-                    values = TeacherParams(**values)
+                    values = TeacherParams(**{str(key): value for key, value in values.items()})
                 except ParameterError as error:
                     raise ValueError("; ".join(f"'{name}': {k}: {v}" for k, v in error.problems.items())) from None
             found[name] = values

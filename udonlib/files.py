@@ -355,7 +355,8 @@ def located(data: Any) -> Any:
 
     Raises: ValueError for a list that is empty, or names something twice or not at all.
     """
-    if not isinstance(data, str | os.PathLike | list | tuple) or data in ("", "miniuned", "auto"):
+    places = data if isinstance(data, list | tuple) else [data]
+    if not all(isinstance(place, str | os.PathLike) for place in places) or data in ("", "miniuned", "auto"):
         return data
     paths = [path if path in ("", "miniuned") else os.path.abspath(os.path.expanduser(path)) for path in sources(data)]
     if len(set(paths)) < len(paths) or "" in paths or not paths or "auto" in sources(data):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from udonlib.fields import (
     Neighbours,
     NotNegative,
     Positive,
+    Processes,
     Seed,
     Side,
     Steps,
@@ -38,7 +39,7 @@ Augmentation = Literal["none", "crop_flip", "affine", "affine_colour"]
 NO_TEACHERS = {"w_ce_teacher": 0.0, "w_kl": 0.0, "w_rel": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "udon": {},
-    "udon_plus": {"classifier": "joint", "teacher_hidden_dims": (512,), "w_kl": 0.0, "w_rel": 4.0},
+    "udon_plus": {"classifier": "joint", "w_kl": 0.0, "sampler_order": "even"},
     "us_rr": {"classifier": "separate", "sampler": "round_robin", **NO_TEACHERS},
     "us_ds": {"classifier": "separate", "sampler": "dataset_size", **NO_TEACHERS},
     "uj_rr": {"classifier": "joint", "sampler": "round_robin", **NO_TEACHERS},
@@ -48,15 +49,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "features": {"steps": 0, "sampler": "round_robin", **NO_TEACHERS},
     "unic": {"w_ce_student": 0.0, "sampler_loss": "student", **NO_TEACHERS},
 }
-# Recipes whose values are a start: each may be set otherwise, to see what it gives. Measured for a pretrained backbone;
-# from scratch relational distillation of weight 4 keeps the embedding from spreading (LOG.md).
+# Recipes whose values are a start: each may be set otherwise, to see what it gives. Measured for pretrained backbones.
 OPEN_RECIPES = {"udon_plus"}
 # Where a run happens and how it reports, not what it computes: outside the run's automatic name, like the seed, which
 # stands in the name by itself, so that the seeds of one setting share the name's last part.
 WITHOUT_EFFECT = {
     *("run", "outputs", "seed", "device", "n_workers", "n_threads", "cache_images"),
     *("eval_batch_size", "log_every", "checkpoint_every", "overwrite", "check_data"),
-    "max_cache_gb",
+    *("max_cache_gb", "processes", "split_classes_from"),
 }
 
 
@@ -90,6 +90,9 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
     check_data: Literal["refuse", "warn", "skip"] = Field(
         "refuse",
         description="before training, look at the data for seconds: refuse broken data, say what was found, or do not",
+    )
+    processes: Processes = Field(
+        1, ge=1, description="that share each batch of a run begun in a notebook; from a terminal torchrun says it"
     )
     cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
 
@@ -136,7 +139,13 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
     normalise_features: bool = Field(True, description="scale features to unit norm before the heads")
 
     steps: Steps = Field(221_180, ge=0, description="optimizer steps; 221,180 is 10 epochs of UnED")
-    patience: Steps = Field(0, ge=0, description="validations without a better one after which training stops; 0: none")
+    extend: Steps = Field(0, ge=0, description="steps beyond `steps` that a finished run is given: see `part_at`")
+    seams: tuple[Annotated[Steps, Field(ge=1)], ...] = Field(
+        (), description="steps at which the run was given more; it writes them itself"
+    )
+    patience: Steps = Field(
+        0, ge=0, description="validations without a better one, frozen steps aside, after which training stops; 0: none"
+    )
     frozen_steps: Steps = Field(44_236, ge=0, description="first steps, in which the backbone is frozen")
     batch_size: Images = Field(128, ge=2, description="images per step")
     domains_per_batch: Images = Field(1, ge=1, description="equal parts of a batch, each of one domain")
@@ -164,6 +173,15 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
 
     classifier: Literal["separate", "joint"] = Field(
         "separate", description="the student's softmax: over the classes of the image's domain, or of all domains"
+    )
+    class_sample: float = Field(
+        1.0, gt=0, le=1, description="share of the classes, besides those of its images, that a step's softmax sees"
+    )
+    split_classes_from: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000_000,
+        description="classes of all domains from which on each of several processes holds a part of them",
     )
     classification: Literal["normface", "cosface", "arcface"] = Field(
         "normface", description="margin softmax of student and teachers"
@@ -257,6 +275,8 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
             wrong["offline_teachers"] = f"found {self.offline_teachers!r}, but recipe '{self.recipe}' has no teachers"
         if self.steps == 0 and self.recipe != "features":
             wrong["steps"] = f"found 0, expected at least 1 for recipe '{self.recipe}'"
+        if list(self.seams) != sorted({seam for seam in self.seams if 0 < seam < self.steps}):
+            wrong["seams"] = f"found {list(self.seams)}, expected rising steps before the last of {self.steps}"
         if self.recipe == "specialist" and self.domains != "all" and len(self.domains) > 1:
             wrong["domains"] = f"found {', '.join(self.domains)}, expected one domain for recipe 'specialist'"
         if self.weights is not None and self.pretrained:
@@ -278,6 +298,23 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
             return self.image_size
         n_stages = math.ceil((self.image_size - self.start_image_size) / 8)
         return self.start_image_size + 8 * (step * n_stages // self.growing_steps)
+
+    def part_at(self, step: int) -> tuple[int, int]:
+        """First step and length of the part of the training that a step (from 0) belongs to.
+
+        A run that was given more steps has a part until each seam, and one after the last. Each part follows the
+        schedule by itself: with `cosine` the rates begin anew at their full height, without a warm-up, and come down to
+        0 at its end (a warm restart: Loshchilov and Hutter, SGDR, 2017); with `constant` they stay. So the steps that
+        were done already are those of the run as it was, and the same parameters repeat all of it.
+        """
+        ends = [*self.seams, self.steps]
+        end = next((end for end in ends if step < end), self.steps)
+        start = max((seam for seam in self.seams if seam < end), default=0)
+        return start, end - start
+
+    def part_end(self, step: int) -> int:
+        """The step after the last one of the part that a step belongs to."""
+        return sum(self.part_at(step))
 
     @property
     def has_teachers(self) -> bool:
@@ -303,7 +340,7 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
         """
         if self.run != "auto":
             return self.run
-        values = self.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=True)
+        values = self.model_dump(mode="json", exclude=WITHOUT_EFFECT | {"extend"}, exclude_defaults=True)
         digits = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
         stem = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(Path(place).stem for place in sources(self.data))) or "data"
         return f"{self.recipe}-{stem[:100]}-s{self.seed}-{digits}"

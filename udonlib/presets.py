@@ -5,7 +5,7 @@ models' defaults. A notebook adds the values of its parameters cell and those th
 """
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -19,6 +19,7 @@ from udonlib.fields import (
     Device,
     FolderName,
     Images,
+    Metric,
     Neighbours,
     NotNegative,
     Positive,
@@ -210,7 +211,7 @@ class GapParams(RunDataParams):
     """What gaps.ipynb compares: student, teachers and specialists of a finished run. Nothing is trained."""
 
     run: str = Field(
-        "latest", min_length=1, description="name or path of a finished run with teachers; 'latest': it finished last"
+        "latest", min_length=1, description="name or path of a run with teachers; 'latest': it finished last"
     )
     specialists: str = Field(
         "auto",
@@ -246,6 +247,9 @@ class EvaluateParams(ComputeParams):
     subset: Literal["test", "val"] = Field("test", description="the queries, with the index that they search")
     all_as_test: bool = Field(False, description="every image of the data is a test query, whatever its split or class")
     k: Neighbours = Field(5, description="neighbours counted by mMP@k")
+    metrics: tuple[Metric, ...] = Field(
+        ("map_at_5", "r_at_5", "r_at_20"), description="beside R@1 and mMP@k: r_at_<k>, mmp_at_<k>, map_at_<k>"
+    )
     save_descriptors: bool = Field(False, description="write the student's embeddings of every split as well")
     name: FolderName = Field("auto", description="folder under outputs/evaluations; 'auto': from what is evaluated")
     overwrite: bool = Field(False, description="evaluate anew where the folder holds an evaluation already")
@@ -258,6 +262,11 @@ class EvaluateParams(ComputeParams):
         "error", description="stop at an image that cannot be read, or leave it out of queries and index"
     )
     cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The latest run, where nothing is named that could be evaluated."""
+        return {} if {"run", "checkpoint", "descriptors"} & values.keys() else {"run": "latest"}
 
     @model_validator(mode="after")
     def _one_source(self) -> "EvaluateParams":
@@ -280,18 +289,17 @@ class GridParams(ResultParams):
         ("table",),
         description="'table' (those of RESULTS.md), 'all' (params/ablations, of the base's kind), recipes and presets",
     )
-    base: str = Field(
-        "miniuned_pretrained", min_length=1, description="preset that every row changes: its name or path"
-    )
+    base: str = Field("miniuned_pretrained", min_length=1, description="name or path of the preset that rows change")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), description="seeds of each row")
     baseline: str = Field("udon", min_length=1, description="row that the others are compared with; it always runs")
     jobs: Processes = Field(1, ge=1, description="runs at a time; they share the CPU's cores")
     steps: Steps | None = Field(
         None, ge=1, description="steps of every row that does not set its own; None: as the base says"
     )
-    grid: FolderName = Field(
-        "auto",
-        description="folder name under outputs/ablations; 'auto': from the rows and the base",
+    grid: FolderName = Field("auto", description="folder under outputs/ablations; 'auto': from the rows and the base")
+    n_threads: Processes = Field(0, ge=0, description="threads of each run; 0: the cores, shared by `jobs`")
+    train: Literal["auto", "yes", "no"] = Field(
+        "auto", description="whether to train what is missing; 'auto': unless a person looks, who is shown the plan"
     )
     device: Device = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -355,11 +363,11 @@ class SamplerParams(RunDataParams):
 class EmbeddingsParams(RunDataParams, ComputeParams):
     """What embeddings.ipynb shows: the test images of a finished run in two dimensions, and who is near whom."""
 
-    run: str = Field("latest", min_length=1, description="name or path of a finished run; 'latest': it finished last")
+    run: str = Field("latest", min_length=1, description="name or path of a run; 'latest': it finished last")
     embedder: Literal["student", "teacher"] = Field(
         "student", description="whose neighbours, hubs and confusions are shown; the map shows both"
     )
-    projection: Literal["pca", "umap"] = Field("pca", description="pca: at once; umap: a minute or more, then kept")
+    projection: Literal["quick", "umap", "pca"] = Field("quick", description="quick: seconds; umap: minutes; or pca")
     max_points: Images = Field(25_000, ge=10, description="images on the map; of more, an equal number of each domain")
     k: Neighbours = Field(5, description="neighbours of each query that count and are shown")
     n_hubs: int = Field(8, ge=1, le=40, description="hubs of the index that are shown")
@@ -382,6 +390,8 @@ class RunsParams(ResultParams):
     )
     run_b: str = Field("auto", min_length=1, description="the same of B; 'auto': the best one")
     run: str | None = Field(None, min_length=1, description="B by the name that other notebooks have for a run")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="of the curves at first: weight of what was, 0 to 1")
+    log_axis: bool = Field(False, description="whether losses, rate and gradient have logarithmic axes at first")
     k: Neighbours = Field(5, description="neighbours that the galleries show of each list")
     n_queries: Shown = Field(8, description="queries in each gallery, shared by the domains")
     seed: Seed = Field(0, description="seed of the galleries' choice")

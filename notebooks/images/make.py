@@ -26,13 +26,14 @@ SHOWN = {  # notebook -> the cell whose figure says most about it, and the figur
     "evaluate": ("evaluate-12", 13),
     "distill": ("distill-04", 11),
     "ablations": ("ablations-10", 11),
-    "gaps": ("gaps-06", 13),
+    "gaps": ("gaps-06", 11),
     "sampler": ("sampler-08", 11),
     "embeddings": ("embeddings-04", 10),
     "runs": ("runs-14", 13),
     "steer": ("steer-07", 15),
     "search": ("search-04", 0),
     "release": ("release-07", 13),
+    "cost": ("cost-06", 13),
 }
 
 
@@ -42,9 +43,9 @@ def picture(cell: nbformat.NotebookNode, font_size: int) -> Image.Image:
     for data in shown:
         if PLOTLY in data:
             return draw(data[PLOTLY], font_size)
-        if "image/jpeg" in data:
-            sheet = Image.open(io.BytesIO(base64.b64decode(data["image/jpeg"])))
-            return sheet.crop((0, 0, WIDTH, HEIGHT))
+        if found := re.search(r"data:image/webp;base64,([\w+/=]+)", data.get("text/html", "")):
+            sheet = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGBA").crop((0, 0, WIDTH, HEIGHT))
+            return Image.alpha_composite(Image.new("RGBA", sheet.size, "white"), sheet).convert("RGB")
     raise SystemExit(f"cell {cell.id} shows no figure")
 
 
@@ -61,7 +62,8 @@ def draw(figure: dict, font_size: int) -> Image.Image:
             axis["tickfont"] = size
     for note in layout.get("annotations", ()):  # titles of panels among them
         note["font"] = size
-        note["text"] = re.sub(r": (PCA|UMAP).*", "", note.get("text", ""))  # how much of a map is shown: too long here
+        # How much of a map is shown is too long here.
+        note["text"] = re.sub(r":( |<br>)(PCA|UMAP|laid out).*", "", note.get("text", ""))
     image = kaleido.calc_fig_sync(figure, opts={"format": "png", "width": WIDTH, "height": HEIGHT, "scale": SCALE})
     return Image.open(io.BytesIO(image))
 

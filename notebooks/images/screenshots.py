@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from tests.browser.lab import Lab, Notebook, Server, browser, find_chromium, only_run
-from tests.browser.test_explorers import POINT, SHEET
+from tests.browser.test_explorers import POINT
 from tests.helpers.waiting import wait_until
 
 FOLDER = Path(__file__).parent
@@ -92,7 +92,7 @@ def explore(lab: Lab, run: str, outputs: Path) -> None:
     for corner in ((45, -45), (60, 10), (30, 55), (-40, 45), (-55, 0), (-45, -42)):
         page.mouse.move(x + corner[0], y + corner[1], steps=12)
     page.mouse.up()
-    page.locator(SHEET).wait_for()
+    page.locator(".udon-explorer-facts").get_by_text("purity").wait_for()
     show(notebook, ".udon-explorer")
     page.wait_for_timeout(2000)  # the last image at the pointer fades away
     save(page, "explorer")

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.browser.lab import Lab, Server, browser, find_chromium
+from tests.helpers.runs import end_workers
 
 
 @pytest.fixture(scope="package")
@@ -29,7 +30,8 @@ def server(chromium, tmp_path_factory):
 
 
 @pytest.fixture
-def lab(server, chromium):
+def lab(server, chromium, tmp_path):
     opened = Lab(server, chromium)
     yield opened
     opened.close()
+    end_workers(tmp_path)

@@ -290,6 +290,13 @@ class Notebook:
         self.wait_idle()
         self.wait_ready()
 
+    def reload(self) -> None:
+        """Save the notebook and reload its page, whatever the kernel does meanwhile."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
+        self.page.reload()
+        self.wait_for("() => Boolean(window.jupyterapp?.shell.currentWidget?.context?.isReady)")
+        self.wait_for("() => window.jupyterapp.shell.currentWidget.sessionContext.isReady")
+
     def reopen(self) -> "Notebook":
         """Save it, end its kernel, and open what was saved in a page of its own, as on another day."""
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")

@@ -8,7 +8,7 @@ from tests.browser.lab import Lab, Notebook, check_stills
 from tests.helpers.waiting import wait_until
 from udonlib import presets, runs
 
-SHEET = ".udon-explorer-sheet"
+TILE = ".udon-explorer-listed .udon-gallery-tile"
 THUMBNAIL = """() => [...document.querySelectorAll(".udon-explorer *")].some((each) => each.offsetWidth
     && each.style.backgroundImage.includes("data:image"))"""
 # The first point near the middle of a map, in pixels from its corner: where the drawing differs from its background.
@@ -78,13 +78,36 @@ def test_the_table_of_runs_sorts_and_compares(lab, results):
     first = order()
     header.click()
     assert first != order()
-    assert sorted([first, order()]) == [["one", "other", "third"], ["third", "other", "one"]]
+    assert sorted([first, order()]) == [
+        ["one", "third", "other"],
+        ["other", "third", "one"],
+    ]  # by title: udon, uj_rr, us_rr
 
     compared, differences = notebook.text("runs-06"), notebook.text("runs-14")
     [left] = [name for name in first if name not in compared]
     page.locator(f'.udon-runs-widget tr[data-run="{left}"] .udon-runs-a').click()
     notebook.wait_text("runs-06", left)
     wait_until(lambda: notebook.text("runs-14") != differences, "the differences of the new pair")
+    for width in (1440, 1024):
+        page.set_viewport_size({"width": width, "height": 900})
+        box = page.locator(".udon-runs-widget .udon-runs-scroll")
+        assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+        assert page.locator(".udon-runs-widget .udon-runs-sort-r_at_1").is_visible()
+    assert "udon, seed 0" in page.locator('.udon-runs-widget tr[data-run="one"] th').inner_text()
+
+    page.locator('.udon-runs-widget tr[data-run="other"] .udon-runs-edit').click()
+    page.locator(".udon-runs-editor input").first.fill("a short try")
+    page.locator(".udon-runs-editor button", has_text="archive").click()
+    page.locator('.udon-runs-widget tr[data-run="other"]').wait_for(state="hidden")
+    assert "a short try" in (results / "runs" / "other" / "notes.json").read_text()
+    notebook.wait_for("() => !document.querySelector('.udon-runs-widget tr[data-run=other]').checkVisibility()")
+    page.locator(".udon-runs-widget .udon-runs-show-archived").check()
+    page.locator('.udon-runs-widget tr[data-run="other"]').wait_for()
+
+    wait_until(lambda: "uj_rr" in str(notebook.outputs("runs-22")), "the curves, drawn anew for what is shown")
+    page.locator(".udon-runs-widget .udon-runs-filter").fill("uj_rr")
+    alone = "the curves of one run alone"
+    wait_until(lambda: "uj_rr" in (drawn := str(notebook.outputs("runs-22"))) and "'udon'" not in drawn, alone)
     assert notebook.cell_errors() == []
     assert notebook.errors == []
     check_stills(lab, notebook, "[class^=udon-still] table", ".udon-runs-widget")
@@ -104,16 +127,38 @@ def test_the_map_shows_images_at_the_pointer_and_of_a_region(lab, results):
     page.mouse.move(x, y, steps=5)
     notebook.wait_for(THUMBNAIL)
 
-    sheet = page.locator(SHEET)
-    assert not sheet.is_visible()
+    facts = page.locator(".udon-explorer-facts")
+    assert "purity" not in facts.inner_text()
     page.locator(".udon-explorer-student button").nth(1).click()  # the lasso
     page.mouse.move(x - 60, y - 60)
     page.mouse.down()
     for corner in ((60, -60), (60, 60), (-60, 60), (-60, -55)):
         page.mouse.move(x + corner[0], y + corner[1], steps=12)
     page.mouse.up()
-    sheet.wait_for()
-    assert sheet.evaluate("image => image.naturalWidth") > 200
-    assert "purity" in page.locator(".udon-explorer-facts").inner_text()
+    facts.get_by_text("purity").wait_for()
+    tiles = page.locator(TILE)
+    assert tiles.first.locator("img").evaluate("image => image.naturalWidth") > 20
+    tiles.first.click()
+    page.locator(".udon-explorer-near .udon-gallery-head").get_by_text("nearest first").or_(
+        page.locator(".udon-explorer-near").get_by_text("index image")
+    ).first.wait_for()
+    assert "chosen" in tiles.first.get_attribute("class")
+    page.locator(".udon-explorer-shown select").select_option("flags")  # what was selected before is gone
+    facts.get_by_text("purity: 100% flags").wait_for()
+    notebook.wait_for(
+        "() => document.querySelector('.udon-explorer-listed .udon-gallery-tile').title.endsWith('flags')"
+    )
+    first = tiles.first.get_attribute("data-row")
+    page.locator(".udon-gallery-on").click()
+    page.locator(".udon-gallery-head").get_by_text("page 2 of").wait_for()
+    assert tiles.first.get_attribute("data-row") != first
+    page.locator(".udon-explorer-search input").fill("no such class")
+    page.locator(".udon-explorer-search input").press("Enter")
+    page.locator(".udon-explorer-status").get_by_text("No image").wait_for()
+    page.locator(".udon-explorer-search input").fill("")
+    page.locator(".udon-explorer-search input").press("Enter")
+    page.locator(".udon-explorer-export").click()
+    page.locator(".udon-explorer-status").get_by_text("images written to").wait_for()
+    assert list((results / "selections").glob("one-*.csv"))
     assert notebook.errors == []
     check_stills(lab, notebook, "[class^=udon-still] img", ".udon-explorer")

@@ -19,7 +19,7 @@ from udonlib.data.catalog import DataError, load_catalog
 GOOD = {"path": "a.png", "class_id": 1}
 BAD_ENTRIES = {
     "no path": ({"class_id": 1}, "key 'path' is missing"),
-    "a misspelt key": ({"path": "x", "clas_id": 1}, "key 'class_id' is missing.*did you mean 'clas_id'"),
+    "a misspelt key": ({"path": "x", "clas_id": 1}, "key 'class_id' is missing.*is 'clas_id' meant to be 'class_id'"),
     "not an object": ("x.png", "expected an object with path and class_id, found 'x.png'"),
     "a list": (["x.png", 1], "expected an object"),
     "path a number": ({"path": 3, "class_id": 1}, "path must be a string, found 3"),

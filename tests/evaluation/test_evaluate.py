@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import queue
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -181,6 +183,45 @@ def test_every_image_is_read_once_and_progress_ends_at_the_number_of_images(cata
     evaluate(catalog, "test", made_up.load, made_up.embed, heads, progress=lambda done, n: told.append((done, n)))
     assert len(made_up.read) == len(set(made_up.read)) == told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+class Thread:
+    """One of several helpers that are threads of this process."""
+
+    def __init__(self, rank, queues):
+        self.rank, self.size, self._queues = rank, len(queues), queues
+
+    def send(self, value):
+        self._queues[self.rank].put(value)
+
+    def receive(self, rank):
+        return self._queues[rank].get(timeout=60)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_share_what_is_read_and_the_first_one_finds_what_one_finds(catalog, size):
+    bad = (("plain", "a_1"), ("met", "x_1"), ("gld", "i_1"))
+    heads = {"student": linear(1), "teacher": {name: linear(2) for name in catalog.names}}
+    alone = MadeUp(catalog, bad)
+    wanted = evaluate(catalog, "test", alone.load, alone.embed, heads, batch_size=2, chunk_size=4)
+    queues = [queue.Queue() for _ in range(size)]
+    readers = [MadeUp(catalog, bad) for _ in range(size)]
+
+    def find(rank):
+        it, helpers = readers[rank], Thread(rank, queues)
+        return evaluate(catalog, "test", it.load, it.embed, heads, batch_size=2, chunk_size=4, helpers=helpers)
+
+    with ThreadPoolExecutor(size) as pool:
+        found, *others = pool.map(find, range(size))
+    pd.testing.assert_frame_equal(found.table, wanted.table, check_exact=True)
+    pd.testing.assert_frame_equal(found.outcomes, wanted.outcomes, check_exact=True)
+    assert found.skipped.equals(wanted.skipped)
+    for key, neighbours in wanted.neighbours.items():
+        assert np.array_equal(found.neighbours[key].similarity, neighbours.similarity)
+    assert all(other.table.empty and not other.neighbours for other in others)
+    assert sorted(image for reader in readers for image in reader.read) == sorted(alone.read)
+    assert max(len(reader.read) for reader in readers) - min(len(reader.read) for reader in readers) <= 6
+    assert all(queue.empty() for queue in queues)
 
 
 def test_a_query_is_left_out_by_identity_and_its_exact_copy_is_found(catalog):

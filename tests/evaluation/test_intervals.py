@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udonlib.evaluation.intervals import bootstrap_interval, by_query, paired_difference, row_interval, t_values
+from udonlib.evaluation.intervals import (
+    bootstrap_interval,
+    by_query,
+    closed_share,
+    paired_difference,
+    row_interval,
+    t_values,
+    worst_difference,
+    worst_interval,
+)
 
 
 def outcomes(values: dict[str, np.ndarray], seeds: tuple[int, ...] | None = None) -> pd.DataFrame:
@@ -154,6 +163,39 @@ def test_a_difference_uses_the_seeds_that_both_rows_have():
         paired_difference(row, baseline[baseline["seed"] == 1], "r_at_1")
 
 
+def rows_of(means, n_queries=400, seeds=(0, 1, 2)):
+    """Outcomes of so many queries a domain and seed, of which so many percent are right; seeds differ by two points."""
+    tables = []
+    for seed in seeds:
+        for domain, mean in means.items():
+            right = np.arange(n_queries) * 997 % n_queries < (mean + 2 * seed) / 100 * n_queries
+            paths = [f"{domain}/{n}" for n in range(n_queries)]
+            tables.append(pd.DataFrame({"seed": seed, "domain": domain, "path": paths, "r_at_1": right.astype(float)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_the_worst_domain_is_that_of_the_lowest_mean_and_rows_may_have_another_one():
+    baseline, row = rows_of({"flags": 30, "fonts": 20}), rows_of({"flags": 25, "fonts": 40})
+    for table, domain, mean in ((baseline, "fonts", 22), (row, "flags", 27)):
+        [worst] = worst_interval(table, "r_at_1").itertuples()
+        assert (worst.domain, worst.mean) == (domain, pytest.approx(mean, abs=0.3))
+        assert worst.low < worst.mean < worst.high
+    [found] = worst_difference(row, baseline, "r_at_1").itertuples()
+    assert (found.domain, found.mean, found.n_seeds) == ("flags", pytest.approx(5, abs=0.3), 3)
+    # Queries of two domains vary by themselves: +-1.96 sqrt(2 p (1 - p) / n), and so seeds, which are paired.
+    half = 196 * np.sqrt((0.27 * 0.73 + 0.22 * 0.78) / 400)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+    assert not found.excludes_zero
+    [sure] = worst_difference(rows_of({"flags": 60, "fonts": 50}), baseline, "r_at_1").itertuples()
+    assert sure.excludes_zero
+    [same] = worst_difference(rows_of({"flags": 30, "fonts": 21}), baseline, "r_at_1").itertuples()
+    paired = paired_difference(rows_of({"flags": 30, "fonts": 21}), baseline, "r_at_1").set_index("domain")
+    assert (same.mean, same.low, same.high) == tuple(paired.loc["fonts", ["mean", "low", "high"]])
+    of_one_seed = (rows_of(means, seeds=[0]) for means in ({"flags": 60}, {"fonts": 20}))
+    [one] = worst_difference(*of_one_seed, "r_at_1").itertuples()
+    assert not one.excludes_zero
+
+
 def test_one_seed_is_never_enough_to_exclude_zero():
     better, baseline = np.ones((2, 100)), np.zeros((2, 100))
     sure = paired_difference(outcomes({"a": better}), outcomes({"a": baseline}), "r_at_1")
@@ -188,3 +230,43 @@ def test_as_many_numbers_are_drawn_as_a_metric_has_values_however_many_queries_t
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Counting(np.random.PCG64(seed)))
     paired_difference(*sides, "r_at_1", n_resamples=100)
     assert sum(n_drawn) == 100 * 11  # differences of fifths: -5/5 to 5/5
+
+
+# --- shares of a lead ------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_a_lead_counts_the_domains_where_there_is_one():
+    base, lead = np.zeros((3, 200)), np.tile(np.repeat([1.0, 0.0], 100), (3, 1))
+    half = np.tile(np.repeat([1.0, 0.0], [50, 150]), (3, 1))
+    rows = {"a": half, "b": np.zeros((3, 200))}, {"a": base, "b": lead}, {"a": lead, "b": half}
+    found = closed_share(*map(outcomes, rows), "r_at_1").iloc[0]
+    assert found["mean"] == pytest.approx(50)  # of a alone: in b nobody leads the baseline
+    assert 35 < found["low"] < 50 < found["high"] < 65
+    assert found["n_seeds"] == 3
+    same = closed_share(outcomes(rows[2]), outcomes(rows[1]), outcomes(rows[2]), "r_at_1").iloc[0]
+    assert same[["mean", "low", "high"]].tolist() == pytest.approx([100, 100, 100], abs=0.1)
+    assert len(closed_share(outcomes(rows[0]), outcomes(rows[1]), outcomes(rows[1]), "r_at_1")) == 0
+    with pytest.raises(ValueError, match="no seed in common"):
+        closed_share(outcomes(rows[0]), outcomes(rows[1]), outcomes(rows[2], (3, 4, 5)), "r_at_1")
+
+
+def test_a_lead_that_is_not_sure_gives_a_share_without_an_end():
+    generator = np.random.default_rng(0)
+    rows = [{"a": (generator.random((3, 60)) < p).astype(float)} for p in (0.5, 0.5, 0.53)]
+    found = closed_share(*map(outcomes, rows), "r_at_1").iloc[0]
+    assert np.isnan(found[["low", "high"]].astype(float)).any()
+
+
+def test_intervals_of_shares_cover_the_truth():
+    true = 63.7  # of four million queries
+    generator, covered = np.random.default_rng(1), 0
+    for _ in range(30):
+        ease = generator.normal(size=(1, 400))
+        rows = []
+        for level in (0.6, 0.0, 1.0):  # of logits; seeds differ by 0.1 of them
+            seeds = generator.normal(scale=0.1, size=(3, 1))
+            noise = generator.logistic(scale=0.5, size=(3, 400))
+            rows.append({"a": (level + ease + seeds + noise > 0).astype(float)})
+        found = closed_share(*map(outcomes, rows), "r_at_1").iloc[0]
+        covered += bool(found["low"] <= true <= found["high"])
+    assert 26 <= covered <= 30

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udonlib.evaluation.metrics import count_positives, mmp_at_k, r_at_1, relevance
+from udonlib.evaluation.metrics import count_positives, map_at_k, measure, mmp_at_k, r_at_k, ranks_of, relevance
 
 
 def loop_relevant(query, item):
@@ -18,6 +18,14 @@ def loop_mmp(relevant, n, k):
         return 0.0
     n_counted = min(k, n)
     return sum(relevant[:n_counted]) / n_counted
+
+
+def loop_map(relevant, n, k):
+    found, total = 0, 0.0
+    for rank, is_right in enumerate(relevant[:k], 1):
+        found += is_right
+        total += is_right * found / rank
+    return total / min(k, n) if n else 0.0
 
 
 labelled = st.lists(
@@ -62,7 +70,38 @@ def test_mmp_and_recall_equal_a_loop_over_queries(queries, k):
     n_positives = torch.tensor([n for _, n in queries])
     expected = [loop_mmp(flags, n, k) for flags, n in queries]
     assert mmp_at_k(relevant, n_positives, k).tolist() == pytest.approx(expected)
-    assert r_at_1(relevant).tolist() == [float(flags[0]) for flags, _ in queries]
+    assert r_at_k(relevant).tolist() == [float(flags[0]) for flags, _ in queries]
+    assert r_at_k(relevant, k).tolist() == [float(any(flags[:k])) for flags, _ in queries]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 4)), min_size=1, max_size=8),
+    st.integers(1, 6),
+)
+def test_average_precision_equals_a_loop_over_ranks(queries, k):
+    relevant = torch.tensor([flags for flags, _ in queries])
+    n_positives = torch.tensor([n + sum(flags) for flags, n in queries])
+    expected = [loop_map(flags, n + sum(flags), k) for flags, n in queries]
+    assert map_at_k(relevant, n_positives, k).tolist() == pytest.approx(expected)
+    assert measure(f"map_at_{k}", relevant, n_positives).tolist() == pytest.approx(expected)
+
+
+def test_average_precision_rewards_what_comes_early_and_counts_what_stands_behind_the_positives():
+    n_positives = torch.tensor([2, 2, 2, 9])
+    relevant = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    assert map_at_k(relevant, n_positives, 4).tolist() == pytest.approx([1, (1 + 2 / 3) / 2, (1 / 3 + 1 / 2) / 2, 1])
+    assert mmp_at_k(relevant, n_positives, 4).tolist() == pytest.approx([1, 0.5, 0, 1])
+
+
+def test_a_metric_is_known_by_its_name():
+    relevant, n_positives = torch.tensor([[False, True, False]]), torch.tensor([3])
+    found = {name: measure(name, relevant, n_positives).item() for name in ("r_at_1", "r_at_2", "mmp_at_2", "map_at_3")}
+    assert found == pytest.approx({"r_at_1": 0.0, "r_at_2": 1.0, "mmp_at_2": 0.5, "map_at_3": 0.5 / 3})
+    assert ranks_of("map_at_12") == 12
+    with pytest.raises(ValueError, match="'ndcg_at_2'; valid: r_at_<k>, mmp_at_<k>, map_at_<k>"):
+        measure("ndcg_at_2", relevant, n_positives)
+    with pytest.raises(ValueError, match="k is 4, but relevant has 3 ranks"):
+        measure("r_at_4", relevant, n_positives)
 
 
 def test_a_class_with_two_other_images_scores_one_when_both_come_first():
@@ -73,7 +112,7 @@ def test_a_class_with_two_other_images_scores_one_when_both_come_first():
 def test_a_query_without_relevant_images_counts_as_zero():
     relevant = torch.zeros(1, 5, dtype=torch.bool)
     assert mmp_at_k(relevant, torch.tensor([0])).item() == 0.0
-    assert r_at_1(relevant).item() == 0.0
+    assert r_at_k(relevant).item() == 0.0
 
 
 def test_labels_near_the_largest_integer_do_not_collide():
@@ -96,4 +135,4 @@ def test_a_k_beyond_the_ranks_is_refused(k):
 
 def test_recall_without_ranks_is_refused():
     with pytest.raises(ValueError, match="relevant has 0 ranks"):
-        r_at_1(torch.zeros(2, 0, dtype=torch.bool))
+        r_at_k(torch.zeros(2, 0, dtype=torch.bool))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from udonlib.evaluation.metrics import count_positives, mmp_at_k, r_at_1, relevance
+from udonlib.evaluation.metrics import count_positives, mmp_at_k, r_at_k, relevance
 from udonlib.evaluation.search import nearest
 
 
@@ -30,7 +30,7 @@ def check(knn, case, k, queries, query_labels, query_domains, index, index_label
     _, positions = nearest(torch.from_numpy(queries), torch.from_numpy(index), k, itself)
     hit = relevance(positions, *of_both)
     n_positives = count_positives(*of_both, itself)
-    recall, precision = r_at_1(hit), mmp_at_k(hit, n_positives, k)
+    recall, precision = r_at_k(hit), mmp_at_k(hit, n_positives, k)
     if f"{case}/neighbours" in knn:
         assert positions.tolist() == knn[f"{case}/neighbours"].tolist()
         assert n_positives.tolist() == knn[f"{case}/n_positives"].tolist()

@@ -42,6 +42,7 @@ def copy_with(path: Path, out: Path, **values: object) -> Path:
 
 
 PLOTLY = "application/vnd.plotly.v1+json"
+SHEET = "data:image/webp;base64,"  # within HTML
 
 
 SMOKE = ["-f", str(PROJECT / "params" / "smoke.yaml"), "-p", "domains", "flags, earth", "-p", "domains_per_batch", "2"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from udonlib.models.backbones import create_backbone
 from udonlib.models.embedding_model import create_model
 from udonlib.models.teachers import BackboneTokens, Teacher
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE, Processes, World
 from udonlib.training.interventions import Intervention
 from udonlib.training.losses import UdonObjective
+from udonlib.training.parallel.class_shards import KINDS
+from udonlib.training.parallel.world import ONE, Processes, World
 from udonlib.training.unic import UnicObjective
 
 # Layer norm, no attention: batch statistics would be of each process's own images; and of a key's bias, whose gradient
@@ -49,7 +51,11 @@ CASES: dict[str, dict[str, Any]] = {
     "steered": {"sampler_loss": "student", "absent_heads": "decay"},
     "predicting": {"domains_per_batch": 4},
     "unic": {"domains_per_batch": 2, "recipe": "unic", "sampler": "dataset_size", "teachers": FROZEN},
+    "split": {"classification": "arcface", "margin": 0.1, "absent_heads": "decay", "average_decay": 0.9},
+    "split_joint": {"recipe": "uj_rr", "domains_per_batch": 2, "label_smoothing": 0.1, "nested_dims": [4]},
+    "split_offline": {"domains_per_batch": 2, "offline_teachers": "x"},
 }
+SPLIT = {case for case in CASES if case.startswith("split")}
 
 
 WISHES = {
@@ -81,7 +87,8 @@ def _teachers() -> dict[str, Teacher]:
 
 def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
     """Model, records (as far as they do not depend on the clock) and norms of the gradients, of one of the cases."""
-    catalog, changes = load_catalog(str(data)), COMMON | CASES[case]
+    catalog = load_catalog(str(data))
+    changes = COMMON | CASES[case] | {"split_classes_from": 2 if case in SPLIT else 10**9}
     objective = None
     if "offline_teachers" in changes:
         values = {**changes, "recipe": "us_rr", "offline_teachers": None, "pretrained": False, "image_size": 32}
@@ -106,7 +113,20 @@ def train(data: Path, case: str, world: World = ONE) -> dict[str, Any]:
     for record in records:
         record.pop("images_per_s", None)
         record.pop("table", None)
-    return {"weights": weights(trainer), "kept": dict(trainer.kept.state_dict()), "records": records, "norms": norms}
+    state, held = trainer.state_dict(), weights(trainer)
+    left = {"weights": state["model"], "kept": trainer.kept_state()}
+    if not world.is_first:  # what is whole there is of no use here
+        left = {
+            part: {name: value for name, value in of_part.items() if not name.startswith(KINDS) or case not in SPLIT}
+            for part, of_part in left.items()
+        }
+    n_held = {name: len(value) for name, value in held.items() if name.startswith(KINDS)}
+    moments = {
+        f"{number}/{name}": moment
+        for number, of_one in state["optimizer"]["state"].items()
+        for name, moment in of_one.items()
+    }
+    return left | {"records": records, "norms": norms, "n_held": n_held, "moments": moments}
 
 
 def train_together(folder: Path, size: int, cases: list[str]) -> list[dict[str, Any]]:
@@ -154,6 +174,16 @@ def sums(world: World) -> dict[str, Any]:
     counts, mean = torch.tensor([world.rank + 1, 5]), torch.full((2,), world.rank + 1.0)
     world.sum_([maps, counts])
     total = world.sum(torch.tensor(2.0))
+    holder, passed = torch.nn.Linear(2, 1), []
+    with torch.no_grad():
+        holder.weight.fill_(world.rank)
+    world.share(holder)
+    for number in range(20 * (not world.is_first)):  # more than may be on their way
+        world.send((world.rank, number))
+    sent = [world.receive(rank) for _ in range(20) for rank in range(1, world.size)] if world.is_first else []
+    for _ in world.in_turn(range(2)):
+        passed.append(time.monotonic_ns())  # one clock for all processes
+        time.sleep(0.01)
     world.average_([mean])
     return {
         "rows": [world.rows(7).start, world.rows(7).stop],
@@ -164,6 +194,10 @@ def sums(world: World) -> dict[str, Any]:
         "counts": counts,
         "total": total,
         "mean": mean,
+        "shared": holder.weight.tolist(),
+        "sent": sent,
+        "passed": passed,
+        "collected": world.collect(f"of {world.rank}"),
     }
 
 

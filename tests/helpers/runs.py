@@ -1,8 +1,15 @@
-"""A run brought to its end, and what its checkpoint holds."""
+"""A run brought to its end, what its checkpoint holds, and processes of runs that a test leaves."""
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import torch
+
+from udonlib.runs.apart.process import Worker, read_sign
+from udonlib.runs.folder import RunFolder
 
 
 def finish(run):
@@ -31,3 +38,11 @@ def assert_same_state(first, second):
             continue
         same = torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
         assert same, key
+
+
+def end_workers(folder: Path) -> None:
+    """Kill the processes that train runs somewhere in a folder: they outlive whoever began them, tests too."""
+    for file in folder.rglob("worker.lock"):
+        run = RunFolder(file.parent)
+        if Worker(run).is_alive and (number := read_sign(run).get("pid")):
+            os.kill(number, signal.SIGKILL)

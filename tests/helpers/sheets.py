@@ -24,10 +24,12 @@ def neighbours(catalog: Catalog, domain: str, hit: list[list[bool]], embedder: s
     return Neighbours(embedder, domain, "merged", paths, position, np.zeros(hits.shape, np.float32), hits, searched)
 
 
-def pixels(image: sheets.Image) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(image.data)).convert("RGB")).astype(int)
+def pixels(image: sheets.Picture) -> np.ndarray:
+    """A sheet on a white page."""
+    opened = Image.open(io.BytesIO(image.data))
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened).convert("RGB")).astype(int)
 
 
 def near(colour: str, found: np.ndarray) -> np.ndarray:
-    """Where an image has a colour, as far as JPEG keeps it."""
-    return (np.abs(found - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]) < 12).all(axis=2)
+    """Where an image has a colour, as far as WebP keeps it: of a frame's four pixels about half, those inside."""
+    return (np.abs(found - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]) < 16).all(axis=2)

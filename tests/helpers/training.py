@@ -9,8 +9,8 @@ from udonlib.data.images import ImageReader, WindowLoader
 from udonlib.models.backbones import create_backbone
 from udonlib.models.embedding_model import create_model
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE
 from udonlib.training.losses import Objective
+from udonlib.training.parallel.world import ONE
 from udonlib.training.trainer import Trainer
 
 SMALL = {

@@ -128,6 +128,19 @@ def test_two_threads_that_want_the_same_umap_compute_it_once(tmp_path, monkeypat
     assert running == [0]
 
 
+def test_a_quick_layout_is_kept_by_its_vectors_and_settings(tmp_path, monkeypatch):
+    assert not projections.is_kept(clouds(), Umap(), tmp_path, "quick")
+    first = projections.quick(clouds(), Umap(), tmp_path)
+    assert np.abs(first).max() == pytest.approx(1)
+    assert projections.is_kept(clouds(), Umap(), tmp_path, "quick")
+    assert not projections.is_kept(clouds(), Umap(), tmp_path, "umap")
+    assert not projections.is_kept(clouds(), Umap(seed=1), tmp_path, "quick")
+    monkeypatch.setattr(projections, "laid_out", None)  # a second computation would fail
+    np.testing.assert_array_equal(projections.quick(clouds(), Umap(), tmp_path), first)
+    monkeypatch.setattr(projections, "QUICK_VERSION", 2)
+    assert not projections.is_kept(clouds(), Umap(), tmp_path, "quick")
+
+
 @pytest.mark.parametrize("n", [0, 1, projections.LEAST - 1])
 def test_too_few_vectors_for_umap_are_projected_by_pca(tmp_path, n):
     vectors = clouds(60)[:n]

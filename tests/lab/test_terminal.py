@@ -1,6 +1,8 @@
 """What the terminal shows while papermill executes a notebook: what the cells say, in full, and nothing else."""
 
 import logging
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -63,3 +65,22 @@ def test_the_engine_is_installed_by_the_name_that_make_uses():
     [installed] = entry_points(group="papermill.engine", name="udon")
     assert installed.load() is terminal.TerminalEngine
     assert "--engine udon" in (PROJECT / "Makefile").read_text()
+
+
+def test_a_parameter_of_a_run_is_not_called_unknown_and_another_word_is(caplog):
+    with caplog.at_level(logging.WARNING, logger="papermill"):
+        for name in ("w_rel", "wrel"):
+            terminal.logger.warning(f"Passed unknown parameter: {name}")
+        terminal.logger.warning("w_rel")
+    assert caplog.messages == ["Passed unknown parameter: wrel", "w_rel"]
+
+
+def test_papermill_knows_it_whichever_engine_is_used(tmp_path):
+    cell = nbformat.v4.new_code_cell("steps = 1", metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "-p", "w_rel", "2", "-p", "other", "1"]
+    done = subprocess.run([*command, "--prepare-only"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Passed unknown parameter: other" in done.stderr
+    assert "Passed unknown parameter: w_rel" not in done.stderr

@@ -73,7 +73,10 @@ def test_a_domain_may_have_any_name_and_parameters_keep_their_order():
     backbone = create_backbone("test_vit", pretrained=False, image_size=32)
     model = EmbeddingModel(backbone, {"type": 3, "a.b": 4, "children": 5}, student_dim=8, teacher_dim=8)
     assert model.outputs(model.features(IMAGES), "a.b").teacher_cosines.shape == (4, 4)
-    assert model.rival_cosines(model.embed(IMAGES), "type").shape == (4, 9)
+    some = model.outputs(model.features(IMAGES), "children", torch.tensor([0, 3]))
+    whole = model.outputs(model.features(IMAGES), "children")
+    assert torch.allclose(some.student_cosines, whole.student_cosines[:, [0, 3]])
+    assert torch.allclose(some.teacher_cosines, whole.teacher_cosines[:, [0, 3]])
     names = [name for name, _ in model.named_parameters() if not name.startswith(("backbone", "student."))]
     prototypes = [f"{{}}_prototypes.{key}" for key in ("a/b", "children", "type")]
     heads = [f"teachers.{key}.layers.0.{part}" for key in ("type", "a/b", "children") for part in ("weight", "bias")]

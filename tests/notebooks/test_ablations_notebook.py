@@ -74,7 +74,7 @@ def test_a_run_that_fails_is_shown_with_its_message_and_the_rest_goes_on(execute
 def test_results_and_differences_are_shown_with_intervals(executed):
     shown = outputs(executed / "ablations.ipynb")
     titles = [data[PLOTLY]["layout"]["title"]["text"] for data in shown if PLOTLY in data]
-    assert titles == ["Difference to udon, mean of the domains, 95%", "Allocation"]
+    assert titles == ["Difference to udon, mean of the domains, 95%", "Curves of all runs above", "Allocation"]
     tables = [table for table in html(executed) if "no_kl</td>" in table]
     assert len(tables) == 4
     assert tables[0].count("±") == 2 * 2 + 2  # two metrics of two rows, and two differences

@@ -11,7 +11,7 @@ import pytest
 from tests import PROJECT
 from tests.helpers.catalogs import write_image_folder, write_uned_tree
 from tests.helpers.evaluations import figures, stamps
-from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill, text
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SHEET, outputs, papermill, text
 from tests.helpers.training import SMALL
 from tests.helpers.uned_tree import write_uned_tree as write_official_tree
 from udonlib.params import TrainParams
@@ -63,16 +63,17 @@ def test_a_run_is_evaluated_on_somebodys_own_folder(run, evaluated):
     assert set(found["embedder"]) == {"student"}
     assert found["domain"].tolist() == ["cats", "dogs", "mean"] * 2
     tables = [part for part in html(out) if "R@1</th>" in part]
-    assert ["merged index," in part for part in tables] == [True, False]
-    assert ["separate index," in part for part in tables] == [False, True]
-    assert all(len(re.findall(r"\d+\.\d <small>± \d+\.\d<", part)) == 3 * 2 for part in tables)
+    corners = [re.findall("merged index,|student, percent|separate index,", part) for part in tables]
+    assert corners == [["merged index,"], ["student, percent"], ["separate index,"]]
+    figures_of = [len(re.findall(r"\d+\.\d <small>± \d+\.\d<", part)) for part in tables]
+    assert figures_of == [3 * 2, 3 * 5, 3 * 2]  # R@1 and mMP@5, and beside them mAP@5, R@5 and R@20
     for value in found.query("index == 'merged'")["r_at_1"]:
         assert f"{value:.1f} <small>" in tables[0]
     shown = outputs(out)
     titles = [data[PLOTLY]["layout"]["title"]["text"] for data in shown if PLOTLY in data]
-    assert [title.split()[0] for title in titles] == ["Test", "Lost"]
+    assert [title.split()[0] for title in titles] == ["Test", "R@k", "Lost"]
     assert all(len(data["image/png"]) > 5_000 for data in shown if PLOTLY in data)
-    assert sum("image/jpeg" in data for data in shown) == 1
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 1
     assert any(str(results) in part for part in html(out))
     assert out.stat().st_size < MAX_BYTES
     assert "widgets" not in nbformat.read(out, 4).metadata
@@ -93,14 +94,15 @@ def test_it_is_shown_again_without_evaluating(run, evaluated, warm_papermill):
     assert stamps(results) == before
     assert text(again).splitlines()[-1].endswith("separate; evaluated before")
     assert any("(finished: shown again)" in part for part in html(again))
-    assert sum(PLOTLY in data for data in outputs(again)) == 2
+    assert sum(PLOTLY in data for data in outputs(again)) == 3
 
 
 def test_a_mistake_ends_in_one_message_and_leaves_nothing(tmp_path, warm_papermill):
     out = tmp_path / "out.ipynb"
     done = evaluate(warm_papermill, out, tmp_path / "o")
     assert done.returncode != 0
-    assert "parameter 'run': found none of run, checkpoint and descriptors, expected exactly one" in done.stderr
+    assert "parameter 'run': found 'latest', but there is no run with a checkpoint in" in done.stderr
+    assert "train one: make train" in done.stderr
     assert "Traceback" not in "".join(str(data) for data in outputs(out))
     assert not (tmp_path / "o").exists()
 
@@ -115,7 +117,7 @@ def test_uneds_own_layout_with_a_run_and_with_descriptors(run, tmp_path, warm_pa
     assert list(dict.fromkeys(found["domain"])) == "food2k cars sop inshop inat met gldv2 rp2k mean".split()
     n_index = found.query("index == 'separate'").set_index("domain")["n_index"]
     assert n_index[["inshop", "met", "gldv2"]].tolist() == [5, 13, 19]
-    assert sum("image/jpeg" in data for data in outputs(out)) == 1
+    assert sum(SHEET in data.get("text/html", "") for data in outputs(out)) == 1
 
     theirs = tmp_path / "theirs.json"
     with np.load(ours / "descriptors.npz") as arrays:

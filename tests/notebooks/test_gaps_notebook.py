@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests import PROJECT
-from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SHEET, outputs, papermill
 from udonlib import presets, runs
 
 NOTEBOOK = PROJECT / "notebooks" / "gaps.ipynb"
@@ -40,7 +40,7 @@ def test_every_figure_and_gallery_shows(executed):
     titles = [data[PLOTLY]["layout"]["title"]["text"] for data in shown if PLOTLY in data]
     assert [title.split()[0] for title in titles] == ["Lead", "Validation:", "R@1", "Agreement", "Wrong"]
     assert "not validated" not in titles[1]
-    assert sum("image/jpeg" in data for data in shown) == 2
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 2
     assert all(len(data["image/png"]) > 5_000 for data in shown if PLOTLY in data)
     assert (executed / "gaps.ipynb").stat().st_size < MAX_BYTES
 
@@ -74,7 +74,7 @@ def test_exported_html_holds_every_figure(executed):
     assert done.returncode == 0, done.stderr
     html = (executed / "gaps.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{5000}', html)) == 5
-    assert len(re.findall(r'src="data:image/jpeg;base64,[\w+/]{10000}', html)) == 2
+    assert len(re.findall(r'src="data:image/webp;base64,[\w+/]{10000}', html)) == 2
     assert len(html) < MAX_BYTES
 
 

@@ -16,7 +16,16 @@ import nbformat
 import pytest
 import yaml
 
-from tests.helpers.notebookfiles import MAX_BYTES, NOTEBOOKS, PLOTLY, copy_with, outputs, parameter_names, sources
+from tests.helpers.notebookfiles import (
+    MAX_BYTES,
+    NOTEBOOKS,
+    PLOTLY,
+    SHEET,
+    copy_with,
+    outputs,
+    parameter_names,
+    sources,
+)
 from tests.helpers.taught import small_teachers, write_teachers
 from udonlib import runs
 from udonlib.lab.pictures import pictures
@@ -108,7 +117,9 @@ def test_it_shows_something_without_widgets(path, executions):
     shown = outputs(executed.notebook)
     assert [data for data in shown if WIDGET in data] == []
     assert "widgets" not in nbformat.read(executed.notebook, 4).metadata
-    assert sum(PLOTLY in data or "image/jpeg" in data or "<table" in data.get("text/html", "") for data in shown) > 1
+    assert (
+        sum(PLOTLY in data or re.search(f"{SHEET}|<table", data.get("text/html", "")) is not None for data in shown) > 1
+    )
 
 
 @per_notebook
@@ -121,7 +132,7 @@ def test_its_export_holds_every_figure(path, executions):
     assert [data[PLOTLY]["layout"].get("title") for data in figures if len(data.get("image/png", "")) < 2_500] == []
     # Stored as PNG beside the interactive figure, which nbconvert's page could not draw.
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{2500}', html)) >= len(figures)
-    assert html.count('src="data:image/jpeg;base64,') >= sum("image/jpeg" in data for data in shown)
+    assert html.count(SHEET) >= sum(SHEET in data.get("text/html", "") for data in shown)
     assert len(html) < MAX_BYTES
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests import PROJECT
 from tests.helpers.catalogs import write_image_folder
-from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SMOKE, outputs, papermill, text
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SHEET, SMOKE, outputs, papermill, text
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_train_notebook_leaves_figures_that_show_everywhere(trained):
     assert len(titles) == 5
     assert [title.split()[0] for title in titles] == ["Training", "Allocation", "Validation,", "Test,", "From"]
     assert all(len(data["image/png"]) > 5_000 for data in figures)
-    assert sum("image/jpeg" in data for data in shown) == 1
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 1
     assert any("plot-img" in data.get("text/html", "") for data in shown)  # images no wider than JupyterLab's cells
     assert (trained / "train.ipynb").stat().st_size < MAX_BYTES
 
@@ -67,7 +67,7 @@ def test_exported_html_holds_every_figure_as_an_image(trained):
     assert done.returncode == 0, done.stderr
     html = (trained / "train.html").read_text()
     assert len(re.findall(r'src="data:image/png;base64,[\w+/]{5000}', html)) == 5
-    assert len(re.findall(r'src="data:image/jpeg;base64,[\w+/]{10000}', html)) == 1
+    assert len(re.findall(r'src="data:image/webp;base64,[\w+/]{10000}', html)) == 1
 
 
 def test_running_again_from_the_notebooks_folder_shows_the_finished_run(trained):
@@ -113,7 +113,7 @@ def test_the_data_notebook_shows_somebodys_own_folder(tmp_path, warm_papermill):
     assert done.returncode == 0, done.stderr[-3000:]
     shown = outputs(out)
     assert sum(PLOTLY in data for data in shown) == 2
-    assert sum("image/jpeg" in data for data in shown) == 1
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 2  # samples, augmented ones
     assert any(">cats<" in data.get("text/html", "") for data in shown)
     assert "fingerprint" in text(out)
     assert re.search(r"^Verdict: broken. images that cannot be read: 1; checked the files of all", text(out), re.M)

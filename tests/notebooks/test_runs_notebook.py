@@ -11,7 +11,7 @@ import pytest
 
 from tests import PROJECT
 from tests.helpers.catalogs import write_uned_tree
-from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, outputs, papermill
+from tests.helpers.notebookfiles import MAX_BYTES, PLOTLY, SHEET, outputs, papermill
 from tests.helpers.runfolders import write_run
 from tests.helpers.training import SMALL
 from udonlib import runs
@@ -51,8 +51,8 @@ def html(path: Path) -> str:
 def test_every_table_figure_and_gallery_shows(executed):
     shown = outputs(executed / "runs.ipynb")
     titles = [data[PLOTLY]["layout"]["title"]["text"] for data in shown if PLOTLY in data]
-    assert [title.split()[0] for title in titles] == ["Curves", "Allocation", "What"]
-    assert sum("image/jpeg" in data for data in shown) == 2
+    assert [title.split()[0] for title in titles] == ["Curves", "Curves", "Allocation", "What"]
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 2
     text = html(executed / "runs.ipynb")
     assert [name for name in ("student", "taught", "stopped", "damaged") if f'<tr data-run="{name}">' not in text] == []
     assert "not shown" not in text
@@ -79,8 +79,8 @@ def test_the_exported_page_sorts_and_holds_every_figure(executed):
     done = subprocess.run(command, cwd=executed, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     page = (executed / "runs.html").read_text()
-    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', page)) == 3
-    assert len(re.findall(r'src="data:image/jpeg;base64,[\w+/]{5000}', page)) == 2
+    assert len(re.findall(r'src="data:image/png;base64,[\w+/]{10000}', page)) == 4
+    assert len(re.findall(r'src="data:image/webp;base64,[\w+/]{1500}', page)) == 2
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -91,7 +91,11 @@ def test_the_exported_page_sorts_and_holds_every_figure(executed):
         shown.goto((executed / "runs.html").as_uri())
         shown.locator(".udon-runs-sort-run").click()
         names = "[...document.querySelectorAll('.udon-runs tbody tr')].map((row) => row.dataset.run)"
-        assert shown.evaluate(names) == ["damaged", "stopped", "student", "taught"]
+        titles = "[...document.querySelectorAll('.udon-runs tbody th')].map((cell) => cell.dataset.v)"
+        upwards = shown.evaluate(titles)
+        shown.locator(".udon-runs-sort-run").click()
+        assert (upwards, shown.evaluate(titles)) == (sorted(upwards), sorted(upwards, reverse=True))
+        assert sorted(shown.evaluate(names)) == ["damaged", "stopped", "student", "taught"]
         assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")  # wide tables scroll by themselves
         browser.close()
 
@@ -100,13 +104,13 @@ def test_a_folder_without_runs_and_one_with_a_single_run_are_useful(tmp_path, wa
     done = warm_papermill(NOTEBOOK, tmp_path / "none.ipynb", "-p", "outputs", str(tmp_path / "nothing"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "No runs yet" in html(tmp_path / "none.ipynb")
-    assert html(tmp_path / "none.ipynb").count("Nothing to compare yet") == 9
+    assert html(tmp_path / "none.ipynb").count("Nothing to compare yet") == 10
     assert not (tmp_path / "nothing").exists()
     write_run(tmp_path / "results", "only")
     done = warm_papermill(NOTEBOOK, tmp_path / "one.ipynb", "-p", "outputs", str(tmp_path / "results"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert '<tr data-run="only">' in html(tmp_path / "one.ipynb")
-    assert html(tmp_path / "one.ipynb").count("Nothing to compare yet") == 9
+    assert html(tmp_path / "one.ipynb").count("Nothing to compare yet") == 10
 
 
 def test_an_unknown_run_ends_in_one_message(tmp_path, warm_papermill):

@@ -6,14 +6,17 @@ import math
 import os
 import random
 import shutil
+import threading
 from contextlib import suppress
 
 import pytest
 import torch
 
+from tests.helpers.waiting import SECONDS
 from udonlib.errors import UserError
+from udonlib.files import DiskError
 from udonlib.runs import checkpoints as runcheckpoints
-from udonlib.runs.checkpoints import Checkpoints, load_checkpoint
+from udonlib.runs.checkpoints import Checkpoints, Saving, load_checkpoint
 
 
 def state(step, best=-math.inf):
@@ -234,3 +237,32 @@ def test_a_full_disk_leaves_the_last_checkpoint_where_it_was(run, monkeypatch):
         run.save_last(state(6, 40.0))
     assert run.last.read_bytes() == before
     assert run.find(fits).state["step"] == 4
+
+
+def test_what_is_saved_is_copied_and_written_in_order_and_errors_come_with_the_next_call():
+    saving, written, may_write = Saving(), [], threading.Event()
+
+    def write(state):
+        assert may_write.wait(SECONDS)
+        written.append(state)
+
+    tensor = torch.zeros(2)
+    saving.save(write, {"model": {"a": tensor}, "moments": [tensor], "step": 1})
+    tensor += 1
+    assert written == []
+    may_write.set()
+    saving.save(write, {"model": {"a": tensor}, "step": 2})
+    saving.wait()
+    assert [state["step"] for state in written] == [1, 2]
+    assert [state["model"]["a"].tolist() for state in written] == [[0, 0], [1, 1]]
+    assert written[0]["moments"][0].tolist() == [0, 0]
+
+    def refuse(state):
+        raise DiskError("full")
+
+    saving.save(refuse, {})
+    with pytest.raises(DiskError, match="full"):
+        saving.save(write, {"step": 3})
+    saving.wait()  # said once
+    saving.close()
+    assert len(written) == 2

@@ -18,6 +18,8 @@ from tests.helpers.catalogs import picture, write_image_folder, write_tree, writ
 from tests.helpers.evaluations import figures, stamps
 from tests.helpers.training import SMALL
 from udonlib.errors import ParameterError, UserError
+from udonlib.evaluation.files import load_outcomes
+from udonlib.evaluation.frequency import frequencies
 from udonlib.files import DiskError, take_lock
 from udonlib.lab.views import evaluation_views
 from udonlib.params import TrainParams
@@ -73,8 +75,48 @@ def test_a_run_on_its_own_data_has_its_own_figures(run, evaluated):
     ours = {(n.embedder, n.query_domain): n for n in evaluation.neighbours()}
     assert set(theirs) <= set(ours)
     for key, found in theirs.items():
-        assert np.array_equal(found.position, ours[key].position)
-        assert found.of(0) == ours[key].of(0)
+        assert np.array_equal(found.position, ours[key].position[:, :5])
+        assert found.of(0) == ours[key].of(0)[:5]
+
+
+def test_metrics_are_asked_for_by_name(evaluated):
+    table = evaluated(metrics="map_at_3, r_at_2, r_at_7").measure()
+    found = table.query("embedder == 'student' and index == 'merged' and domain == 'mean'").iloc[0]
+    assert found["r_at_1"] <= found["r_at_2"] <= found["r_at_7"] <= 100
+    assert found["map_at_3_low"] <= found["map_at_3"] <= found["map_at_3_high"]
+    with pytest.raises(ParameterError, match=r"(?s)metrics.*ndcg_at_3"):
+        evaluated(metrics="ndcg_at_3")
+
+
+def test_r_at_k_is_drawn_as_far_as_neighbours_are_kept(evaluated):
+    evaluation = evaluated(metrics="r_at_7")
+    table = evaluation.measure().query("embedder == 'student' and index == 'merged'").set_index("domain")
+    drawn = {trace.name: trace.y for trace in evaluation_views.recall_chart(evaluation).data}
+    assert set(drawn) == {"emoji", "flags", "mean"}
+    for name, curve in drawn.items():
+        assert len(curve) == 7
+        assert curve[[0, 6]] == pytest.approx([table.loc[name, "r_at_1"], table.loc[name, "r_at_7"]], abs=1e-3)
+    shown = evaluation_views.metrics_table(evaluation)
+    assert all(name in shown.text for name in ("R@1", "mMP@5", "R@7", f"{table.loc['flags', 'r_at_7']:.1f} ±"))
+
+
+def test_queries_stand_in_groups_where_the_run_knows_its_training_images(run, evaluated, tmp_path):
+    evaluation = evaluated()
+    evaluation.measure()
+    known = frequencies(run.catalog)
+    outcomes = load_outcomes(evaluation.path / "outcomes.csv.gz")
+    student = outcomes.query("embedder == 'student' and index == 'merged'").merge(known, on=["domain", "path"])
+    assert (student["group_x"] == student["group_y"]).all()
+    found = evaluation.by_group().set_index(["embedder", "group"])
+    for group, part in student.groupby("size_x"):
+        mean = 100 * part.groupby("domain")["r_at_1"].mean().mean()
+        assert found.loc[("student", group), "mean"] == pytest.approx(mean)
+        assert found.loc[("student", group), "n_queries"] == len(part)
+    assert "large domains" in evaluation_views.group_table(evaluation).text
+    elsewhere = evaluated(data=str(write_image_folder(tmp_path / "pets")))
+    elsewhere.measure()
+    assert elsewhere.by_group() is None
+    assert "only for a run" in evaluation_views.group_table(elsewhere).text
 
 
 def test_results_say_what_they_belong_to(run, evaluated):
@@ -244,7 +286,7 @@ def test_images_that_cannot_be_read_stop_it_or_are_left_out(run, evaluated, tmp_
     evaluation = evaluated(data=str(data), on_bad_image="skip")
     table = evaluation_views.measure(evaluation, live=False)
     assert table.query("embedder == 'student' and domain == 'emoji'")["n_queries"].tolist() == [6, 6]
-    assert capsys.readouterr().out.endswith("1 images could not be read and were left out\n")
+    assert capsys.readouterr().out.endswith("one image could not be read and was left out\n")
     with pytest.raises(
         UserError, match=rf"emoji/test: 'emoji/{bad.name}' cannot be read: descriptors need every image"
     ):
@@ -255,7 +297,7 @@ def test_images_that_cannot_be_read_stop_it_or_are_left_out(run, evaluated, tmp_
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, r"parameter 'run': found none of run, checkpoint and descriptors, expected exactly one"),
+        ({"run": None}, r"parameter 'run': found none of run, checkpoint and descriptors, expected exactly one"),
         ({"run": "a", "descriptors": "b.npz"}, r"parameter 'descriptors': found run and descriptors of"),
         ({"descriptors": "b.npz", "save_descriptors": True}, r"parameter 'save_descriptors': found True, but"),
         ({"run": "a", "subset": "tset"}, r"parameter 'subset': found 'tset' .*; did you mean 'test'"),
@@ -266,6 +308,11 @@ def test_images_that_cannot_be_read_stop_it_or_are_left_out(run, evaluated, tmp_
 def test_parameters_that_do_not_fit_are_refused(values, message):
     with pytest.raises(ParameterError, match=message):
         EvaluateParams(**values)
+
+
+def test_where_nothing_is_named_the_latest_run_is_meant():
+    assert EvaluateParams().run == "latest"
+    assert EvaluateParams(descriptors="b.npz").run is None
 
 
 def test_what_is_not_there_is_named_with_what_is(run, evaluated, tmp_path):
@@ -428,7 +475,7 @@ def test_what_is_shown_says_what_was_evaluated(run, evaluated, capsys):
     assert "(finished: shown again)" in plan
     evaluation_views.measure(evaluated(), live=False)
     assert capsys.readouterr().out.endswith("evaluated before\n")
-    assert evaluation_views.gallery(evaluation).data[:2] == b"\xff\xd8"
+    assert evaluation_views.gallery(evaluation).data[:4] == b"RIFF"
     assert "evaluation.csv" in evaluation_views.files_table(evaluation).text
     figure = evaluation_views.merging_chart(evaluation.lost_by_merging())
     assert [bar.name for bar in figure.data] == ["student", "teacher", "student_4"]

@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.gaps import plain, write_run
 from udonlib.errors import ParameterError, UserError
-from udonlib.runs.find import ANSWERED, KEPT, RUN, find_run, that_tested
+from udonlib.files import take_lock
+from udonlib.runs.find import ANSWERED, KEPT, RUN, find_run, that_tested, trained_now
 
 
 @pytest.fixture
@@ -54,9 +55,28 @@ def test_a_run_is_latest_in_its_own_way_for_each_question_and_messages_name_the_
         find_run("written", that_tested("student"), str(outputs))
 
 
+def test_an_unfinished_run_is_found_by_its_name_where_it_has_kept_a_model(outputs):
+    half = write_run(outputs, "half")
+    (half / "summary.json").unlink()
+    (half / "checkpoints").mkdir(exist_ok=True)
+    (half / "checkpoints" / "best.pt").touch()
+    for embedder in ("student", "teacher"):
+        assert find_run("half", that_tested(embedder), str(outputs)).path.name == "half"
+    with pytest.raises(UserError, match="found 'latest', but there is no finished run with teachers"):
+        find_run("latest", that_tested("teacher"), str(outputs))
+    plain(outputs)
+    (outputs / "runs" / "plain" / "summary.json").unlink()
+    (outputs / "runs" / "plain" / "checkpoints").mkdir(exist_ok=True)
+    (outputs / "runs" / "plain" / "checkpoints" / "best.pt").touch()
+    assert find_run("plain", that_tested("student"), str(outputs)).path.name == "plain"
+    with pytest.raises(UserError, match=r"'plain' \(recipe 'us_rr'\) has no teacher"):
+        find_run("plain", that_tested("teacher"), str(outputs))
+
+
 def test_an_unfinished_run_and_a_misspelt_one_are_refused(outputs):
     (write_run(outputs, "half") / "summary.json").unlink()
-    with pytest.raises(UserError, match="'half' is unfinished; finished runs with teachers: none yet"):
+    missing = "'half' has no checkpoint yet: it is unfinished, .*; finished runs with teachers: none yet"
+    with pytest.raises(UserError, match=missing):
         find_run("half", that_tested("teacher"), str(outputs))
     with pytest.raises(UserError, match="no run 'hafl'.*did you mean 'half'"):
         find_run("hafl", that_tested("teacher"), str(outputs))
@@ -75,3 +95,11 @@ def test_without_any_run_the_message_says_what_to_do(outputs):
         match=r"'run': found 'latest', but there is no finished run with teachers in .*; train one: make train",
     ):
         find_run("latest", that_tested("teacher"), str(outputs))
+
+
+def test_runs_that_a_process_trains_or_is_about_to_are_named(outputs):
+    trained, begins = write_run(outputs, "trained"), outputs / "runs" / "begins"
+    (write_run(outputs, "over") / "lock").touch()
+    assert trained_now(str(outputs)) == "Trained now: none."
+    with take_lock(trained / "lock"), take_lock(begins / "worker.lock"):
+        assert trained_now(str(outputs)) == "Trained now: begins, trained."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 
@@ -20,15 +22,22 @@ from torch.utils import tensorboard
 from tests.helpers.catalogs import write_image_folder, write_uned_tree
 from tests.helpers.runs import assert_same_state, checkpoint, finish
 from tests.helpers.training import SMALL
+from tests.helpers.waiting import SECONDS, wait_until
+from udonlib import __main__ as program
+from udonlib import files
 from udonlib.errors import UserError
 from udonlib.models import processors
 from udonlib.params import TrainParams
 from udonlib.presets import EvaluateParams
+from udonlib.runs import checkpoints
+from udonlib.runs import run as run_module
 from udonlib.runs.evaluations import find_source
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.run import load_run, open_run
+from udonlib.runs.watch import Watch
 from udonlib.runs.writer import RunWriter
 from udonlib.training.learner import Learner
+from udonlib.training.steering import change_control
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +447,93 @@ def test_a_damaged_run_goes_on_from_the_checkpoint_before_to_the_same_bits(stopp
     assert whole.evaluation().equals(stopped.evaluation())
 
 
+@pytest.mark.parametrize("at", ["train", "validation", "test"])
+def test_sigterm_leaves_a_checkpoint_and_ends_the_process_and_the_run_goes_on_to_the_same_bits(
+    data, whole, tmp_path, capsys, monkeypatch, at
+):
+    """At any step, in a validation after it, and in the final test, which have none of their own."""
+    run = open_run(params(data, tmp_path, checkpoint_every=2, run="stopped"))
+    if at != "train":
+        evaluate_model = run_module.evaluate_model
+
+        def evaluate(model, catalog, p, subset, *others, **more):
+            if subset == {"validation": "val", "test": "test"}[at]:
+                signal.raise_signal(signal.SIGTERM)
+            return evaluate_model(model, catalog, p, subset, *others, **more)
+
+        monkeypatch.setattr(run_module, "evaluate_model", evaluate)
+    with pytest.raises(SystemExit) as end:
+        for record in run.train():
+            if record["kind"] == "allocation" and record["step"] == 8 and at == "train":
+                signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert "as SIGTERM asked for; run the same again to go on" in capsys.readouterr().err
+    assert run.state().text.endswith("(by SIGTERM); run it again to go on from its last checkpoint")
+    monkeypatch.undo()
+    step = {"train": 9, "validation": 4, "test": 11}[at]
+    assert checkpoint(run)["step"] == step
+    start, *_ = run.train()
+    assert start["step"] == step
+    assert_same_state(
+        {**checkpoint(whole), "n_records": 0},
+        {**checkpoint(run), "n_records": 0},  # the stop has a record
+    )
+    assert whole.evaluation().equals(run.evaluation())
+
+
+def test_images_that_vanish_while_a_run_trains_end_it_by_their_name_or_are_left_out(tmp_path):
+    def train(root, **changes):
+        write_uned_tree(root)
+        run = open_run(params(root, tmp_path, cache_images=False, check_data="skip", checkpoint_every=2, **changes))
+        for record in run.train():
+            if record["kind"] == "checkpoint" and record["step"] == 4:
+                for file in (root / "images" / "emoji").glob("000[01]_*.png"):
+                    file.unlink()
+        return run
+
+    with pytest.raises(UserError, match=r"emoji/000._00.\.png.*on_bad_image='skip' leaves such images out"):
+        train(tmp_path / "one", run="ends")
+    ended = RunFolder(tmp_path / "runs" / "ends")
+    assert ended.state().name == "failed"
+    assert "emoji/000" in ended.state().text
+    assert checkpoint(ended)["step"] >= 4
+    assert ended.checkpoint().problems == []
+    left_out = train(tmp_path / "two", run="skips", on_bad_image="skip").summary()["skipped_images"]
+    assert left_out
+    assert all(path.startswith("emoji/000") for path in left_out)
+
+
+def test_a_clock_that_is_set_back_changes_nothing_and_does_not_confuse_who_watches(data, whole, tmp_path, monkeypatch):
+    now = [1.7e9]
+
+    def back():
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", back)
+    run = open_run(params(data, tmp_path, checkpoint_every=2, run="stopped"))
+    watch = Watch(run)
+    lines = []
+    for record in run.train():
+        os.utime(run.path / "control.json", (now[0], now[0]))
+        if record["kind"] == "train" and record["step"] == 6:
+            change_control(run.path, save=True)
+        watch.update()
+        lines.append(watch.progress.line())
+    monkeypatch.undo()
+    assert_same_state(
+        {**checkpoint(whole), "n_records": 0},
+        {**checkpoint(run), "n_records": 0},  # saving has a record
+    )
+    assert whole.evaluation().equals(run.evaluation())
+    assert [entry.save for entry in run.interventions()] == [True]
+    after = Watch(run)
+    after.update()
+    assert "finished in" in after.progress.line()
+    assert not any("-" in line for line in lines)
+    assert 0 <= run.summary()["train_seconds"] < 3600
+
+
 def test_a_torn_end_of_the_records_is_cut_and_no_record_is_glued_to_it(stopped, whole):
     with (stopped.path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "step": 9, "los')
@@ -540,12 +636,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def step_of(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["step"]
+
+
 def test_a_disk_that_gets_full_is_named_with_the_room_needed_and_the_run_keeps_its_checkpoint(data, small_disk):
     run = open_run(params(data, small_disk, checkpoint_every=2))
     training = run.train()
     for record in training:
         if record["kind"] == "checkpoint" and record["step"] == 4:
             break
+    wait_until(lambda: step_of(run.last) == 4)
     filler = small_disk / "filler"
     with filler.open("wb") as file, suppress(OSError):
         while True:
@@ -564,7 +665,65 @@ def test_a_disk_that_gets_full_is_named_with_the_room_needed_and_the_run_keeps_i
     assert "damaged" not in run.provenance()[-1]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    seen, save, waited = threading.Event(), checkpoints._save, []
+
+    def slow(path, *given, **named):
+        if path.name == "last.pt":
+            waited.append(seen.wait(SECONDS))
+        save(path, *given, **named)
+
+    monkeypatch.setattr(checkpoints, "_save", slow)
+    run = open_run(params(data, tmp_path, checkpoint_every=2, log_every=1))
+    for record in run.train():
+        if record["kind"] == "train" and record["step"] == 3:
+            assert not run.last.exists()
+            seen.set()
+    assert all(waited)
+    assert step_of(run.last) == run.params.steps
+
+
+def test_a_disk_that_becomes_read_only_is_named_and_the_run_goes_on_when_it_is_not(data, tmp_path, monkeypatch):
+    def refuse(*names):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run = open_run(params(data, tmp_path, checkpoint_every=2))
+    with pytest.raises(UserError, match=r"\.pt: cannot be written: Read-only file system; get the right to write"):
+        for record in run.train():
+            if record["kind"] == "checkpoint" and record["step"] == 4:
+                wait_until(lambda: step_of(run.last) == 4)
+                monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.undo()
+    assert next(run.train())["step"] == 4
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_results_on_a_disk_that_is_read_only_are_refused_before_training(data, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"lock: cannot be written: Read-only file system; get the right to write"):
+        finish(open_run(params(data, small_disk)))
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_before_training(data, tmp_path):
     (tmp_path / "outputs").write_text("a file")
     with pytest.raises(UserError, match=r"outputs/runs.*lock: cannot be written: Not a directory"):
         finish(open_run(params(data, tmp_path / "outputs")))
+
+
+def test_a_run_is_begun_and_gone_on_with_from_a_terminal(data, tmp_path, monkeypatch, capsys):
+    values = SMALL | {"data": str(data), "outputs": str(tmp_path), "n_threads": 1, "run": "typed", "steps": 4}
+    words = [word for name, value in values.items() for word in ("-p", name, json.dumps(value))]
+
+    def say(*words):
+        monkeypatch.setattr("sys.argv", ["udonlib", *words])
+        program.main()
+        return capsys.readouterr().out.splitlines()
+
+    said = say("train", "paper", *words)
+    assert said[0] == f"run {tmp_path / 'runs' / 'typed'}"
+    assert any(line.startswith("step 0/4") for line in said)
+    assert "test R@1" in said[-1]
+    assert load_run("typed", str(tmp_path)).params == TrainParams(**values)
+    assert "finished in" in say("worker", "typed", "--outputs", str(tmp_path))[-1]
+    with pytest.raises(SystemExit, match="parameter 'stepz': no such parameter; did you mean 'steps'"):
+        say("train", "paper", "-p", "stepz", "4")

@@ -218,6 +218,14 @@ def test_specialists_are_found_by_recipe_pattern_or_not_at_all(outputs):
     assert find_specialists(run, "specialist-*", str(outputs)).keys() == found.keys()
 
 
+@pytest.mark.parametrize("changed", [{"imbalance_within": 2.0}, {"backbone": "vit_small_patch16_224"}])
+def test_specialists_of_another_backbone_or_of_other_data_are_found_only_where_they_are_named(outputs, changed):
+    write_specialists(outputs)
+    run = load_run(str(write_run(outputs, "taught", **changed)))
+    assert find_specialists(run, "auto", str(outputs)) == {}
+    assert find_specialists(run, "specialist-*", str(outputs)).keys() == {"emoji", "flags"}
+
+
 def test_of_several_specialists_the_runs_seed_goes_first_then_the_last_one(outputs):
     run = load_run(str(write_run(outputs, "taught", seed=1)))
     write_specialists(outputs, seed=0, age=0)

@@ -70,6 +70,19 @@ def test_uned_at_full_scale_fits_a_large_machine_and_no_small_one():
     assert 16 * GIB < sum(need.n_bytes for need in needs) < 64 * GIB
 
 
+def test_of_several_processes_each_holds_its_part_of_the_batch_and_of_many_classes():
+    params = TrainParams(precision="bfloat16", batch_size=512)
+    one, eight = (list_needs(params, UNED, 140_000, CPU, n) for n in (1, 8))
+    for alone, shared in zip(one, eight, strict=True):
+        parts = {"the student's head": (7.8, 8), "the teachers' heads": (7, 8), "a batch": (4, 9)}.get(alone.what)
+        if parts is None:
+            assert shared.n_bytes == alone.n_bytes
+        else:
+            assert parts[0] < alone.n_bytes / shared.n_bytes < parts[1]
+    whole = list_needs(params.model_copy(update={"split_classes_from": 10**6}), UNED, 140_000, CPU, 8)
+    assert [need.n_bytes for need in whole[1:3]] == [need.n_bytes for need in one[1:3]]
+
+
 def test_a_frozen_backbone_needs_no_room_for_gradients():
     trained, frozen = (total(backbone_learning_rate=rate, frozen_steps=0) for rate in (1e-3, 0.0))
     assert frozen < trained

@@ -13,6 +13,7 @@ from udonlib.training.sampler import (
     claims,
     draw_schedule,
     effective_shares,
+    even_schedule,
     initial_weights,
     steps_per_domain,
     updated_weights,
@@ -29,6 +30,32 @@ wishes = st.lists(
     max_size=6,
 )
 weight_lists = st.lists(st.floats(0.01, 100), min_size=1, max_size=9)
+
+
+@given(weight_lists, st.integers(1, 500), st.integers(0, 2**32), st.data())
+def test_an_even_order_shares_out_every_stretch_as_the_whole(weights, n_steps, seed, data):
+    weights = np.array(weights) / sum(weights)
+    schedule = even_schedule(weights, n_steps, np.random.default_rng(seed))
+    counts = steps_per_domain(weights, n_steps)
+    assert np.bincount(schedule, minlength=len(weights)).tolist() == counts.tolist()
+    start = data.draw(st.integers(0, n_steps))
+    stop = data.draw(st.integers(start, n_steps))
+    found = np.bincount(schedule[start:stop], minlength=len(weights))
+    # Slots of one domain are as far apart as they can be; those of others move the stretch by one each, at most.
+    off = np.abs(found - counts * (stop - start) / n_steps)
+    assert off.max() <= 1 + (len(weights) + 1) * counts.max() / n_steps + 1e-9
+
+
+def test_an_even_order_is_drawn_and_repeated():
+    one, again, other = (even_schedule(np.array([0.5, 0.3, 0.2]), 40, np.random.default_rng(n)) for n in (1, 1, 2))
+    assert one.tolist() == again.tolist() != other.tolist()
+    sampler = make("dataset_size", order="even")
+    batches = sampler.window().reshape(-1, 4)
+    assert all(2 <= (batch == 2).sum() <= 4 for batch in batches)  # of 0.7
+    resumed = make("dataset_size", order="even", seed=5)
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert resumed.window().tolist() == sampler.window().tolist()
+    assert make("dataset_size").window().tolist() != sampler.window().tolist()
 
 
 def make(strategy="dynamic", n_slots=40, update_every=8, seed=0, names=("a", "b", "c"), **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +15,8 @@ from tests import PROJECT
 from tests.helpers.waiting import Clock
 from udonlib.errors import UserError
 from udonlib.training import steering
-from udonlib.training.interventions import Intervention, Wish, interventions
-from udonlib.training.steering import Commands, Control, change_control, read_control
+from udonlib.training.interventions import Intervention, Wish, changed, changes_between, interventions
+from udonlib.training.steering import Commands, Control, Notice, RunStoppedError, change_control, read_control
 
 NAMES = ("emoji", "flags", "earth")
 
@@ -80,7 +81,7 @@ def test_teachers_are_merged_and_the_drop_probability_stays_until_it_is_taken_ba
 
 
 def test_files_without_steered_teachers_are_those_of_before_and_are_read(tmp_path):
-    later = {"teachers", "drop_probability", "finish"}
+    later = {"teachers", "drop_probability", "rate", "finish"}
     change_control(tmp_path, multipliers={"emoji": 2.0}, teachers={"dino": 1.0})
     written = json.loads((tmp_path / "control.json").read_text())
     assert written.keys() == set(Control.model_fields) - later
@@ -681,6 +682,35 @@ def test_what_was_asked_of_a_replay_before_it_began_is_not_followed(tmp_path, ot
     assert commands.take(2).multipliers == {"emoji": 2.0}
 
 
+def test_sigterm_asks_a_run_to_stop_paused_or_not_and_leaves_what_is_to_be_repeated(tmp_path):
+    content = write_log(tmp_path, steered(1, 9, emoji=2.0))
+    with Notice() as notice:
+        commands = follow(tmp_path, notice=notice)
+        notice.heed()
+        assert commands.take(3) is None
+        change_control(tmp_path, paused=True)
+        assert commands.take(3).paused
+        signal.raise_signal(signal.SIGTERM)
+        asked = commands.take(3)
+        assert (asked.stop, asked.panel, asked.step, asked.matters) == (True, "SIGTERM", 3, False)
+        with pytest.raises(RunStoppedError, match="between two checkpoints, as SIGTERM asked for; run the same again"):
+            notice.heed()
+    assert (tmp_path / "steering.jsonl").read_bytes().endswith(content)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_only_the_main_thread_takes_note_of_sigterm():
+    def enter():
+        with Notice():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    handlers = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.SIG_DFL]
+
+
 def test_the_log_is_replaced_whole(tmp_path):
     commands = follow(tmp_path)
     change_control(tmp_path, save=True)
@@ -768,3 +798,19 @@ def test_a_file_that_is_damaged_while_a_change_is_refused_does_not_end_the_run(t
     assert "no domain is left to train" in commands.take(1).refused
     assert "control.json: " in commands.take(1).refused
     assert commands.take(2) is None
+
+
+def test_what_one_wish_asks_for_and_another_did_not_is_said_and_can_be_asked_for():
+    before = Wish(multipliers={"emoji": 3.0}, locks={"flags": 0.2}, drop_probability=0.5, rate=0.5)
+    after = Wish(multipliers={"earth": 0.0}, locks={"emoji": 0.3}, teachers={"one": 2.0})
+    said = "emoji ×1, earth ×0, flags let go, emoji locked at 30.0%, teacher one ×2"
+    said += ", teachers dropped as by the parameters, learning rate ×1"
+    assert changed(before, after) == said
+    assert changed(after, after) == ""
+    assert changes_between(before, after) == {
+        "multipliers": {"emoji": None, "earth": 0.0},
+        "locks": {"flags": None, "emoji": 0.3},
+        "teachers": {"one": 2.0},
+        "drop_probability": None,
+        "rate": 1.0,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 import json
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_a_restored_trainer_ends_in_the_same_bits(catalog, trained, at, changes)
     assert same(whole.kept.state_dict(), second.kept.state_dict())
 
 
+def test_a_record_says_the_rate_and_the_mean_norm_of_the_gradient(catalog):
+    trainer, norms = make(catalog, log_every=2, steps=4), []
+    step = trainer.learner.step
+
+    def noted(*arguments):
+        terms, norm = step(*arguments)
+        norms.append(norm.item())
+        return terms, norm
+
+    trainer.learner.step = noted
+    found = {record["step"]: record["gradient_norm"] for record in trainer.train() if record["kind"] == "train"}
+    assert len(norms) == 4
+    for before, step in itertools.pairwise([0, *found]):
+        assert found[step] == pytest.approx(sum(norms[before:step]) / (step - before))
+    assert any(step - before > 1 for before, step in itertools.pairwise([0, *found]))
+    assert min(norms) > 0
+
+
 def test_another_objective_is_trained_logged_and_resumed_to_the_bit(catalog):
     changes = {"log_every": 1, "checkpoint_every": 1, "domains_per_batch": 2, "weight_decay": 0.1}
 
@@ -182,6 +201,15 @@ def test_training_stops_when_validations_have_not_improved_for_the_patience(cata
     again = make(catalog, steps=40, eval_every=4, patience=2)
     again.load_state_dict(trainer.state_dict())
     assert list(again.train()) == []
+
+
+@pytest.mark.parametrize(("frozen_steps", "validated"), [(12, [4, 8, 12, 16, 20]), (40, [4, 8, 12])])
+def test_patience_waits_until_the_backbone_thaws_if_it_ever_does(catalog, frozen_steps, validated):
+    trainer = make(catalog, steps=40, eval_every=4, patience=2, frozen_steps=frozen_steps)
+    scores = iter([5.0, 4.0, 3.0, 4.5, 4.5])
+    row = {"embedder": "student", "index": "merged", "domain": "mean"}
+    trainer._validate = lambda model: pd.DataFrame([row | {"r_at_1": next(scores)}])
+    assert [record["step"] for record in trainer.train() if record["kind"] == "validation"] == validated
 
 
 def test_another_seed_gives_another_training(catalog):

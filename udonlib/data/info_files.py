@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from udonlib.data.storage import UNSAFE_PATH, DataError, path_problem
-from udonlib.errors import nearest
+from udonlib.errors import misspelt
 
 BLOCK = 1 << 14  # entries
 MAX_CLASS_ID = 2**63 - 1
@@ -58,7 +58,7 @@ def entry_problem(entry: Any) -> str | None:
         return f"expected an object with path and class_id, found {entry!r:.60}"
     for key in ("path", "class_id"):
         if key not in entry:
-            return f"key '{key}' is missing; found: {', '.join(entry) or 'none'}; {nearest(key, entry)}"
+            return f"key '{key}' is missing; found: {', '.join(entry) or 'none'}{misspelt(key, entry)}"
     for key in ("path", "class", "source"):
         if not isinstance(entry.get(key, ""), str):
             return f"{key} must be a string, found {entry[key]!r:.60}"

@@ -13,6 +13,7 @@ A file is read piece by piece: millions of vectors need hardly more memory than 
 import json
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ CHUNK = 2**22  # characters of a JSON file that are read at once, and more than 
 # embeddings give the neighbours that the model gives.
 ROUNDING = 2.0**-18
 # What reading a broken file raises; RuntimeError: an archive with a password, or packed in an unknown way.
+BAD_HEADER = (ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError)  # what numpy's parser may meet
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error, MemoryError, RuntimeError)
 
 Key = tuple[str, str]  # domain, split
@@ -249,7 +251,7 @@ def _npz_blocks(path: Path) -> Iterator[tuple[str, str, Block]]:
             with archive.open(entry) as file:
                 try:
                     (*shape,), fortran, dtype = read_array_header(file)
-                except (ValueError, EOFError) as error:
+                except BAD_HEADER as error:
                     raise DataError(f"{path}: array '{key}' cannot be read: {error}") from error
                 if len(shape) != 2 or dtype.kind not in "fiu" or not shape[1]:
                     raise DataError(f"{path}: array '{key}': found {dtype} of shape {shape}, expected numbers [n, dim]")

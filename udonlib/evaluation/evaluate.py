@@ -1,10 +1,10 @@
-"""Evaluate embedders on a catalog: R@1 and mMP@k per domain, in the merged and in each domain's separate index.
+"""Evaluate embedders on a catalog: R@1, mMP@k and more per domain, in the merged and in each domain's separate index.
 
 Every image runs through the backbone once, whatever the number of heads. The queries' features are kept; the index goes
 by in chunks, each embedded by every head, searched, and forgotten. So memory grows with the queries, not the index.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,8 +19,8 @@ from torch import Tensor
 from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.intervals import bootstrap_interval
-from udonlib.evaluation.metrics import count_positives, mmp_at_k, r_at_1, relevance
-from udonlib.evaluation.reading import Embed, EmbedByDomain, Images, Load, Reading, loading, pixels
+from udonlib.evaluation.metrics import count_positives, measure, ranks_of, relevance
+from udonlib.evaluation.reading import Embed, EmbedByDomain, Helpers, Images, Load, Reading, loading, pixels
 from udonlib.evaluation.search import nearest
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of
@@ -88,10 +88,10 @@ class Evaluation:
 
     table: one row per embedder, index ("merged", "separate") and domain, and one for their mean (over domains, not
         queries; none of an embedder that some domains lack): embedder, domain, index, n_queries,
-        n_without_positive (of them, those for which nothing in the index can be right), n_index, r_at_1, mmp_at_<k>;
-        the last two in percent.
-    outcomes: one row per embedder, index and query: embedder, domain, index, path, n_positives, r_at_1, mmp_at_<k>; the
-        last two in 0..1.
+        n_without_positive (of them, those for which nothing in the index can be right), n_index, and the metrics in
+        percent: r_at_1, mmp_at_<k>, and those that were asked for.
+    outcomes: one row per embedder, index and query: embedder, domain, index, path, n_positives, and the metrics in
+        0..1.
     neighbours: by (embedder, domain, index).
     skipped: images that could not be read and took no part: domain, split, path.
     """
@@ -127,9 +127,11 @@ def evaluate(
     image_embedders: Mapping[str, Embed | EmbedByDomain] | None = None,
     *,
     k: int = 5,
+    metrics: Sequence[str] = (),
     batch_size: int = 256,
     chunk_size: int = 2**16,
     progress: Callable[[int, int], None] | None = None,
+    helpers: Helpers | None = None,
 ) -> Evaluation:
     """Embed the queries and index images of a subset, search both indexes, and measure.
 
@@ -148,10 +150,14 @@ def evaluate(
             and the embedder has no mean.
         image_embedders: images to embeddings of unit norm, by name: baselines such as `pixels`; one for all domains, or
             one per domain, which then embeds the images of that domain, whoever searches them.
-        k: ranks that are searched and count in mMP@k.
+        k: of mMP@k.
+        metrics: what is measured beside R@1 and mMP@k, by the names of `metrics.measure`; as many neighbours are
+            searched as the largest k of all.
         batch_size: images per call of embed.
         chunk_size: index images embedded between two searches.
         progress: called with (images done, images in all).
+        helpers: the processes that share the reading and embedding, of which all call this; the first one searches and
+            returns what was found, the others nothing.
 
     Raises:
         EmbeddingError: embeddings that are not finite or not of unit norm, with the embedder and the image.
@@ -172,31 +178,35 @@ def evaluate(
             raise ValueError(f"embedder '{name}' has no head for {', '.join(missing)}; valid: one head for each domain")
     sources = dict(image_embedders) | ({FEATURES: embed} if heads and embed else {})
 
-    reading = Reading(catalog, subset, load, sources, batch_size, progress)
+    reading = Reading(catalog, subset, load, sources, batch_size, progress, helpers)
+    if helpers is not None and helpers.rank > 0:
+        reading.help(chunk_size)
+        return Evaluation(pd.DataFrame(), pd.DataFrame(), {}, pd.DataFrame())
     queries = [reading.queries(number) for number in range(len(catalog.domains))]
-    searches = []
+    names = tuple(dict.fromkeys(("r_at_1", f"mmp_at_{k}", *metrics)))
+    searches, n_ranks = [], max(map(ranks_of, names))
     for name, (source, head) in embedders.items():
         if isinstance(head, Mapping):
-            own = [(head[q.domain.name], q) for q in queries]
-            searches += [_Search(name, source, of_domain, [q], k) for of_domain, q in own if of_domain is not None]
+            own = [(of_domain, q) for q in queries if (of_domain := head[q.domain.name]) is not None]
+            searches += [_Search(name, source, of_domain, [q], n_ranks) for of_domain, q in own]
         else:
-            searches.append(_Search(name, source, head, queries, k))
+            searches.append(_Search(name, source, head, queries, n_ranks))
     for parts in reading.index(queries, chunk_size):
         for search in searches:
             search.add(parts)
-    return _measure(catalog, subset, reading, searches, k)
+    return _measure(catalog, subset, reading, searches, names)
 
 
 class _Search:
     """One head, the queries it embeds, and their best neighbours so far, in the merged and in the separate indexes."""
 
-    def __init__(self, name: str, source: str, head: Head, queries: list[Images], k: int) -> None:
+    def __init__(self, name: str, source: str, head: Head, queries: list[Images], n_ranks: int) -> None:
         self.name, self.source, self.head, self.images = name, source, head, queries
         self.queries = torch.cat([self._embed(images) for images in queries])
         self.in_index = torch.cat([images.in_index for images in queries])
         self.domains = torch.cat([torch.full((len(images.kept),), images.number) for images in queries])
-        nothing = torch.full((len(self.queries), k), -torch.inf, dtype=torch.float64)
-        nowhere = torch.full((len(self.queries), k), -1)
+        nothing = torch.full((len(self.queries), n_ranks), -torch.inf, dtype=torch.float64)
+        nowhere = torch.full((len(self.queries), n_ranks), -1)
         self.neighbours = {index: (nothing.clone(), nowhere.clone()) for index in ("merged", "separate")}
 
     def _embed(self, images: Images) -> Float[Tensor, "image dim"]:
@@ -254,7 +264,7 @@ def _as_it_is(embeddings: Float[Tensor, "image dim"]) -> Float[Tensor, "image di
 
 
 def _measure(
-    catalog: Catalog, subset: Literal["val", "test"], reading: Reading, searches: list[_Search], k: int
+    catalog: Catalog, subset: Literal["val", "test"], reading: Reading, searches: list[_Search], names: Sequence[str]
 ) -> Evaluation:
     splits = [domain.index(subset) for domain in catalog.domains]
     searched = MergedIndex(catalog.names, tuple(split.paths for split in splits))
@@ -281,7 +291,7 @@ def _measure(
                 within = (position >= start) & (position < start + len(index))  # others are of another domain
                 local = torch.where(within, position - start, -1)
                 hit = relevance(local, labels, domains, index_labels, index_domains)
-                measured = {"r_at_1": r_at_1(hit).numpy(), f"mmp_at_{k}": mmp_at_k(hit, n_positives, k).numpy()}
+                measured = {metric: measure(metric, hit, n_positives).numpy() for metric in names}
                 key = {"embedder": search.name, "domain": domain, "index": name}
                 outcomes.append(pd.DataFrame(key | {"path": paths, "n_positives": n_positives.numpy()} | measured))
                 n_index = sum(n_readable) if name == "merged" else n_readable[images.number]
@@ -316,6 +326,7 @@ def evaluate_model(
     subset: Literal["val", "test"],
     load: Load,
     untrained: EmbeddingModel | None = None,
+    helpers: Helpers | None = None,
 ) -> Evaluation:
     """Evaluate student and teachers; beside an untrained model, baselines and shorter embeddings as well.
 
@@ -327,6 +338,7 @@ def evaluate_model(
         params: of the run: k, precision, eval_batch_size and nested_dims.
         load: reads images of the side that the model sees: `loading(reader)`.
         untrained: the model before its first step, on the same device.
+        helpers: the processes that share the work, see `evaluate`.
 
     Raises: what `evaluate` raises.
     """
@@ -351,4 +363,4 @@ def evaluate_model(
         if params.start is not None:  # nothing is trained yet: the student of the run that this one begins with
             baselines["start"] = lambda images: untrained.student(features(untrained, images))
     batch_size, embed = params.eval_batch_size, partial(features, model)
-    return evaluate(catalog, subset, load, embed, heads, baselines, k=params.k, batch_size=batch_size)
+    return evaluate(catalog, subset, load, embed, heads, baselines, k=params.k, batch_size=batch_size, helpers=helpers)

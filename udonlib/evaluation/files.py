@@ -21,6 +21,7 @@ TEXT = (
     "embedder",
     "encoder",
     "group",
+    "size",
     "domain",
     "index",
     "path",

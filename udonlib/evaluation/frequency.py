@@ -23,10 +23,12 @@ from torch import Tensor
 
 from udonlib.data.catalog import Catalog
 from udonlib.data.images import ImageReader
+from udonlib.evaluation.intervals import row_interval
 from udonlib.evaluation.reading import Load, in_batches, loading, pixels
 
 GROUPS = ("head", "middle", "tail")
 SIZES = ("large domains", "small domains")
+MAX_LOOKED_AT = 200_000  # training images that are worth reading to find those like each query
 N_AT_ONCE = 1024  # queries that are compared with all training images of their domain
 SIDE = 32  # pixels of the images that are compared: `pixels` makes 16 of them
 
@@ -79,6 +81,27 @@ def of_groups(outcomes: pd.DataFrame, known: pd.DataFrame) -> dict[str, pd.DataF
     parts = {name: marked[marked["group"] == name] for name in GROUPS}
     parts |= {name: marked[marked["size"] == name] for name in SIZES}
     return {name: part.drop(columns=["group", "size"]) for name, part in parts.items() if len(part)}
+
+
+def by_group(outcomes: pd.DataFrame, metric: str = "r_at_1") -> pd.DataFrame:
+    """A metric of each embedder by groups of queries: embedder, group, n_queries, mean, low, high, in percent.
+
+    Means over the domains that have such queries, in the merged index; 95% intervals over queries.
+
+    Args:
+        outcomes: of one evaluation, with the columns group and size of `frequencies`.
+    """
+    tables = []
+    merged = outcomes[outcomes["index"] == "merged"].assign(seed=0)
+    for embedder, part in merged.groupby("embedder", sort=False):
+        for column, names in (("group", GROUPS), ("size", SIZES)):
+            for name in names:
+                of_group = part[part[column] == name]
+                if len(of_group):
+                    mean = row_interval(of_group, metric).query("domain == 'mean'")
+                    tables.append(mean.assign(embedder=embedder, group=name, n_queries=len(of_group)))
+    columns = ["embedder", "group", "n_queries", "mean", "low", "high"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def _pixels(load: Load, domain: str, split: str, n: int) -> tuple[list[int], Tensor]:

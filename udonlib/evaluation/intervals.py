@@ -20,7 +20,7 @@ With one seed, nothing is known about seeds: the interval is then over queries a
 replacement covers 85% if most of the spread is between seeds, and 99% if most of it is between single answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -116,6 +116,84 @@ def paired_difference(
     n = len(seeds)
     found = _percent({domain: values[:n] - values[n:] for domain, values in both.items()}, n_resamples, level)
     return found.assign(excludes_zero=((found["low"] > 0) | (found["high"] < 0)) & (n > 1))
+
+
+def worst_interval(outcomes: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the interval of the domain that is lowest as the mean over seeds, as `row_interval`; a row."""
+    found = row_interval(outcomes, metric)
+    found = found[found["domain"] != "mean"]
+    return found[found["mean"] == found["mean"].min()].head(1)
+
+
+def worst_difference(row: pd.DataFrame, baseline: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the interval of the lowest domain of one row minus that of another, as `paired_difference`; a row.
+
+    Where both have the same one its queries are paired; else those of either vary by themselves, and seeds are paired.
+    Its domain is that of the row.
+    """
+    seeds = sorted(set(row["seed"]) & set(baseline["seed"]))
+    row, baseline = (side[side["seed"].isin(seeds)] for side in (row, baseline))
+    ours, theirs = (worst_interval(side, metric)["domain"].item() for side in (row, baseline))
+    row, baseline = row[row["domain"] == ours], baseline[baseline["domain"] == theirs]
+    if ours == theirs:
+        return paired_difference(row, baseline, metric).query("domain != 'mean'")
+    of_row, of_baseline = by_query(row, metric), by_query(baseline, metric)
+    halves = {"row": 2 * of_row[ours], "baseline": -2 * of_baseline[theirs]}  # their mean is the difference
+    found = _percent(halves, 1000, 0.95).query("domain == 'mean'")
+    sure = ((found["low"] > 0) | (found["high"] < 0)) & (len(seeds) > 1)
+    return found.assign(domain=ours, excludes_zero=sure)
+
+
+def closed_share(row: pd.DataFrame, baseline: pd.DataFrame, leader: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return how much of a leader's lead over a baseline a row has, in percent, over the domains where it leads.
+
+        share = sum_d (row_d - baseline_d) / sum_d (leader_d - baseline_d)     over d: leader_d > baseline_d
+
+    A share s is inside the interval where row - baseline - s (leader - baseline) is not surely different from zero
+    (Fieller 1954): a ratio of means has no interval of its own where the lower one may be zero.
+
+    Returns:
+        As `row_interval`, a row, domain "mean"; of low and high, NaN where there is no such end; no row where the
+        leader leads nowhere.
+
+    Raises:
+        ValueError: no seed in common; other domains or queries.
+    """
+    seeds = sorted(set(row["seed"]) & set(baseline["seed"]) & set(leader["seed"]))
+    if not seeds:
+        raise ValueError("no seed in common")
+    sides = [side[side["seed"].isin(seeds)].assign(side=place) for place, side in enumerate((row, baseline, leader))]
+    n = len(seeds)
+    tables = by_query(pd.concat(sides), metric, ["side", "seed"])
+    leads = {domain: (t[:n] - t[n : 2 * n], t[2 * n :] - t[n : 2 * n]) for domain, t in tables.items()}
+    leads = {domain: pair for domain, pair in leads.items() if pair[1].mean() > 0}
+    if not leads:
+        return pd.DataFrame(columns=["domain", "mean", "low", "high", "n_seeds"])
+
+    def left(share: float) -> tuple[float, float]:
+        """Ends of the interval of what is left of the row's lead, less this share of the leader's."""
+        rest = {domain: ours - share * theirs for domain, (ours, theirs) in leads.items()}
+        of_mean = bootstrap_interval(rest, np.random.default_rng(0)).iloc[-1]
+        return float(of_mean["low"]), float(of_mean["high"])
+
+    ours, theirs = (sum(pair[place].mean() for pair in leads.values()) for place in (0, 1))
+    share = ours / theirs
+    ends = [_crossing(lambda s: -left(s)[0], share, -1.0), _crossing(lambda s: left(s)[1], share, 1.0)]
+    percent = dict(zip(("mean", "low", "high"), (100 * share, *(100 * end for end in ends)), strict=True))
+    return pd.DataFrame([{"domain": "mean", **percent, "n_seeds": n}])
+
+
+def _crossing(rising: Callable[[float], float], start: float, step: float, most: float = 64.0) -> float:
+    """Where a function that is above zero at the start falls to it, looking in steps that double; NaN: nowhere."""
+    inside, outside = start, start + step
+    while rising(outside) > 0:
+        if abs(outside - start) > most:
+            return float("nan")
+        inside, outside = outside, start + 2 * (outside - start)
+    for _ in range(20):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if rising(middle) > 0 else (inside, middle)
+    return (inside + outside) / 2
 
 
 def by_query(

@@ -5,21 +5,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def r_at_1(relevant: Bool[Tensor, "query rank"]) -> Float[Tensor, "query"]:
-    """Recall at 1 of each query: 1 where the nearest neighbour is relevant, else 0.
+def r_at_k(relevant: Bool[Tensor, "query rank"], k: int = 1) -> Float[Tensor, "query"]:
+    """Recall at k of each query: 1 where one of the k nearest neighbours is relevant, else 0.
 
     A query without any relevant index item has no relevant neighbour either, so it counts as 0.
-    Source: UnED (ICCV 2023) sec. 3; pinned by golden/knn.npz.
+    Source: UnED (ICCV 2023) sec. 3 for k = 1, pinned by golden/knn.npz; for other k, metric learning's Recall@k.
 
     Args:
         relevant: whether the neighbour at each rank, nearest first, is relevant; absent neighbours are False.
+        k: number of neighbours that count, 1 .. number of ranks.
 
     Raises:
-        ValueError: "relevant has 0 ranks; R@1 needs at least 1".
+        ValueError: "k is 7, but relevant has 5 ranks; valid: 1 to 5".
     """
-    if relevant.shape[1] < 1:
-        raise ValueError("relevant has 0 ranks; R@1 needs at least 1")
-    return relevant[:, 0].float()
+    _check(k, relevant)
+    return relevant[:, :k].any(dim=1).float()
 
 
 def mmp_at_k(
@@ -40,13 +40,57 @@ def mmp_at_k(
     Raises:
         ValueError: "k is 7, but relevant has 5 ranks; valid: 1 to 5".
     """
-    n_ranks = relevant.shape[1]
-    if not 1 <= k <= n_ranks:
-        raise ValueError(f"k is {k}, but relevant has {n_ranks} ranks; valid: 1 to {n_ranks}")
+    _check(k, relevant)
     n_counted = n_positives.clamp(max=k)
     counted = torch.arange(k, device=relevant.device) < n_counted[:, None]
     n_hits = (relevant[:, :k] & counted).sum(dim=1)
     return n_hits.float() / n_counted.clamp(min=1)
+
+
+def map_at_k(
+    relevant: Bool[Tensor, "query rank"], n_positives: Int[Tensor, "query"], k: int = 5
+) -> Float[Tensor, "query"]:
+    """Average precision at k of each query, in [0, 1]; mAP@k is its mean.
+
+        AP@k = 1 / min(k, n) sum over j = 1..k of rel(j) P(j),   0 where n = 0
+        P(j) = (relevant among the first j) / j
+
+    Unlike mMP@k it counts what stands behind rank n, and is the larger the earlier right neighbours come. Divided by
+    min(k, n), not n, so that a class of more than k images can score 1. Source: Google Landmarks v2 (CVPR 2020) sec. 4.
+
+    Args and Raises: of `mmp_at_k`.
+    """
+    _check(k, relevant)
+    hits = relevant[:, :k].float()
+    precision = hits.cumsum(dim=1) / torch.arange(1, k + 1, device=hits.device)
+    return (hits * precision).sum(dim=1) / n_positives.clamp(min=1, max=k)
+
+
+def measure(
+    name: str, relevant: Bool[Tensor, "query rank"], n_positives: Int[Tensor, "query"]
+) -> Float[Tensor, "query"]:
+    """A metric of each query by its name: `r_at_<k>`, `mmp_at_<k>` or `map_at_<k>`, in [0, 1].
+
+    Raises:
+        ValueError: a name that is none of these; a k beyond the ranks.
+    """
+    kind, k = name.partition("_at_")[0], ranks_of(name)
+    if kind == "r":
+        return r_at_k(relevant, k)
+    if kind not in ("mmp", "map"):
+        raise ValueError(f"metric is {name!r}; valid: r_at_<k>, mmp_at_<k>, map_at_<k>")
+    return (mmp_at_k if kind == "mmp" else map_at_k)(relevant, n_positives, k)
+
+
+def ranks_of(name: str) -> int:
+    """How many neighbours the metric of this name looks at."""
+    return int(name.rpartition("_at_")[2])
+
+
+def _check(k: int, relevant: Tensor) -> None:
+    n_ranks = relevant.shape[1]
+    if not 1 <= k <= n_ranks:
+        raise ValueError(f"k is {k}, but relevant has {n_ranks} ranks; valid: 1 to {n_ranks}")
 
 
 def relevance(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,21 @@ EmbedByDomain = Mapping[str, Embed]  # each image goes to its own domain's
 # In place of images there may be whatever the sources take: descriptors that were made elsewhere.
 Batch = tuple[Tensor, Sequence[int]]
 Load = Callable[[str, str, Sequence[Sequence[int]]], Iterable[Batch]]
+Made = tuple[list[int], dict[str, Tensor]]  # positions of images that could be read, and what each source makes of them
+
+
+@runtime_checkable
+class Helpers(Protocol):
+    """Processes that read and embed for the first one, every so many batches: as the trainer's `World` does."""
+
+    rank: int
+    size: int
+
+    def send(self, value: object) -> None:
+        """Give the first process a value."""
+
+    def receive(self, rank: int) -> Any:
+        """The next value that a process has sent to us, the first."""
 
 
 def loading(reader: ImageReader, n_workers: int = 0) -> Load:
@@ -35,6 +50,17 @@ def loading(reader: ImageReader, n_workers: int = 0) -> Load:
             yield images[torch.from_numpy(readable)], positions[readable].tolist()
 
     return load
+
+
+def heeding(heed: Callable[[], None], load: Load) -> Load:
+    """The same `Load`, which looks after each batch whether it is to be broken off: `heed` raises then."""
+
+    def heeded(domain: str, split: str, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        for batch in load(domain, split, batches):
+            heed()
+            yield batch
+
+    return heeded
 
 
 def in_batches(
@@ -78,7 +104,9 @@ class Reading:
         sources: Mapping[str, Embed | EmbedByDomain],
         batch_size: int,
         progress: Callable[[int, int], None] | None,
+        helpers: Helpers | None = None,
     ) -> None:
+        self.helpers, self._n_batches = helpers, 0
         self.catalog, self.subset, self.load, self.sources = catalog, subset, load, sources
         self.batch_size, self.progress = batch_size, progress
         self.starts = np.cumsum([0, *(len(domain.index(subset)) for domain in catalog.domains)])
@@ -88,12 +116,30 @@ class Reading:
         self.n_images = sum(len({*d.queries(subset).paths, *d.index(subset).paths}) for d in catalog.domains)
         self.row_of_query: dict[str, dict[str, int]] = {}  # domain -> path -> row among the kept; -1: unreadable
 
-    def _embed(self, domain: Domain, split: Split, positions: list[int]) -> tuple[list[int], dict[str, Tensor]]:
+    def _embed(self, domain: Domain, split: Split, positions: list[int]) -> Made:
+        """Embed images at these positions; batches of the whole reading go to the processes in turn.
+
+        Batches are those of one process alone, and so are the vectors. Only the first process has them in the end.
+        """
+        rank, n = (self.helpers.rank, self.helpers.size) if self.helpers else (0, 1)
+        batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
+        owners = [(self._n_batches + number) % n for number in range(len(batches))]
+        self._n_batches += len(batches)
+        ours = [batch for batch, owner in zip(batches, owners, strict=True) if owner == rank]
+        loaded = iter(self.load(domain.name, split.name, ours) if ours else ())
         kept: list[int] = []
         outputs: dict[str, Tensor] = {}
-        for batch, read, images in in_batches(self.load, domain.name, split.name, positions, self.batch_size):
-            for name, source in self.sources.items() if len(read) else ():
-                output = (source[domain.name] if isinstance(source, Mapping) else source)(images)
+        for batch, owner in zip(batches, owners, strict=True):
+            if owner == rank:
+                read, made = self._make(domain, *next(loaded))
+            elif rank == 0 and self.helpers:
+                read, sent = self.helpers.receive(owner)
+                made = {name: output.to(device) for name, (device, output) in sent.items()}
+            if rank > 0 and self.helpers:
+                if owner == rank:
+                    self.helpers.send((read, {name: (made[name].device.type, made[name].cpu()) for name in made}))
+                continue
+            for name, output in made.items():
                 if name not in outputs:
                     outputs[name] = output.new_empty((len(positions), output.shape[1]))
                 outputs[name][len(kept) : len(kept) + len(read)] = output
@@ -103,7 +149,28 @@ class Reading:
             self.n_done += len(batch)
             if self.progress:
                 self.progress(self.n_done, self.n_images)
+        for _ in loaded:  # to its end, so that it is not left open
+            pass
         return kept, {name: whole[: len(kept)] for name, whole in outputs.items()}
+
+    def _make(self, domain: Domain, images: Tensor, read: Sequence[int]) -> Made:
+        """What the sources make of the images of a batch."""
+        sources = self.sources.items() if len(read) else ()
+        return list(read), {
+            name: (source[domain.name] if isinstance(source, Mapping) else source)(images) for name, source in sources
+        }
+
+    def help(self, size: int) -> None:
+        """Read and embed this process's share of what the first one does: `queries` of all domains, then `index`."""
+        domains = self.catalog.domains
+        for domain in domains:
+            split = domain.queries(self.subset)
+            self._embed(domain, split, list(range(len(split))))
+        for domain in domains:
+            index, known = domain.index(self.subset), {*domain.queries(self.subset).paths}
+            for start in range(0, len(index), size):
+                positions = range(start, min(start + size, len(index)))
+                self._embed(domain, index, [i for i in positions if index.paths[i] not in known])
 
     def queries(self, number: int) -> Images:
         """Embed the queries of a domain."""

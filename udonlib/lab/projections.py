@@ -1,4 +1,4 @@
-"""Vectors in two dimensions: PCA at once, UMAP kept on the disk. Coordinates alone; nothing is drawn here.
+"""Vectors in two dimensions: PCA, a quick layout by neighbours, UMAP; both kept. Coordinates alone; nothing is drawn.
 
 Every projection lies in the square [-1, 1] x [-1, 1], both axes on one scale, so that distances along them compare.
 """
@@ -15,10 +15,13 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from udonlib.files import DiskError, replacing
+from udonlib.lab.quick_layout import laid_out
 
 LEAST = 8  # vectors for which UMAP has any meaning; fewer are projected by PCA
 # What a first fit takes on two CPU cores, to be said beforehand: the compiler's time, and seconds for a thousand rows.
 COMPILING, PER_THOUSAND = 40.0, 2.5
+QUICK = 2_000  # vectors that `quick` lays out while a person waits
+QUICK_VERSION = 1  # of its algorithm: part of the fingerprint
 # Two threads that fit at once can end the whole process; and the second one may only have to read what the first kept.
 _ALONE = threading.Lock()
 
@@ -56,14 +59,38 @@ def pca(vectors: Float[np.ndarray, "n dim"]) -> tuple[Float32[np.ndarray, "n 2"]
     return framed(coordinates), (float(shares[0]), float(shares[1]))
 
 
-def umap_key(vectors: Float[np.ndarray, "n dim"], settings: Umap) -> str:
-    """Return the fingerprint of a UMAP: its vectors, its settings and the version that computes it."""
-    return fingerprint("umap", version("umap-learn"), settings, vectors.astype(np.float32))
+def umap_key(vectors: Float[np.ndarray, "n dim"], settings: Umap, kind: str = "umap") -> str:
+    """Return the fingerprint of a UMAP, or of a quick layout: vectors, settings and the version that computes it."""
+    computed_by = version("umap-learn") if kind == "umap" else QUICK_VERSION
+    return fingerprint(kind, computed_by, settings, vectors.astype(np.float32))
 
 
-def is_kept(vectors: Float[np.ndarray, "n dim"], settings: Umap, folder: Path) -> bool:
-    """Say whether this UMAP lies in the cache, so that it comes at once."""
-    return len(vectors) < LEAST or file_of(folder, "umap", umap_key(vectors, settings)).exists()
+def is_kept(vectors: Float[np.ndarray, "n dim"], settings: Umap, folder: Path, kind: str = "umap") -> bool:
+    """Say whether this UMAP, or quick layout, lies in the cache, so that it comes at once."""
+    return len(vectors) < LEAST or file_of(folder, kind, umap_key(vectors, settings, kind)).exists()
+
+
+def quick(
+    vectors: Float[np.ndarray, "n dim"], settings: Umap, folder: Path, note: Callable[[str], None] | None = None
+) -> Float32[np.ndarray, "n 2"]:
+    """Project by `quick_layout.laid_out`, beginning at the PCA; read from the cache where it was computed before.
+
+    Args:
+        vectors: finite.
+        settings: as UMAP's.
+        folder: of the cache.
+        note: called with one sentence where the cache is broken.
+    """
+    start = pca(vectors)[0]
+    if len(vectors) < LEAST:
+        return start
+
+    def compute() -> dict[str, np.ndarray]:
+        laid = laid_out(vectors, start, settings.n_neighbours, settings.distance, settings.seed)
+        return {"xy": framed(laid.astype(np.float64))}
+
+    with _ALONE:  # who asks second reads what the first one kept
+        return kept(folder, "quick", umap_key(vectors, settings, "quick"), compute, note)["xy"]
 
 
 def umap(
@@ -85,8 +112,10 @@ def umap(
         return kept(folder, "umap", umap_key(vectors, settings), lambda: {"xy": _fit(vectors, settings)}, note)["xy"]
 
 
-def seconds(n: int) -> float:
-    """Estimate how long a first UMAP of n vectors takes in a fresh process on two CPU cores, in seconds."""
+def seconds(n: int, kind: str = "umap") -> float:
+    """Estimate how many seconds a first UMAP of n vectors, or a quick layout, takes in a fresh process on two cores."""
+    if kind == "quick":
+        return n / 5000 + (n / 20_000) ** 2
     return COMPILING + PER_THOUSAND * n / 1000
 
 

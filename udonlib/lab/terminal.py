@@ -5,8 +5,12 @@
 papermill's own --log-output frames every cell and logs a blank line after each text. This is an engine for it, by the
 name that pyproject.toml gives it: lines, warnings and tables are printed as they come, pictures and HTML are left to
 the notebook. An error ends papermill as ever, with the cell's traceback.
+
+papermill loads this module when it starts, and warns of each `-p NAME` that the cell of parameters does not list, as if
+it had no effect. The cell of train.ipynb lists the main ones of some eighty: of the others papermill says nothing.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -16,6 +20,22 @@ from papermill.engines import NBClientEngine, logger
 # A kernel warns at each start that others on this machine could listen to its sockets, and calls the interrupt with
 # which it is always ended an error, if that finds it idle. A kernel that dies is reported by papermill itself.
 KERNEL = ["--log-level=50"]
+
+
+UNKNOWN = "Passed unknown parameter: "
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether papermill says more than that a parameter of ours stands in no cell; the notebook itself checks it."""
+    message = record.getMessage()
+    if not message.startswith(UNKNOWN):
+        return True
+    from udonlib.params import TrainParams  # half a second
+
+    return message.removeprefix(UNKNOWN) not in TrainParams.model_fields
+
+
+logger.addFilter(is_news)
 
 
 class TerminalEngine(NBClientEngine):
@@ -58,5 +78,5 @@ class _PrintingClient(PapermillNotebookClient):
                 if place is not None:
                     place.write(output.text)
                     place.flush()
-        elif "text/plain" in data and not any(kind.startswith("image/") for kind in data):
+        elif "text/plain" in data and not any(kind.startswith("image/") or "<img " in data[kind] for kind in data):
             print(data["text/plain"].rstrip("\n"), flush=True)

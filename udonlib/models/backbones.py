@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import itertools
@@ -21,7 +22,8 @@ from udonlib.errors import UserError
 from udonlib.models.depthwise import quicken
 
 
-def _import_timm() -> ModuleType:
+@functools.cache
+def import_timm() -> ModuleType:
     """Import timm, also where torchvision's compiled operators cannot load.
 
     PyPI's Linux build of torchvision is linked against CUDA. Beside a CPU build of torch its operators are missing, and
@@ -39,7 +41,14 @@ def _import_timm() -> ModuleType:
     return importlib.import_module("timm")
 
 
-timm = _import_timm()
+class _Timm(ModuleType):
+    """timm, imported when something of it is first used: it takes a second or two, and who only looks on needs none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_timm(), name)
+
+
+timm = _Timm("timm")
 
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from udonlib.errors import UserError
@@ -135,21 +135,34 @@ class EmbeddingModel(nn.Module):
         """The universal embedding of images with values in 0..255: unit rows."""
         return self.student(self.features(images, precision))
 
-    def rival_cosines(
-        self, student: Float[Tensor, "batch student_dim"], domain: str
-    ) -> Float[Tensor, "batch rivals"] | None:
-        """The student's cosines to the classes of all domains but `domain`; None where there is no other."""
-        others = [self.student_prototypes[d] for d in self.domains if d != domain]
-        return cosine_logits(student, torch.cat(others)) if others else None
+    def outputs(
+        self,
+        features: Float[Tensor, "batch feature_dim"],
+        domain: str,
+        classes: Int[Tensor, "classes"] | None = None,
+    ) -> DomainOutputs:
+        """Embeddings and cosines of images of one domain, from their features.
 
-    def outputs(self, features: Float[Tensor, "batch feature_dim"], domain: str) -> DomainOutputs:
-        """Embeddings and cosines of images of one domain, from their features."""
+        Args:
+            classes: rows of the domain's prototypes that have a cosine; None: all.
+        """
         student = self.student(features)
-        student_cosines = cosine_logits(student, self.student_prototypes[domain])
+        rows = slice(None) if classes is None else classes
+        student_cosines = cosine_logits(student, self.student_prototypes[domain][rows])
+        return DomainOutputs(student, student_cosines, *self.taught(features, domain, classes))
+
+    def taught(
+        self,
+        features: Float[Tensor, "batch feature_dim"],
+        domain: str,
+        classes: Int[Tensor, "classes"] | None = None,
+    ) -> tuple[Float[Tensor, "batch teacher_dim"], Float[Tensor, "batch _"]] | tuple[None, None]:
+        """The teacher's part of `outputs`; without a teacher of the domain there is none."""
         if domain not in self.teachers:
-            return DomainOutputs(student, student_cosines)
+            return None, None
         teacher = self.teachers[domain](features)
-        return DomainOutputs(student, student_cosines, teacher, cosine_logits(teacher, self.teacher_prototypes[domain]))
+        rows = slice(None) if classes is None else classes
+        return teacher, cosine_logits(teacher, self.teacher_prototypes[domain][rows])
 
     def short_embedding(self, dim: int, features: Float[Tensor, "batch feature_dim"]) -> Float[Tensor, "batch dim"]:
         """The first `dim` dimensions of the student's embedding, to unit norm."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from udonlib.errors import UserError
 from udonlib.files import replacing
+from udonlib.models.backbones import import_timm
 from udonlib.models.embedding_model import EmbeddingModel
 
 MAX_BYTES = 2**31 - 1  # of a protocol buffer
@@ -145,6 +146,7 @@ def export(model: EmbeddingModel, image_size: int, file: Path) -> None:
         UserError: packages that are missing; an encoder that cannot be exported, or is larger than one file may be.
     """
     check_packages()
+    import_timm()  # else the exporter imports torchvision first, as it cannot be imported everywhere: see there
     onnx = importlib.import_module("onnx")
     images, training = torch.zeros(BATCH, 3, image_size, image_size), model.training
     try:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from udonlib.data.catalog import Catalog
-from udonlib.evaluation.metrics import r_at_1, relevance
+from udonlib.evaluation.metrics import r_at_k, relevance
 from udonlib.evaluation.reading import Embed, Images, Load, Reading
 from udonlib.evaluation.search import nearest
 
@@ -47,7 +47,7 @@ class TestSet:
     def right(self, positions: Int64[Tensor, "query rank"]) -> Bool[Tensor, "query"]:
         """Whether the first neighbour of each query is relevant."""
         labels = self.query_labels, self.query_domains, self.index_labels, self.index_domains
-        return r_at_1(relevance(positions, *labels)) > 0
+        return r_at_k(relevance(positions, *labels)) > 0
 
     def by_domain(self, values: Float[np.ndarray, "query"]) -> dict[str, Float[np.ndarray, "1 _"]]:
         """Values of the queries, apart for each domain, as intervals are computed of them."""

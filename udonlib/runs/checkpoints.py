@@ -6,7 +6,8 @@
     checkpoints/previous_best.pt    that until the checkpoint before, where it is another one
     checkpoints/next.pt             a best model that no checkpoint knows of yet
 
-Each is replaced whole, and checked byte by byte when it is read: PyTorch reads on where one has changed.
+Each is replaced whole, and checked byte by byte when it is read: PyTorch reads on where one has changed. They are
+written while training goes on (`Saving`), which waits for a copy only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +125,45 @@ def _read_weights(file: Path) -> tuple[dict[str, Tensor], list[tuple[float, ...]
     if problem is not None:
         raise UserError(f"{file}: not a checkpoint of a run: {problem}. {OTHERS}")
     return state, statistics  # type: ignore[return-value]
+
+
+class Saving:
+    """A thread that writes what it is given, one after the other; whoever gives it something waits for a copy only.
+
+    Where the one before is still being written, or could not be, the next call waits for it or raises its error.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "udonlib-saving")
+        self._last: Future[None] | None = None
+
+    def save(self, write: Callable[[Mapping[str, object]], None], state: Mapping[str, object]) -> None:
+        """Have a state written as it is now."""
+        self.wait()
+        self._last = self._thread.submit(write, _copy(state))
+
+    def wait(self) -> None:
+        """Come back when nothing is left to be written.
+
+        Raises:
+            DiskError: what was given could not be written.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """End the thread, when it has written what it was given."""
+        self._thread.shutdown()
+
+
+def _copy(value: Any) -> Any:
+    """The same state, of tensors of its own on the CPU."""
+    if isinstance(value, Mapping):
+        return {name: _copy(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copy, value))
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 class Checkpoint(NamedTuple):

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,13 @@ from torch import Tensor
 
 from udonlib.data.catalog import Catalog, load_catalog
 from udonlib.data.images import ImageReader
+from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation import files
 from udonlib.evaluation.descriptors import read_descriptors, save_descriptors
 from udonlib.evaluation.evaluate import Evaluation, Head, Neighbours, evaluate
 from udonlib.evaluation.files import NEIGHBOURS, OUTCOMES, load_neighbours, load_outcomes, load_table, save_evaluation
+from udonlib.evaluation.frequency import MAX_LOOKED_AT, by_group, frequencies
 from udonlib.evaluation.intervals import bootstrap_interval
 from udonlib.evaluation.reading import Load, in_batches, loading
 from udonlib.files import replacing_together, results_folder, take_lock, write_json, write_text
@@ -166,7 +168,7 @@ class SavedEvaluation:
     def fingerprint(self) -> str:
         """SHA-256 of all that the results depend on: the file, the data and the parameters that matter."""
         p = self.params
-        values = [self.source.digest, self.catalog.fingerprint, self.catalog.names, p.subset, p.k, p.seed]
+        values = [self.source.digest, self.catalog.fingerprint, self.catalog.names, p.subset, p.k, p.seed, *p.metrics]
         values += [self.precision, p.on_bad_image] if self.source.kind != "descriptors" else []
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -220,7 +222,8 @@ class SavedEvaluation:
         use_threads(self.params.n_threads)
         report = progress or (lambda what, done, total: None)
         if not self.is_finished:
-            self._save(self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report))
+            found = self._of_descriptors(report) if self.embedder == DESCRIPTORS else self._of_model(report)
+            self._save(replace(found, outcomes=self._with_groups(found.outcomes, report)))
             self._made = True
         exported = self.path / "descriptors.npz"
         if self.params.save_descriptors and not exported.exists():
@@ -233,9 +236,21 @@ class SavedEvaluation:
         read = read_descriptors(self.source.file, self.catalog, p.subset, others, partial(report, "reading"))
         embedders = {DESCRIPTORS: lambda vectors: vectors.to(device)}
         searched = partial(report, "searching")
-        return evaluate(
-            self.catalog, p.subset, read.load, image_embedders=embedders, k=p.k, batch_size=2**14, progress=searched
-        )
+        many: dict[str, Any] = {"k": p.k, "metrics": p.metrics, "batch_size": 2**14, "progress": searched}
+        return evaluate(self.catalog, p.subset, read.load, image_embedders=embedders, **many)
+
+    def _with_groups(self, outcomes: pd.DataFrame, report: Progress) -> pd.DataFrame:
+        """Add how much like each query the run learned from, as `evaluation.frequency` says, where a run did."""
+        trained, p = self.source.trained, self.params
+        if trained is None or p.data != "auto":
+            return outcomes
+        whole = open_catalog(trained.model_copy(update={"images": p.images or trained.images}))
+        if (n_images := sum(len(domain.train_labels) for domain in whole.domains)) > MAX_LOOKED_AT:
+            return outcomes
+        report("comparing", 0, n_images)
+        known = frequencies(whole, p.subset)
+        report("comparing", n_images, n_images)
+        return outcomes.merge(known, on=["domain", "path"], how="left", sort=False).fillna({"group": "", "size": ""})
 
     @cached_property
     def _model(self) -> EmbeddingModel:
@@ -271,6 +286,7 @@ class SavedEvaluation:
             self._features,
             heads,
             k=p.k,
+            metrics=p.metrics,
             batch_size=p.eval_batch_size,
             progress=partial(report, "embedding"),
         )
@@ -324,13 +340,22 @@ class SavedEvaluation:
         """Images that could not be read and took no part."""
         return len(self._summary["skipped_images"])
 
+    def by_group(self) -> pd.DataFrame | None:
+        """R@1 of groups of queries: `frequency.by_group`; None where no training images are known to compare with."""
+        outcomes = self.outcomes()
+        return by_group(outcomes) if "group" in outcomes else None
+
+    def outcomes(self) -> pd.DataFrame:
+        """How each query was answered. Raises: UserError where the file is missing or damaged."""
+        return load_outcomes(self.path / OUTCOMES)
+
     def neighbours(self) -> list[Neighbours]:
         """Neighbours of all queries in the merged index."""
         return load_neighbours(self.path / NEIGHBOURS, self.catalog, self.params.subset)
 
     def lost_by_merging(self) -> pd.DataFrame:
         """See `lost_by_merging`, of R@1."""
-        return lost_by_merging(load_outcomes(self.path / OUTCOMES), seed=self.params.seed)
+        return lost_by_merging(self.outcomes(), seed=self.params.seed)
 
 
 def lost_by_merging(outcomes: pd.DataFrame, metric: str = "r_at_1", seed: int = 0) -> pd.DataFrame:

@@ -8,7 +8,7 @@ wrote the question's file last.
 | RUN | steer, runs | the run that is trained now, or else that wrote a record last |
 | KEPT | evaluate | the run whose best model so far was kept last |
 | ANSWERED | specialists of gaps | of the finished runs that kept how each query was answered, the last one |
-| that_tested("student") | embeddings | the same, with the student's neighbours |
+| that_tested("student") | embeddings | the same, with the student's neighbours; by name also one with a best model |
 | that_tested("teacher") | gaps | the same, with teachers |
 
 Those of the sampler's notebook stand where it reads runs.
@@ -23,8 +23,8 @@ from typing import Any
 
 from udonlib.errors import ParameterError
 from udonlib.evaluation.files import NEIGHBOURS, OUTCOMES
-from udonlib.files import run_path, runs_folder
-from udonlib.runs.folder import METRICS, RunFolder, is_locked
+from udonlib.files import is_held, run_path, runs_folder
+from udonlib.runs.folder import METRICS, WORKER, RunFolder, is_locked
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,17 @@ def _not_kept(run: RunFolder) -> str:
 
 
 def that_tested(embedder: str) -> Question:
-    """Ask for a finished run that tested an embedder and kept its queries' neighbours."""
+    """Ask for a finished run that tested an embedder and kept its queries' neighbours.
+
+    By its name also an unfinished one answers, if it has kept a model that can be tested.
+    """
 
     def lacks(run: RunFolder) -> str:
+        if run.status != "finished" and run.best.exists():
+            has = embedder == "student" or run.params.has_teachers
+            return "" if has else f"(recipe {run.params.recipe!r}) has no {embedder}"
+        if run.status == "unfinished":
+            return _not_kept(run)
         if missing := _not_answered(run):
             return missing
         if embedder not in set(run.evaluation()["embedder"]):
@@ -101,6 +109,15 @@ def find_run(name: str, question: Question = RUN, outputs: str = "auto", paramet
         problem = f"found 'latest', but there is no {question.what} in {runs_folder(outputs)}; {question.advice}"
         raise ParameterError({parameter: problem})
     return latest
+
+
+def trained_now(outputs: str = "auto") -> str:
+    """The runs that a process trains now, or is about to, in a sentence."""
+    home = runs_folder(outputs)
+    folders = sorted(
+        {file.parent for name in ("lock", f"{WORKER}.lock") for file in home.glob(f"*/{name}") if is_held(file)}
+    )
+    return f"Trained now: {', '.join(folder.name for folder in folders) or 'none'}."
 
 
 def runs_for(question: Question, outputs: str = "auto") -> Iterator[RunFolder]:

@@ -11,6 +11,7 @@
                            those of the checkpoint before: see `runs.checkpoints`
         evaluation.csv, evaluation.json, outcomes.csv.gz, neighbours.npz    of the best model on the test queries
         summary.json       figures of the whole run
+        asked.yaml, worker.json, worker.lock, worker.log    of a process of its own: see `runs.apart`
 
 A run without summary.json is unfinished, and training it again goes on from last.pt: the same weights, to the bit on a
 CPU in float32, as if nothing had happened. Files are replaced whole, never half-written.
@@ -25,6 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from udonlib import files
@@ -40,6 +42,7 @@ STATES = ("new", "training", "paused", "stopped", "failed", "lost", "finished", 
 
 
 METRICS = "metrics.jsonl"
+WORKER = "worker"  # stem of the files of a process that trains the run apart from a notebook
 
 
 def read_record(line: bytes) -> dict[str, Any]:
@@ -74,6 +77,12 @@ class RunFolder:
         if (self.path / "summary.json").exists():
             return "finished"
         return "unfinished" if (self.path / "params.yaml").exists() else "new"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is finished, and neither to be begun anew nor given more steps."""
+        finished = self.status == "finished" and not self.params.overwrite
+        return finished and self.summary()["steps"] not in self.params.seams
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -184,6 +193,11 @@ class RunFolder:
         ]
         return pd.DataFrame(rows, columns=["step", "domain", "term", "value", "images"])
 
+    def pace(self) -> float:
+        """Images trained per second: the median over the records, so that pauses do not count."""
+        paces = [record["images_per_s"] for record in self.records("train")]
+        return round(float(np.median(paces)), 1) if paces else 0.0
+
     def allocation(self) -> pd.DataFrame:
         """The allocation from each start of a window and each intervention on.
 
@@ -259,7 +273,8 @@ def run_state(folder: RunFolder) -> RunState:
     try:
         status = folder.status
         if status == "new":
-            return RunState("new", "not started yet")
+            begins = is_held(folder.path / f"{WORKER}.lock")
+            return RunState("training", "getting ready") if begins else RunState("new", "not started yet")
         steps, step = folder.params.steps, last_step(folder.path)
         # What a resumed run has yet to repeat stands in the log behind what was done since.
         last = max(folder.interventions(), key=lambda entry: entry.number, default=None)
@@ -270,6 +285,10 @@ def run_state(folder: RunFolder) -> RunState:
     if is_locked(folder.path):
         paused = last is not None and last.paused and _wants_pause(folder.path)
         return RunState("paused", f"paused after {where}") if paused else RunState("training", f"training, {where}")
+    if (status != "finished" or not folder.is_over) and is_held(
+        folder.path / f"{WORKER}.lock"
+    ):  # it loads, or it has just ended
+        return RunState("training", f"getting ready to go on, {where}")
     if status == "finished":
         return RunState("finished", f"finished after {done:,} steps")
     again = "run it again to begin anew"

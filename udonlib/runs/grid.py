@@ -38,7 +38,7 @@ ABLATIONS = SHARE / "params" / "ablations"
 TABLE = (  # the rows of the table in RESULTS.md
     *("udon", "udon_plus", "us_rr", "uj_rr", "adapter", "features", "specialist"),
     *("no_kl", "no_rel", "no_distillation", "round_robin"),
-    *("plus_separate", "plus_kl", "plus_rel_1", "plus_linear_teachers"),
+    *("plus_separate", "plus_kl", "plus_rel_4", "plus_deep_teachers", "plus_random"),
 )
 POLL_SECONDS = 1.0
 
@@ -161,7 +161,7 @@ class Grid:
         p = self.params
         names = domain or (p.domains if p.domains == "all" else list(p.domains))
         where = {"seed": seed, "data": p.data, "images": p.images, "domains": names, "outputs": p.outputs}
-        where |= {"device": p.device, "n_threads": max(1, n_cores() // p.jobs)}
+        where |= {"device": p.device, "n_threads": p.n_threads or max(1, n_cores() // p.jobs)}
         unset = {"images": None, "outputs": "auto", "device": "auto"}
         where = {name: value for name, value in where.items() if name not in unset or value != unset[name]}
         return {"preset": p.base, **self._changes(own), **where}

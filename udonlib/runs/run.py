@@ -10,13 +10,15 @@ See `runs.folder` for what the folder holds.
 from __future__ import annotations
 
 import copy
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -28,13 +30,13 @@ from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import EmbeddingError, Neighbours, evaluate_model
 from udonlib.evaluation.files import NEIGHBOURS, load_neighbours, save_evaluation
 from udonlib.evaluation.frozen.encoders import EncoderScores
-from udonlib.evaluation.reading import loading, n_evaluated
-from udonlib.files import write_json
+from udonlib.evaluation.reading import heeding, loading, n_evaluated
 from udonlib.models.embedding_model import EmbeddingModel, create_model, model_cost
 from udonlib.models.processors import n_cores, pick_device, pick_precision, slow_precision
 from udonlib.models.teachers import Teacher
 from udonlib.params import WITHOUT_EFFECT, TrainParams
-from udonlib.runs.begin.origins import check_origins, differences, origins, replayed
+from udonlib.runs.begin.extend import to_go_on_with, what_more_means
+from udonlib.runs.begin.origins import check_origins, origins, replayed
 from udonlib.runs.begin.start import Begun, begin_with, find_start, since_start
 from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import RUN, find_run
@@ -50,9 +52,10 @@ from udonlib.runs.teachers import (
     student_scores,
     teacher_scores,
 )
-from udonlib.runs.writer import RunWriter, provenance
+from udonlib.runs.writer import NoWriter, RunWriter, provenance
 from udonlib.training.needs import check_room
-from udonlib.training.steering import Commands, Control, read_control
+from udonlib.training.parallel.world import LostError, World, normed_apart, together
+from udonlib.training.steering import Commands, Control, Notice, RunStoppedError, read_control
 from udonlib.training.threads import use_threads
 from udonlib.training.trainer import Record, Trainer, diverged, merged_r_at_1
 
@@ -75,16 +78,7 @@ class Run(RunFolder):
         if params.precision == "auto":  # what the run began with, or what this machine multiplies fast
             chosen = pick_precision(self.params.precision if goes_on else "auto", pick_device(params.device))
             params = params.model_copy(update={"precision": chosen})
-        if goes_on:
-            before = self.params
-            if before.precision == "auto":  # written by hand
-                before = before.model_copy(update={"precision": params.precision})
-            differing = differences(before, params, CHANGEABLE)
-            if differing:
-                raise UserError(
-                    f"run {self.path.name!r} exists and differs in {'; '.join(differing)}. "
-                    "Give this one another name (run=...), or replace that one (overwrite=true)"
-                )
+        params = to_go_on_with(self, params, CHANGEABLE)
         self.__dict__["params"] = params
 
     @cached_property
@@ -117,7 +111,7 @@ class Run(RunFolder):
             UserError: the data is broken: "... images that cannot be read: 2 (...)".
         """
         p = self.params
-        if p.check_data == "skip" or (self.status == "finished" and not p.overwrite):
+        if p.check_data == "skip" or self.is_over:
             return None
         check = check_quickly(self.catalog, min(60.0, max(3.0, p.steps * p.batch_size / 1e6)), n_threads=n_cores())
         if p.check_data == "refuse":
@@ -169,33 +163,49 @@ class Run(RunFolder):
 
         Goes on from the last checkpoint of an unfinished run. A finished run is left as it is: only `end` comes.
 
+        Under `torchrun` every process calls this, and gets the same records: print them in the first one alone, see
+        `training.parallel.world.join`. That one alone reads and writes the run's folder and is steered; it tells the
+        others its state, so that a run may go on with another number of them. Each reads its share of every batch and
+        of what is validated and tested. SIGTERM leaves a checkpoint and ends the process.
+
         Raises:
             UserError: whatever is wrong with parameters or data, before anything is written; a loss that is not finite,
                 with the last checkpoint kept; data that changed since the run began.
         """
-        p = self.params
-        if not p.overwrite:
+        with together() as world, Notice() as notice:
+            try:
+                yield from self._train(world, notice)
+            except RunStoppedError as error:
+                world.leave(error)
+                if not notice.given:
+                    raise
+                print(error, file=sys.stderr)
+                raise SystemExit(128 + signal.SIGTERM) from None
+
+    def _train(self, world: World, notice: Notice) -> Iterator[Record]:
+        self.__dict__["params"] = p = world.broadcast(self.params)
+        if world.is_first and not p.overwrite:
             check_origins(self, self._origins())
-        if self.status == "finished" and not p.overwrite:
-            summary = self.summary()
-            yield {"kind": "end", "step": summary["steps"]} | summary
+        over = world.is_first and self.is_over
+        finished = world.broadcast(self.summary() if over else None)
+        if finished is not None:
+            yield {"kind": "end", "step": finished["steps"]} | finished
             return
-        repeated = replayed(p, self.path, self.catalog.fingerprint, CHANGEABLE)
-        check = self.data_check
-        use_threads(p.n_threads)
-        device = pick_device(p.device)
+        repeated = replayed(p, self.path, self.catalog.fingerprint, CHANGEABLE) if world.is_first else None
+        check = world.broadcast(self.data_check if world.is_first else None)
+        use_threads(p.n_threads or n_cores() // world.n_here or 1)
+        device = world.device(pick_device(p.device))
         tested = max(len(domain.splits[name]) for domain in self.catalog.domains for name in ("val", "test"))
-        check_room(p, self.catalog.n_classes, tested, device)
+        check_room(p, self.catalog.n_classes, tested, device, n_processes=world.size)
         model, begun = self._begin()
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        untrained = copy.deepcopy(model).requires_grad_(False)
         reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
         test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
-        load = loading(test_reader, p.n_workers)
+        load = heeding(notice.heed, loading(test_reader, p.n_workers))
 
         def validate(kept: EmbeddingModel) -> pd.DataFrame:
             try:
-                return evaluate_model(kept, self.catalog, p, "val", load).table
+                return evaluate_model(kept, self.catalog, p, "val", load, helpers=world).table
             except EmbeddingError as error:  # of weights that are finite, but too large to compute with
                 raise diverged(trainer.step, str(error)) from None
 
@@ -203,32 +213,39 @@ class Run(RunFolder):
         frozen = self.frozen_teachers()
         for teacher in (*offline.values(), *frozen.values()):
             teacher.to(device)
-        objective, cached = create_objective(p, model, reader, frozen, offline)
-        trainer = Trainer(model, self.catalog, p, WindowLoader(reader, p.n_workers), validate, objective)
+        objective, cached = create_objective(p, model, reader, frozen, offline, world)
+        trainer = Trainer(model, self.catalog, p, WindowLoader(reader, p.n_workers), validate, objective, world)
+        untrained = copy.deepcopy(model).requires_grad_(False)
         # Requests of before are void, those made while this process loads are not.
-        before = Control() if p.overwrite else read_control(self.path)
-        writer = RunWriter(self)
+        before = Control() if p.overwrite or not world.is_first else read_control(self.path)
+        writer = RunWriter(self) if world.is_first else NoWriter(self)
         try:
             statistics = [list(model.backbone.mean), list(model.backbone.std)]  # may come from a file of weights
             began = time.perf_counter()
             if p.overwrite:
                 writer.clear()
-            seconds_before, problems = self._resume(trainer, writer, device, begun)
+            resumed = self._resume(trainer, writer, device, begun) if world.is_first else (None, 0.0, [])
+            state, seconds_before, problems = resumed
+            world.share(trainer, state)
+            del resumed, state  # as large as the model and its optimizer
             sampler = trainer.sampler
-            commands = Commands(
-                self.path,
-                sampler.names,
-                trainer.n_interventions,
-                trainer.wish,
-                repeated,
-                lambda: sampler.weights.tolist(),
-                before,
-                objective.taught_by,
-            )
-            trainer.commands, trainer.sign_every = commands, SIGN_SECONDS
+            if world.is_first:
+                trainer.commands = Commands(
+                    self.path,
+                    sampler.names,
+                    trainer.n_interventions,
+                    trainer.wish,
+                    repeated,
+                    lambda: sampler.weights.tolist(),
+                    before,
+                    objective.taught_by,
+                    notice,
+                )
+            trainer.sign_every = SIGN_SECONDS
 
             def seconds() -> float:
-                return seconds_before + time.perf_counter() - began - commands.paused_seconds
+                paused = trainer.commands.paused_seconds if trainer.commands else 0.0
+                return seconds_before + time.perf_counter() - began - paused
 
             start = {
                 "kind": "start",
@@ -245,61 +262,70 @@ class Run(RunFolder):
             kept = [(record["step"], record["r_at_1"]) for record in self.records("validation") if record["best"]]
             doubts = f"data check: {check.verdict}" if check and not check.is_sound else ""
             mixture = of_one_domain(p, model, len(self.catalog.domains))
+            more = what_more_means(p, trainer.step)
             loaded = str(begun or model.backbone.loaded)
-            said = (*problems, slow_precision(p.precision, device), doubts, loaded, mixture)
-            notices = [notice for notice in said if notice]
-            yield start | {"best": kept[-1:], "notices": notices}
-            for record in cached.fill() if cached is not None else ():
+            apart = normed_apart(model.backbone, world)
+            said = (*problems, slow_precision(p.precision, device), doubts, loaded, mixture, apart, more)
+            notices = [text for text in said if text]
+            yield world.broadcast(start | {"best": kept[-1:], "notices": notices})
+            for record in world.in_turn(cached.fill()) if cached is not None else ():
+                notice.heed()
                 yield record | {"step": trainer.step}
-            for record in trainer.train():
-                if record["kind"] == "checkpoint":
-                    state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
-                    state["statistics"] = statistics
-                    writer.save_last(state)
-                elif record["kind"] != "progress":
-                    if record["kind"] == "validation" and record["best"]:
-                        best = {"model": trainer.kept.state_dict(), "step": record["step"], "r_at_1": record["r_at_1"]}
-                        best["statistics"] = statistics
-                        writer.save_best(best)
-                    writer.record(record)
-                yield record
+            try:
+                for record in trainer.train():
+                    if record["kind"] == "checkpoint":
+                        state = trainer.state_dict() | {"n_records": writer.n_records, "seconds": seconds()}
+                        state["statistics"] = statistics
+                        writer.save_last(state)
+                    elif record["kind"] != "progress":
+                        if record["kind"] == "validation" and record["best"]:
+                            best = {"model": trainer.kept_state(), "step": record["step"], "r_at_1": record["r_at_1"]}
+                            best["statistics"] = statistics
+                            writer.save_best(best)
+                        writer.record(record)
+                    yield record
+            finally:
+                writer.wait()
             train_seconds = seconds()
-            best = self.load_model_state()
-            model.load_state_dict(best["model"])
-            evaluation = evaluate_model(model, self.catalog, p, "test", load, untrained)
-            table = save_evaluation(evaluation, self.path, p.seed, ("student", "teacher"))
+            best = world.broadcast(self.load_model_state() if world.is_first else {})
+            model.load_state_dict(trainer.shards.part(best["model"]))
+            evaluation = evaluate_model(model, self.catalog, p, "test", load, untrained, world)
+            names = ("student", "teacher")
+            table = world.broadcast(save_evaluation(evaluation, self.path, p.seed, names) if world.is_first else None)
             yield {"kind": "test", "step": trainer.step, "table": table}
+            skipped = world.collect({**reader.skipped, **test_reader.skipped})
             thawed = p.backbone_learning_rate > 0 and trainer.step > p.frozen_steps
             summary = {
                 "steps": trainer.step,
                 "images": trainer.step * p.batch_size,
                 "train_seconds": round(train_seconds, 1),
-                "images_per_s": self._pace(),
+                "images_per_s": self.pace(),
                 **asdict(model_cost(model, p.image_size, thawed)),
                 "seconds": round(seconds(), 1),
                 "best_step": best["step"],
                 "best_validation_r_at_1": best["r_at_1"],
                 "test_r_at_1": merged_r_at_1(table),
-                "skipped_images": {**reader.skipped, **test_reader.skipped},
+                "skipped_images": {path: problem for of_one in skipped for path, problem in of_one.items()},
                 "interventions": trainer.n_interventions,
             }
-            write_json(self.path / "summary.json", summary)
-            yield {"kind": "end", "step": trainer.step} | summary
+            writer.finish(summary)
+            yield {"kind": "end", "step": trainer.step} | world.broadcast(summary)
         except BaseException as error:
-            writer.note_end(error)
+            writer.note_end(world.cause(error) if isinstance(error, LostError) else error)
             raise
         finally:
             writer.close()
 
     def _resume(
         self, trainer: Trainer, writer: RunWriter, device: torch.device, begun: Begun | None
-    ) -> tuple[float, list[str]]:
+    ) -> tuple[dict[str, Any] | None, float, list[str]]:
         """Load the last checkpoint that is whole, if there is one.
 
         Returns:
-            The seconds that were spent until then, and what of the run's files is damaged and what that means.
+            Its state, the seconds that were spent until then, and what of the run's files is damaged and what that
+            means.
         """
-        note = provenance(self.catalog, device) | {"origins": self._origins()}
+        note = provenance(self.catalog, device) | {"origins": self._origins(), "processes": trainer.world.size}
         if begun is not None:
             note["start"] = asdict(begun)
         self.check_data()
@@ -315,7 +341,7 @@ class Run(RunFolder):
             problems = [torn]
         writer.settle(last)
         writer.start(self.params, note | {"from_step": trainer.step}, n_records)
-        return seconds, problems
+        return last and last.state, seconds, problems
 
     def check_data(self) -> None:
         """Refuse to mix a run with other data than it began with."""
@@ -335,11 +361,6 @@ class Run(RunFolder):
         p = self.params
         named = specialist_params(p, self.catalog.names) if p.offline_teachers is not None else {}
         return {domain: Run(params) for domain, params in named.items()}
-
-    def _pace(self) -> float:
-        """Images trained per second: the median over the records, so that pauses do not count."""
-        paces = [record["images_per_s"] for record in self.records("train")]
-        return round(float(np.median(paces)), 1) if paces else 0.0
 
     def since_start(self) -> pd.DataFrame | None:
         """What the run has gained and lost on the test queries since it began, by domain: see `runs.begin.start`.
@@ -367,8 +388,9 @@ def open_run(params: TrainParams) -> Run:
         UserError: data that is missing or wrong, with the file and the entry; an unknown domain, with the nearest name;
             a folder of that name which holds a run of other parameters.
     """
-    run = Run(params)
-    _ = run.catalog
+    with together():
+        run = Run(params)
+        _ = run.catalog
     return run
 
 

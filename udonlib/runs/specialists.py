@@ -37,6 +37,8 @@ from udonlib.runs.run import Run, load_run
 
 # What specialists must share: the images they see, where those come from, and the size of their embedding.
 SHARED = ("data", "images", "image_size", "precision", "on_bad_image", "k", "student_dim")
+# What a run and specialists that stand beside it unasked were given alike.
+ALIKE = ("backbone", "backbone_args", "pretrained", "weights", "image_size", "imbalance_between", "imbalance_within")
 
 
 def evaluate_assembly(
@@ -125,8 +127,9 @@ def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> di
     runs differ in domain and seed alone.
 
     Args:
-        which: "none"; "auto", runs of recipe `specialist` that were tested on the same queries, if each domain has one;
-            a pattern of names such as "specialist-*-s1-*"; or a preset, whose runs with the run's seed are meant.
+        which: "none"; "auto", runs of recipe `specialist` that were tested on the same queries and given the same
+            backbone and data, if each domain has one; a pattern of names such as "specialist-*-s1-*"; or a preset,
+            whose runs with the run's seed are meant.
 
     Returns: a run for each domain, or nothing: the index of some domains would be another than the run's.
 
@@ -137,7 +140,7 @@ def find_specialists(run: Run, which: str = "auto", outputs: str = "auto") -> di
         return {}
     finished = list(runs_for(ANSWERED, outputs))
     if which == "auto":  # the setting that finished last and has every domain
-        candidates = [folder for folder in finished if folder.params.recipe == "specialist"]
+        candidates = [folder for folder in finished if folder.params.recipe == "specialist" and _alike(folder, run)]
         settings = dict.fromkeys(map(_setting, candidates))
         groups = [[folder for folder in candidates if _setting(folder) == setting] for setting in settings]
         whole = [by_domain for group in groups if len(by_domain := _by_domain(run, group)) == len(run.catalog.names)]
@@ -167,6 +170,11 @@ def _by_domain(run: Run, folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
 
 def _ordered(run: Run, by_domain: Mapping[str, RunFolder]) -> dict[str, RunFolder]:
     return {domain: by_domain[domain] for domain in run.catalog.names}
+
+
+def _alike(folder: RunFolder, run: Run) -> bool:
+    """Whether a specialist was given what the run was given, so that what differs is its domain and its training."""
+    return all(getattr(folder.params, name) == getattr(run.params, name) for name in ALIKE)
 
 
 def _setting(folder: RunFolder) -> str:

@@ -38,6 +38,7 @@ from udonlib.presets import load as load_preset
 from udonlib.runs.checkpoints import load_model
 from udonlib.runs.find import KEPT, find_run
 from udonlib.training.losses import Batch, Objective, UdonObjective
+from udonlib.training.parallel.world import ONE, World
 from udonlib.training.unic import UnicObjective
 
 STUDENT = "student"
@@ -158,6 +159,7 @@ def create_objective(
     reader: ImageReader,
     teachers: Mapping[str, Teacher],
     offline: Mapping[str, EmbeddingModel],
+    world: World = ONE,
 ) -> tuple[Objective, CachedFeatures | None]:
     """What a run's steps minimise, and the features that are to be filled before, if they are cached.
 
@@ -165,6 +167,7 @@ def create_objective(
         model: on its device.
         teachers: frozen ones.
         offline: finished specialists, by domain.
+        world: the processes that share each batch.
     """
     udon = None if params.recipe == "unic" else UdonObjective(params, offline)
     if not teachers:
@@ -176,7 +179,7 @@ def create_objective(
         with torch.no_grad():
             [end] = model.eval().tokens(torch.zeros(1, 3, side, side, device=device), end=True)
         cached = CachedFeatures(params, reader, teachers, end["patches"].shape[1])
-    return UnicObjective(params, model, teachers, cached, udon), cached
+    return UnicObjective(params, model, teachers, cached, udon, world), cached
 
 
 def some_images(reader: ImageReader, image_size: int) -> Images:

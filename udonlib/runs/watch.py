@@ -16,7 +16,8 @@ from udonlib.data.catalog import load_catalog
 from udonlib.errors import UserError
 from udonlib.files import whole_lines
 from udonlib.params import TrainParams
-from udonlib.runs.folder import METRICS, RunFolder, RunState, read_record
+from udonlib.runs.apart.process import Sign, read_sign
+from udonlib.runs.folder import METRICS, WORKER, RunFolder, RunState, read_record
 from udonlib.runs.run import Run
 from udonlib.training.interventions import Intervention, Wish
 from udonlib.training.steering import VERSION, Control, read_control
@@ -69,8 +70,8 @@ class Watch:
 
     def update(self) -> bool:
         """Read what is new. Returns whether anything is; what cannot be read is said in `problem`."""
-        files = (METRICS, "control.json", "steering.jsonl", "provenance.json", "summary.json", "ended.json")
-        stamps = tuple(map(self._stamp, files))
+        files = (METRICS, f"{WORKER}.json", "control.json", "steering.jsonl", "provenance.json", "summary.json")
+        stamps = tuple(map(self._stamp, (*files, "ended.json")))
         # A process that was killed leaves no trace but the lock that nobody holds: look for it now and then.
         if stamps == self._stamps and time.monotonic() - self._looked < 2.0:
             return False
@@ -79,6 +80,7 @@ class Watch:
         if changed:
             self.problem = ""
             self._read_records()
+            self._take_sign(read_sign(self.folder))
             self.interventions = self._read(self.folder.interventions, self.interventions)
             self.control = self._read(lambda: read_control(self.folder.path), self.control)
             self.heard = self._read(self._is_heard, True)
@@ -125,10 +127,22 @@ class Watch:
             except Exception as error:  # a record of any shape: a list, a number, a table without columns
                 self._name(f"{file}: a record cannot be read and is left out: {error!r}")
 
+    def _take_sign(self, sign: Sign) -> None:
+        """Take in what a process of the run's own says between two records."""
+        try:
+            record = sign.get("record") or {}
+            self.progress.notices = list(map(str, sign.get("notices", [])))
+            if record.get("kind") == "progress" and record["step"] > self.progress.step:
+                self._take(record)
+            elif record.get("kind") == "features":
+                self.progress.asking = record
+        except (KeyError, TypeError) as error:
+            self._name(f"{self.folder.path / WORKER}.json: cannot be read: {error!r}")
+
     def _take(self, record: dict[str, Any]) -> None:
         """Take in one record, by a clock that stands still while nobody trains: pauses must not slow the estimate."""
         written = record.get("time", self._then)
-        if record["kind"] == "train":
+        if record["kind"] in ("train", "progress"):
             pace = record["images_per_s"]
             training = (record["step"] - self.progress.step) * self.folder.params.batch_size / pace if pace else 0.0
             passed = written - self._then
@@ -165,6 +179,7 @@ class Progress:
     step: int = 0
     images_per_s: float = math.nan
     loss: float = math.nan
+    learning_rate: float = math.nan  # of the heads
     losses: dict[str, Curve] = field(default_factory=dict)
     terms: dict[str, dict[str, float]] = field(default_factory=dict)  # the latest losses of each domain
     taught: dict[str, Curve] = field(default_factory=dict)  # of frozen teachers, by term: the mean over all images
@@ -216,6 +231,7 @@ class Progress:
             case "train":
                 self._take_pace(step, now, record["images_per_s"])
                 self.terms |= record["losses"]
+                self.learning_rate = record.get("learning_rate", math.nan)
                 totals = {name: terms["total"] for name, terms in record["losses"].items()}
                 self.loss = sum(totals.values()) / len(totals)
                 for name, total in totals.items():
@@ -326,6 +342,8 @@ class Progress:
             return "paused"
         if self.state == "stopped":
             return f"stopped after {taken}; run the same again{' without overwrite' * self.params.overwrite} to go on"
+        if self._first_step is None:
+            return "getting ready"
         left = self.seconds_left()
         if (asked := self.asking) and asked["n_done"] < asked["n_images"]:
             seconds = (asked["n_images"] - asked["n_done"]) / asked["images_per_s"]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
 import pandas as pd
 import torch
@@ -34,10 +35,10 @@ from udonlib.files import (
     writing,
 )
 from udonlib.params import TrainParams
-from udonlib.runs.checkpoints import NAMES, Checkpoint
+from udonlib.runs.checkpoints import NAMES, Checkpoint, Saving
 from udonlib.runs.folder import METRICS, RunFolder, read_record
-from udonlib.training.steering import VERSION
-from udonlib.training.trainer import Record, RunStoppedError
+from udonlib.training.steering import VERSION, RunStoppedError
+from udonlib.training.trainer import Record
 
 PACKAGES = ("torch", "timm", "numpy", "pandas", "pydantic")
 # What a run writes besides its lock, curves and parameters, in the order in which it goes where a run begins anew: a
@@ -54,6 +55,7 @@ class RunWriter:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._checkpoints = folder.checkpoints
+        self._saving = Saving()
         try:  # somebody who asks for the run's state holds the lock for a moment
             self._lock = take_lock(folder.path / "lock", seconds=2.0)
         except HeldError:
@@ -85,7 +87,8 @@ class RunWriter:
             self._clear_curves()
         write_text(path / "params.yaml", yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
         write_json(path / "provenance.json", [*self.folder.provenance(), provenance])
-        (path / "ended.json").unlink(missing_ok=True)
+        for name in ("ended.json", "summary.json"):  # the latter where a finished run is given more steps
+            (path / name).unlink(missing_ok=True)
         records = path / METRICS
         lines = whole_lines(records)[:n_records]
         with replacing(records) as file:
@@ -114,24 +117,33 @@ class RunWriter:
 
     def save_best(self, state: Mapping[str, object]) -> None:
         """Keep the best model so far aside, until a checkpoint knows of it: a killed run may go on another way."""
-        self._checkpoints.save_best(state)
+        self._saving.save(self._checkpoints.save_best, state)
 
     def save_last(self, state: Mapping[str, object]) -> None:
         """Replace the checkpoint to go on from, and with it the best model, when all that it counts is on the disk."""
         with writing(self.folder.path / METRICS):
             os.fsync(self._records.fileno())
-        self._checkpoints.save_last(state)
+        self._saving.save(self._checkpoints.save_last, state)
+
+    def wait(self) -> None:
+        """Come back when all checkpoints are written; raises a DiskError where one could not be."""
+        self._saving.wait()
 
     def settle(self, checkpoint: Checkpoint | None) -> None:
         """Decide what of the checkpoints there are stays: see `runs.checkpoints`."""
         self._checkpoints.settle(checkpoint)
 
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Say that the run is finished, with the figures of the whole."""
+        write_json(self.folder.path / "summary.json", summary)
+
     def note_end(self, error: BaseException) -> None:
         """Say why the run is not being trained any more, for those who look at it later."""
         kind, reason = "failed", str(error) if isinstance(error, UserError) else repr(error)
         if isinstance(error, KeyboardInterrupt | GeneratorExit | RunStoppedError):
-            asked = isinstance(error, RunStoppedError)
-            kind, reason = "stopped", "asked for in its control panel" if asked else "interrupted"
+            kind, reason = "stopped", "interrupted"
+            if isinstance(error, RunStoppedError):
+                reason = "by SIGTERM" if error.by_signal else "asked for in its control panel"
         if self.folder.status != "finished":
             with suppress(DiskError):  # what it is noted for is said by the error itself
                 write_json(self.folder.path / "ended.json", {"kind": kind, "reason": reason})
@@ -144,13 +156,28 @@ class RunWriter:
         with suppress(OSError):
             if hasattr(self, "_records"):
                 self._records.close()
+        self._saving.close()
         self._lock.close()
+
+
+class NoWriter(RunWriter):
+    """What a process has in a writer's place that trains a run together with the one that writes: it leaves nothing."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.n_records = folder, 1
+
+    def _nothing(self, *given: object) -> None:
+        return
+
+    nothing: Any = _nothing
+    clear = start = record = save_best = save_last = wait = settle = finish = note_end = close = nothing
 
 
 def _curve_points(record: Record) -> Iterator[tuple[str, float]]:
     if record["kind"] == "train":
         yield "speed/images_per_s", record["images_per_s"]
         yield "rate/heads", record["learning_rate"]
+        yield "rate/gradient_norm", record["gradient_norm"]
         for domain, terms in record["losses"].items():
             yield from ((f"{term}/{domain}", value) for term, value in terms.items())
     elif record["kind"] == "allocation":

@@ -17,6 +17,7 @@ from udonlib.files import replacing
 MAX_MULTIPLIER = 10.0
 Multiplier = Annotated[float, Field(ge=0, le=MAX_MULTIPLIER)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=MAX_MULTIPLIER)]
 
 
 NAMED = {"multipliers": "domain", "locks": "domain", "teachers": "teacher"}  # fields of a wish -> what they go by
@@ -32,6 +33,8 @@ class Wish(BaseModel):
     teachers: dict[str, Multiplier] = Field({}, description="frozen teacher -> factor of its weight; else 1")
     drop_probability: Share | None = Field(None, description="of frozen teachers; None: as the parameters say")
 
+    rate: Rate = Field(1.0, description="factor of the learning rates on their schedule")
+
     @field_validator("multipliers", "teachers")
     @classmethod
     def _without_ones(cls, factors: dict[str, float]) -> dict[str, float]:
@@ -39,8 +42,8 @@ class Wish(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: Callable[[Wish], dict[str, Any]]) -> dict[str, Any]:
-        """Files in which no frozen teacher is steered, and no end asked for, stay as they were before that could be."""
-        unsaid: dict[str, Any] = {"teachers": {}, "drop_probability": None, "finish": 0}
+        """Files in which no frozen teacher or rate is steered, and no end asked for, stay as before that could be."""
+        unsaid: dict[str, Any] = {"teachers": {}, "drop_probability": None, "rate": 1.0, "finish": 0}
         return {name: value for name, value in write(self).items() if name not in unsaid or value != unsaid[name]}
 
     @property
@@ -51,6 +54,33 @@ class Wish(BaseModel):
     def allocates_as(self, other: Wish) -> bool:
         """Whether both want the same of the domains."""
         return (self.multipliers, self.locks) == (other.multipliers, other.locks)
+
+
+def _differing(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float | None]:
+    """What a mapping says that another does not; None for what it leaves out."""
+    return {name: after.get(name) for name in {**before, **after} if before.get(name) != after.get(name)}
+
+
+def changes_between(before: Wish, after: Wish) -> dict[str, Any]:
+    """The fields in which a wish differs from another, of those in NAMED the names that do; None leaves a name out."""
+    then, now = dict(before), dict(after)
+    changes = {field: now[field] for field in now if then[field] != now[field]}
+    return changes | {field: _differing(then[field], now[field]) for field in NAMED if field in changes}
+
+
+def changed(before: Wish, after: Wish) -> str:
+    """Say what one wish asks for that another did not: "emoji ×3, flags let go, learning rate ×0.5"."""
+    changes = changes_between(before, after)
+    named = [(field, name, value) for field in NAMED for name, value in changes.get(field, {}).items()]
+    said = []
+    for field, name, value in named:
+        factor = f"×{1 if value is None else value:g}"
+        lock = "let go" if value is None else f"locked at {value:.1%}"
+        said.append(f"{name} {lock}" if field == "locks" else f"{'teacher ' * (field == 'teachers')}{name} {factor}")
+    if "drop_probability" in changes:
+        asked = after.drop_probability
+        said.append("teachers dropped as by the parameters" if asked is None else f"teachers dropped at {asked:.0%}")
+    return ", ".join([*said, *([f"learning rate ×{after.rate:g}"] if "rate" in changes else [])])
 
 
 def check_wished(wished: Mapping[str, Any], known: Mapping[str, Sequence[str]], place: str) -> None:
@@ -109,6 +139,7 @@ class Intervention(Wish):
             done += _alike({f"teacher {name}": f"×{factor:g}" for name, factor in self.teachers.items()})
             if self.drop_probability is not None:
                 done.append(f"teachers dropped at {100 * self.drop_probability:g}%")
+            done += [f"learning rate ×{self.rate:g}"] if self.rate != 1 else []
             done = done or ["the allocation left alone"]
         requests = (
             *(("validated", self.evaluate), ("saved", self.save), ("stopped", self.stop)),

@@ -9,19 +9,50 @@ import torch
 from torch import Tensor
 
 from udonlib.data.images import Slot
+from udonlib.errors import UserError
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE, World
 from udonlib.training.losses import Batch, Objective, UdonObjective
+from udonlib.training.parallel.class_shards import ClassShards
+from udonlib.training.parallel.world import ONE, World
+
+
+class TrainingError(UserError):
+    """The run cannot go on; its last checkpoint is intact."""
+
+
+def diverged(step: int, what: str) -> TrainingError:
+    """The error of a run whose numbers have left all bounds."""
+    return TrainingError(
+        f"step {step}: {what}; the last checkpoint is kept. Lower 'learning_rate' or 'backbone_learning_rate', add "
+        "'warmup_steps', or set 'max_grad_norm'"
+    )
+
+
+# Of a step: domains and how many images of each, its terms by domain, the norm of its gradient.
+Taken = tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]
+
+
+def fetched(steps: Sequence[Taken]) -> list[float]:
+    """The numbers of some steps, brought from the device at once: of each the norm, then the terms by domain."""
+    numbers: list[Tensor] = []
+    for sizes, terms, norm in steps:
+        numbers += [norm, *(value for domain, _ in sizes for value in terms[domain].values())]
+    return torch.stack([number.float().reshape(()) for number in numbers]).tolist() if numbers else []
 
 
 def learning_rate_factor(step: int, params: TrainParams) -> float:
-    """Factor of both learning rates at `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
+    """Factor of both learning rates at `step` (from 0): linear warm-up, then constant or half a cosine down to 0.
+
+    In the steps that a finished run was given the half cosine begins anew: see `TrainParams.part_at`.
+    """
+    start, length = params.part_at(step)
+    n_warm = 0 if start else params.warmup_steps
     warm = min(1.0, (step + 1) / (params.warmup_steps + 1))
     if params.rate_schedule == "constant":
         return warm
-    progress = max(0, step - params.warmup_steps) / max(1, params.steps - params.warmup_steps)
+    progress = max(0, step - start - n_warm) / max(1, length - n_warm)
     return warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -41,14 +72,22 @@ class Learner:
         params: of the run.
         objective: None: UDON's, without offline teachers.
         world: the processes that share each batch.
+        shards: which classes' prototypes the model holds here; None: all.
     """
 
     def __init__(
-        self, model: EmbeddingModel, params: TrainParams, objective: Objective | None = None, world: World = ONE
+        self,
+        model: EmbeddingModel,
+        params: TrainParams,
+        objective: Objective | None = None,
+        world: World = ONE,
+        shards: ClassShards | None = None,
     ) -> None:
         self.model = model
         self.params = params
         self.world = world
+        self.shards = shards or ClassShards(model)
+        self.rate = 1.0  # a person's factor of both rates on their schedule
         device = next(model.parameters()).device
         self.objective = (objective or UdonObjective(params)).to(device)
         self._precision = dtype_of(params.precision, device)
@@ -95,12 +134,12 @@ class Learner:
         self.objective.train()
         if without_graph:
             model.backbone.eval()
-        factor = learning_rate_factor(number, p)
+        factor = self.rate * learning_rate_factor(number, p)
         for place, group in enumerate(self.optimizer.param_groups):  # heads, backbone; then what does not decay of each
             rates = (p.learning_rate, 0.0 if frozen else p.backbone_learning_rate)
             group["lr"] = factor * rates[place % 2]
 
-        batch = Batch(images, parts, slots, number, self._precision, without_graph, world)
+        batch = Batch(images, parts, slots, number, self._precision, without_graph, world, self.shards)
         by_domain = self.objective.terms(model, batch)
         loss = images.new_zeros((), dtype=torch.float32)
         for domain, labels in parts:
@@ -112,9 +151,9 @@ class Learner:
             for parameter in self._parameters:
                 if parameter.grad is None and parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-        world.sum_([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        self.shards.sum_(self._parameters, world)
         limit = math.inf if p.max_grad_norm is None else p.max_grad_norm
-        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        grad_norm = self.shards.clip_(self._parameters, limit)
         self.optimizer.step()
         world.average_(self._statistics)
         return {d: {k: v.detach() for k, v in terms.items()} for d, terms in by_domain.items()}, grad_norm.detach()

@@ -15,7 +15,7 @@ All means run over images, so that losses of different batch sizes are comparabl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,8 +28,9 @@ from udonlib.data.images import Slot
 from udonlib.models.embedding_model import DomainOutputs, EmbeddingModel
 from udonlib.models.heads import cosine_logits, unit
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE, World
 from udonlib.training.interventions import Wish, check_wished
+from udonlib.training.parallel.class_shards import ClassShards, Columns
+from udonlib.training.parallel.world import ONE, World
 
 Classification = Literal["normface", "cosface", "arcface"]
 Terms = dict[str, Float[Tensor, ""]]
@@ -41,6 +42,7 @@ def margin_logits(
     kind: Classification,
     scale: float,
     margin: float = 0.0,
+    columns: Columns | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """Scale cosines for the softmax, making the image's own class harder by a margin.
 
@@ -53,13 +55,14 @@ def margin_logits(
         labels: class of each image, 0 <= label < classes.
         scale: s > 0, the inverse temperature of the softmax.
         margin: m >= 0; a cosine for cosface, radians for arcface, without effect for normface.
+        columns: the classes that have a cosine here; None: all.
 
     Source: UDON's reference; no clamping beyond the pole and no "easy margin". Pinned by losses.npz.
     """
     if kind == "normface":
         return scale * cosines
-    rows = torch.arange(len(labels), device=cosines.device)
-    own = cosines[rows, labels]
+    rows, own_columns = (columns or Columns(cosines.shape[1])).place(labels)
+    own = cosines[rows, own_columns]
     if kind == "cosface":
         harder = own - margin
     else:
@@ -67,7 +70,7 @@ def margin_logits(
         inside = sine_squared > 0
         sine = torch.where(inside, torch.where(inside, sine_squared, 1.0).sqrt(), 0.0)
         harder = own * math.cos(margin) - sine * math.sin(margin)
-    return scale * cosines.index_put((rows, labels), harder)
+    return scale * cosines.index_put((rows, own_columns), harder)
 
 
 def classification_loss(
@@ -77,9 +80,23 @@ def classification_loss(
     scale: float,
     margin: float = 0.0,
     label_smoothing: float = 0.0,
+    columns: Columns | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the margin logits; targets (1 - a) y + a / C with smoothing a in [0, 1)."""
-    return F.cross_entropy(margin_logits(cosines, labels, kind, scale, margin), labels, label_smoothing=label_smoothing)
+    """Mean cross-entropy of the margin logits z; targets (1 - a) y + a / C with smoothing a in [0, 1).
+
+        mean_i log sum_c exp z_ic - (1 - a) z_i,own - a mean_c z_ic
+
+    Args:
+        columns: the classes that have a cosine here, if not all; the loss is over all of them.
+    """
+    logits = margin_logits(cosines, labels, kind, scale, margin, columns)
+    if columns is None or columns.are_all:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    rows, own_columns = columns.place(labels)
+    own = logits.new_zeros(len(labels)).index_put((rows,), logits[rows, own_columns])
+    own, total = columns.sums(own, columns.total(logits))
+    [log_sum] = columns.log_sums(logits)
+    return (log_sum - (1 - label_smoothing) * own - label_smoothing * total / columns.n_classes).mean()
 
 
 def logit_distillation(
@@ -87,16 +104,25 @@ def logit_distillation(
     teacher_cosines: Float[Tensor, "batch classes"],
     student_temperature: float,
     teacher_temperature: float,
+    columns: Columns | None = None,
 ) -> Float[Tensor, ""]:
     """Mean KL divergence from the teacher's class distribution to the student's.
 
         p = softmax(c_t / T_t) (constant)     q = softmax(c_s / T_s)     mean_i sum_c p (log p - log q)
 
     Raw cosines, neither scaled nor with a margin, and no factor T^2. No gradient reaches the teacher.
+
+    Args:
+        columns: the classes that have cosines here, if not all; the divergence is over all of them.
     """
-    log_p = F.log_softmax(teacher_cosines.detach() / teacher_temperature, dim=1)
-    log_q = F.log_softmax(student_cosines / student_temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    teacher, student = teacher_cosines.detach() / teacher_temperature, student_cosines / student_temperature
+    if columns is None or columns.are_all:
+        log_p, log_q = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    of_teacher, of_student = columns.log_sums(teacher, student)
+    p = (teacher - of_teacher[:, None]).exp()
+    [difference] = columns.sums(columns.total(p * (teacher - student)))
+    return (difference - of_teacher + of_student).mean()
 
 
 def relational_distillation(
@@ -142,6 +168,7 @@ class Batch:
         precision: of the backbone's forward pass.
         frozen: encode without a graph, since the backbone does not learn in this step.
         world: the processes that share the batch; `world.gather` makes their rows those of the whole batch.
+        shards: which classes' prototypes this process holds, and which of them have a column; None: all.
     """
 
     images: Tensor
@@ -151,6 +178,7 @@ class Batch:
     precision: torch.dtype = torch.float32
     frozen: bool = False
     world: World = ONE
+    shards: ClassShards | None = None
 
     @property
     def n_images(self) -> int:
@@ -242,17 +270,27 @@ class UdonObjective(Objective):
     ) -> dict[str, Terms]:
         """The same, from the features of this process's images."""
         features = batch.world.gather(features, batch.n_images)
+        student, shards = model.student(features), batch.shards or ClassShards(model)
+        labelled, joint = dict(batch.parts), self.params.classifier == "joint"
+        columns = {d: shards.columns(d, labelled.get(d), batch.number) for d in (model.domains if joint else labelled)}
+        # Of a joint classifier the classes of each domain compete with those of all others, for all images.
+        cosines = {d: cosine_logits(student, columns[d].of(model.student_prototypes[d])) for d in columns if joint}
         by_domain: dict[str, Terms] = {}
         start = 0
         for domain, labels in batch.parts:
             rows = slice(start, start := start + len(labels))
-            out = model.outputs(features[rows], domain)
+            own = columns[domain]
+            if joint:
+                of_own = cosines[domain][rows]
+            else:
+                of_own = cosine_logits(student[rows], own.of(model.student_prototypes[domain]))
+            out = DomainOutputs(student[rows], of_own, *model.taught(features[rows], domain, own.sample))
             if self.offline_teachers or self.params.offline_teachers is not None:
-                out = self._taught_offline(out, domain, batch, rows)
-            joint = self.params.classifier == "joint"
-            terms = self.losses(out, labels, model.rival_cosines(out.student, domain) if joint else None)
+                out = self._taught_offline(out, domain, batch, rows, own)
+            rivals = {d: columns[d] for d in cosines if d != domain}
+            terms = self.losses(out, labels, own, [cosines[d][rows] for d in rivals], rivals.values())
             if self.params.nested_dims:
-                terms["ce_student"] = self._nested(model, out, domain, labels, terms["ce_student"])
+                terms["ce_student"] = self._nested(model, out, labels, {domain: own} | rivals, terms["ce_student"])
             by_domain[domain] = terms | {"total": weighted_total(terms, self.weights(batch.number))}
         return by_domain
 
@@ -260,40 +298,53 @@ class UdonObjective(Objective):
         self,
         out: DomainOutputs,
         labels: Int[Tensor, "batch"],
-        rival_cosines: Float[Tensor, "batch rivals"] | None = None,
+        columns: Columns | None = None,
+        rival_cosines: Sequence[Float[Tensor, "batch _"]] = (),
+        rivals: Iterable[Columns] = (),
     ) -> Terms:
         """The named losses of images of one domain: `ce_student`, and with a teacher `ce_teacher`, `kl`, `rel`.
 
         Args:
             out: what the model, and perhaps an offline teacher, says of them.
+            columns: the classes that its cosines are of; None: all.
             rival_cosines: the student's cosines to classes of other domains, which compete in `ce_student` alone: a
                 joint classifier, since the order of a softmax's classes does not matter.
+            rivals: the classes that these are of.
         """
         p = self.params
-        rivals = [] if rival_cosines is None else [rival_cosines]
-        terms = {"ce_student": self._classification(torch.cat([out.student_cosines, *rivals], dim=1), labels)}
+        columns = columns or Columns(out.student_cosines.shape[1])
+        joint = torch.cat([out.student_cosines, *rival_cosines], dim=1)
+        terms = {"ce_student": self._classification(joint, labels, columns.beside(rivals))}
         if out.teacher is not None and out.teacher_cosines is not None:
-            terms["ce_teacher"] = self._classification(out.teacher_cosines, labels)
+            terms["ce_teacher"] = self._classification(out.teacher_cosines, labels, columns)
             terms["kl"] = logit_distillation(
-                out.student_cosines, out.teacher_cosines, p.student_temperature, p.teacher_temperature
+                out.student_cosines, out.teacher_cosines, p.student_temperature, p.teacher_temperature, columns
             )
             terms["rel"] = relational_distillation(out.student, out.teacher, p.relational_scale, p.relational)
         return terms
 
-    def _classification(self, cosines: Tensor, labels: Tensor) -> Tensor:
+    def _classification(self, cosines: Tensor, labels: Tensor, columns: Columns) -> Tensor:
         p = self.params
-        return classification_loss(cosines, labels, p.classification, p.scale, p.margin, p.label_smoothing)
+        return classification_loss(cosines, labels, p.classification, p.scale, p.margin, p.label_smoothing, columns)
 
-    def _nested(self, model: EmbeddingModel, out: DomainOutputs, domain: str, labels: Tensor, whole: Tensor) -> Tensor:
+    def _nested(
+        self, model: EmbeddingModel, out: DomainOutputs, labels: Tensor, by_domain: Mapping[str, Columns], whole: Tensor
+    ) -> Tensor:
         """Mean of the student's classification loss and those of its shorter embeddings, each with its own norm."""
         losses = [whole]
-        rivals = [d for d in model.domains if d != domain and self.params.classifier == "joint"]
+        own, *rivals = by_domain.values()
         for dim in self.params.nested_dims:
-            classes = torch.cat([model.student_prototypes[d][:, :dim] for d in (domain, *rivals)])
-            losses.append(self._classification(cosine_logits(unit(out.student[:, :dim]), classes), labels))
+            short = unit(out.student[:, :dim])
+            cosines = [
+                cosine_logits(short, columns.of(model.student_prototypes[d])[:, :dim])
+                for d, columns in by_domain.items()
+            ]
+            losses.append(self._classification(torch.cat(cosines, dim=1), labels, own.beside(rivals)))
         return torch.stack(losses).mean()
 
-    def _taught_offline(self, out: DomainOutputs, domain: str, batch: Batch, rows: slice) -> DomainOutputs:
+    def _taught_offline(
+        self, out: DomainOutputs, domain: str, batch: Batch, rows: slice, columns: Columns
+    ) -> DomainOutputs:
         """What the domain's offline teacher says of its images, which are these rows of the batch, as the teacher."""
         if domain not in self.offline_teachers:
             raise ValueError(f"domain {domain!r} has no offline teacher; those of {list(self.offline_teachers)} have")
@@ -304,5 +355,5 @@ class UdonObjective(Objective):
         with torch.no_grad():
             mine = teacher.student(teacher.features(images, batch.precision))
             known = batch.world.gather(mine, rows.stop - rows.start, first - rows.start)
-            cosines = cosine_logits(known, teacher.student_prototypes[domain])
+            cosines = cosine_logits(known, columns.of_all(teacher.student_prototypes[domain]))
         return replace(out, teacher=known, teacher_cosines=cosines)

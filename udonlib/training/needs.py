@@ -46,6 +46,7 @@ def check_room(
     n_images: int,
     device: torch.device,
     free: float | None = None,
+    n_processes: int = 1,
 ) -> None:
     """Refuse a run whose model or batches cannot fit.
 
@@ -53,11 +54,12 @@ def check_room(
         n_classes: training classes of each domain.
         n_images: in the largest split that is evaluated.
         free: bytes; None: what is free on the device.
+        n_processes: that share each batch, and the classes where there are many.
 
     Raises:
         ParameterError: how much is needed and free, and the parameters to lower.
     """
-    needs = list_needs(params, n_classes, n_images, device)
+    needs = list_needs(params, n_classes, n_images, device, n_processes)
     total = sum(need.n_bytes for need in needs)
     room = free_memory(device) if free is None else free
     if total > room:
@@ -70,27 +72,33 @@ def check_room(
         raise ParameterError({most.names[0]: problem})
 
 
-def list_needs(params: TrainParams, n_classes: Mapping[str, int], n_images: int, device: torch.device) -> list[Need]:
-    """What a run holds at the same time, at least; nothing where its model cannot be built without memory."""
+def list_needs(
+    params: TrainParams, n_classes: Mapping[str, int], n_images: int, device: torch.device, n_processes: int = 1
+) -> list[Need]:
+    """What each process of a run holds at the same time, at least; nothing where its model takes memory to build."""
     p = params
     thaws = p.frozen_steps < p.steps or p.frozen_backbone == "zero_lr"
     trains_backbone = p.steps > 0 and p.backbone_learning_rate > 0 and thaws
     try:
         with torch.device("meta"):
             model = create_model(p.model_copy(update={"pretrained": False, "weights": None}), n_classes)
-            saved = saved_bytes(model.backbone, p.batch_size, p.image_size) if trains_backbone else 0
+            n_ours = p.batch_size // n_processes or 1
+            saved = saved_bytes(model.backbone, n_ours, p.image_size) if trains_backbone else 0
             widest = widest_bytes(model.backbone, min(p.eval_batch_size, n_images), p.image_size)
+            n_slices = n_processes if sum(n_classes.values()) >= p.split_classes_from else 1
+            backbone, student, teachers = _parameters(model, n_slices)
     except Exception:  # whatever is wrong with it, building it in earnest says so
         return []
-    backbone, student, teachers = _parameters(model)
     copies = 2 + (p.average_decay > 0)  # the model as it was before training is kept, to compare with
     moments = 2 if p.steps else 0  # Adam's
+    if p.steps and device.type == "cpu":  # a checkpoint is written from a copy, while training goes on
+        copies, moments = copies + 1 + (p.average_decay > 0), 2 * moments
     # The backbone's gradients are whole when a batch is gone; those of heads come and go with their domains.
     gradients = FLOAT * backbone * trains_backbone
     half = dtype_of(p.precision, device).itemsize / FLOAT
     joint, largest = sum(n_classes.values()), max(n_classes.values(), default=0)
     rows = p.batch_size if p.classifier == "joint" else p.batch_size // p.domains_per_batch
-    logits = FLOAT * rows * (joint if p.classifier == "joint" else largest) * (p.steps > 0)
+    logits = FLOAT * rows * (joint if p.classifier == "joint" else largest) * p.class_sample / n_slices * (p.steps > 0)
     in_turn = p.sampler != "dynamic" or p.sampler_init == "round_robin"  # then the schedule is drawn at once
     return [
         Need(
@@ -113,15 +121,15 @@ def list_needs(params: TrainParams, n_classes: Mapping[str, int], n_images: int,
     ]
 
 
-def _parameters(model: EmbeddingModel) -> tuple[int, int, int]:
-    """How many parameters backbone, student and teachers have."""
-    parts = (
-        (model.backbone,),
-        (model.student, model.student_prototypes),
-        (model.teachers, model.teacher_prototypes),
-    )
-    counts = [sum(parameter.numel() for module in part for parameter in module.parameters()) for part in parts]
-    return counts[0], counts[1], counts[2]
+def _parameters(model: EmbeddingModel, n_slices: int) -> tuple[int, int, int]:
+    """How many parameters of backbone, student and teachers a process holds; of prototypes one of so many slices."""
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    student = count(model.student) + count(model.student_prototypes) // n_slices
+    teachers = count(model.teachers) + count(model.teacher_prototypes) // n_slices
+    return count(model.backbone), student, teachers
 
 
 class _PlainAttention(TorchFunctionMode):

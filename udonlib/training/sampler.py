@@ -94,6 +94,21 @@ def draw_schedule(
     return generator.permutation(np.repeat(np.arange(len(weights)), steps_per_domain(weights, n_steps)))
 
 
+def even_schedule(
+    weights: Float[np.ndarray, "domains"], n_steps: int, generator: np.random.Generator
+) -> Int[np.ndarray, "steps"]:
+    """An order of the domains with exactly `steps_per_domain` of each, spread over it at equal distances.
+
+        domain d has its slots at  (k + u_d) / n_d,  k = 0 .. n_d - 1,  u_d drawn from [0, 1) once
+
+    So every stretch of the schedule, and every batch of several domains, is shared out as the whole, to a slot or so.
+    """
+    counts = steps_per_domain(weights, n_steps)
+    places = [(np.arange(n) + u) / max(1, n) for n, u in zip(counts, generator.random(len(counts)), strict=True)]
+    order = np.argsort(np.concatenate(places), kind="stable")
+    return np.repeat(np.arange(len(counts)), counts)[order]
+
+
 def round_robin_schedule(n_domains: int, n_steps: int) -> Int[np.ndarray, "steps"]:
     """0, 1, .., n_domains - 1, again and again."""
     return np.arange(n_steps) % n_domains
@@ -183,6 +198,7 @@ class Sampler:
         signal: what domains claim by (`dynamic`): see `claims`.
         n_classes: of each domain, for `relative_loss`.
         floor: part of each update that all domains share equally (`dynamic`), in [0, 1).
+        order: of each schedule: `random`, as `draw_schedule`, or `even`, as `even_schedule`.
     """
 
     def __init__(
@@ -201,9 +217,10 @@ class Sampler:
         signal: str = "loss",
         n_classes: Sequence[int] | None = None,
         floor: float = 0.0,
+        order: str = "random",
     ) -> None:
         self.names = tuple(names)
-        self.signal, self.floor = signal, floor
+        self.signal, self.floor, self.order = signal, floor, order
         self._n_classes = np.array(n_classes or [2] * len(self.names))
         self._first = np.full(len(self.names), np.nan)  # mean loss of each domain in the first window that saw it
         self._before = np.full(len(self.names), np.nan)  # and in the latest one
@@ -239,7 +256,8 @@ class Sampler:
         self._drawn_from = self._generator.bit_generator.state
         if self._ordered and not (self.multipliers or self.locks):
             return round_robin_schedule(len(self.names), self.n_slots)
-        return draw_schedule(self.shares, self.n_slots, self._generator)
+        draw = even_schedule if self.order == "even" else draw_schedule
+        return draw(self.shares, self.n_slots, self._generator)
 
     def _clear(self) -> None:
         self.loss_sums = np.zeros(len(self.names))
@@ -255,11 +273,15 @@ class Sampler:
         self.loss_sums[d] += loss_sum
         self.n_images[d] += n_images
 
-    def advance(self) -> None:
+    def advance(self, n_slots: int | None = None) -> None:
         """End the window: update the weights from its losses, draw the next schedule.
+
+        Args:
+            n_slots: length of the whole schedule from here on, where the training was given more steps.
 
         A domain that a person has muted keeps its weight until it is let go.
         """
+        longer, self.n_slots = n_slots not in (None, self.n_slots), n_slots or self.n_slots
         self.start, self.stop = self.stop, min(self.stop + self.update_every, self.n_slots)
         if self.strategy == "dynamic":
             updated = self._updated()
@@ -271,7 +293,7 @@ class Sampler:
             if self.floor:
                 self.weights = self.floor / len(self.names) + (1 - self.floor) * self.weights
             self._ordered = False
-        if not self._ordered or self.multipliers or self.locks:
+        if longer or not self._ordered or self.multipliers or self.locks:
             self._schedule = self._draw()
         self._clear()
 
@@ -306,6 +328,7 @@ class Sampler:
             "names": list(self.names),
             "start": self.start,
             "stop": self.stop,
+            "n_slots": self.n_slots,
             "multipliers": dict(self.multipliers),
             "locks": dict(self.locks),
             "ordered": self._ordered,
@@ -327,6 +350,7 @@ class Sampler:
             raise ValueError(f"state of domains {state['names']} does not fit a sampler of {list(self.names)}")
         self.start = state["start"]
         self.stop = state.get("stop", min(self.start + self.update_every, self.n_slots))  # older states have none
+        self.n_slots = state.get("n_slots", self.n_slots)
         self.multipliers, self.locks = dict(state.get("multipliers", {})), dict(state.get("locks", {}))
         self._ordered = state["ordered"]
         self.weights = np.asarray(state["weights"], dtype=np.float64)
@@ -349,7 +373,7 @@ def create_sampler(params: TrainParams, domains: Sequence[Domain]) -> Sampler:
         [domain.name for domain in domains],
         [len(domain.train_labels) for domain in domains],
         strategy=p.sampler,
-        n_slots=p.steps * p.domains_per_batch,
+        n_slots=p.part_end(0) * p.domains_per_batch,
         update_every=p.update_every * p.domains_per_batch,
         initial=p.sampler_init,
         shares=p.fixed_shares or None,
@@ -359,6 +383,7 @@ def create_sampler(params: TrainParams, domains: Sequence[Domain]) -> Sampler:
         signal=p.sampler_signal,
         n_classes=n_classes,
         floor=p.sampler_floor,
+        order=p.sampler_order,
     )
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +29,57 @@ from udonlib.training.interventions import NAMED, Intervention, Log, Wish, check
 VERSION = 1  # of the two files; a run notes it in its provenance, so that a panel knows whether it will be heard
 REQUESTS = ("evaluate", "save", "stop", "finish")  # what is asked for once, and not wanted until further notice
 POLL_SECONDS = 0.03  # between two looks at control.json while a run is paused
+
+
+SIGTERM = "SIGTERM"  # in place of a panel's name: the one who asks is a scheduler, torchrun, or `kill`
+
+
+class RunStoppedError(UserError):
+    """Somebody asked the run to stop; it goes on when it is started again. by_signal: that was SIGTERM."""
+
+    by_signal = False
+
+
+def stopped(when: str, panel: str = "", overwrite: bool = False) -> RunStoppedError:
+    """The error of a run that is asked to stop.
+
+    Args:
+        when: "after step 120 of 400".
+        panel: who asked; it may have been SIGTERM.
+        overwrite: what the run's parameter says: it must not begin anew.
+    """
+    who = f"{SIGTERM} asked for" if panel == SIGTERM else "somebody asked for in its control panel"
+    again = f"run the same again{' without overwrite' * overwrite} to go on"
+    error = RunStoppedError(f"the run was stopped {when}, as {who}; {again}")
+    error.by_signal = panel == SIGTERM
+    return error
+
+
+class Notice:
+    """Takes note, within it, of SIGTERM, by which schedulers and `torchrun` tell a process to end.
+
+    Only the main thread can: elsewhere it ends the process at once, as it does without this.
+    """
+
+    given = False
+
+    def __enter__(self) -> Notice:
+        self._in_main = threading.current_thread() is threading.main_thread()
+        if self._in_main:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._in_main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.given = True
+
+    def heed(self) -> None:
+        """Raises `stopped` where notice was given: for what can be broken off at any time."""
+        if self.given:
+            raise stopped("between two checkpoints", SIGTERM)
 
 
 class Control(Wish):
@@ -123,6 +176,7 @@ class Commands:
         weights: the adaptive weights now, in the order of the names; None: all are more than 0.
         before: what was wanted when this process began: only requests made since then count. None: as now.
         teachers: the run's frozen ones.
+        notice: once it is given, the run is to stop.
     """
 
     def __init__(
@@ -135,8 +189,10 @@ class Commands:
         weights: Callable[[], Sequence[float]] | None = None,
         before: Control | None = None,
         teachers: Sequence[str] = (),
+        notice: Notice | None = None,
     ) -> None:
         self.paused_seconds = 0.0
+        self._notice = notice or Notice()
         self._folder, self._names, self._replays = folder, tuple(names), replay is not None
         self._known = {"domain": self._names, "teacher": tuple(teachers)}
         self._weights = weights or (lambda: [1.0] * len(names))
@@ -174,6 +230,10 @@ class Commands:
         return asked
 
     def _asked(self, step: int) -> Intervention | None:
+        if self._notice.given:
+            last = Intervention(number=self._log.number + 1, step=step, panel=SIGTERM, stop=True, **dict(self._wish))
+            self._log.add(last)
+            return last
         stamp = self._stat()
         if stamp != self._stamp:
             self._stamp = stamp

@@ -26,22 +26,16 @@ from udonlib.data.images import Slot, WindowLoader
 from udonlib.errors import UserError
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE, World
 from udonlib.training.interventions import Intervention, Wish
-from udonlib.training.learner import Learner
+from udonlib.training.learner import Learner, Taken, TrainingError, diverged, fetched
 from udonlib.training.losses import Objective
+from udonlib.training.parallel.class_shards import ClassShards
+from udonlib.training.parallel.world import ONE, World
 from udonlib.training.sampler import ImageOrder, create_sampler
-from udonlib.training.steering import Commands
+from udonlib.training.steering import Commands, RunStoppedError, stopped
 
 Record = dict[str, Any]
-
-
-class TrainingError(UserError):
-    """The run cannot go on; its last checkpoint is intact."""
-
-
-class RunStoppedError(UserError):
-    """Somebody asked the run to stop after this step; it goes on when it is started again."""
+__all__ = ["Record", "RunStoppedError", "Trainer", "TrainingError", "diverged", "merged_r_at_1"]
 
 
 class Trainer:
@@ -52,10 +46,11 @@ class Trainer:
         catalog: what to train on.
         params: of the run.
         loader: reads planned batches of the train splits.
-        validate: evaluates a model as it is and returns the table of `evaluation.evaluate`.
+        validate: evaluates a model as it is and returns the table of `evaluation.evaluate`. All processes call it, and
+            the first one's table counts.
         objective: what a step minimises; None: UDON's, without offline teachers.
         world: the processes that share each batch; every one of them iterates over `train()`, and gets the same records
-            (but for the pace). The first one alone validates, and is told what a person wants.
+            (but for the pace). The first one alone is told what a person wants.
 
     Attributes:
         commands: where to ask, between two steps, what a person wants; None: nobody steers this process.
@@ -78,9 +73,10 @@ class Trainer:
         self.params = params
         self.world = world
         self.model = model
+        self.shards = ClassShards(model, world, params.split_classes_from, params.class_sample, params.seed)
         # What is validated and kept: the model itself, or the moving average of its weights and statistics.
         self.kept = copy.deepcopy(model).requires_grad_(False) if params.average_decay else model
-        self.learner = Learner(model, params, objective, world)
+        self.learner = Learner(model, params, objective, world, self.shards)
         self.step = 0  # steps done
         self.best = -math.inf  # best merged-index R@1 of the student on the validation queries, mean over domains
         self.n_worse = 0  # validations since the best one
@@ -102,7 +98,7 @@ class Trainer:
         self.images_seen = dict.fromkeys(names, 0)
         self._finished = False  # by a person, before all steps were done
         self._allocated = -1  # the slot at which the latest record of the allocation was made
-        self._pending: list[tuple[list[tuple[str, int]], dict[str, dict[str, Tensor]], Tensor]] = []
+        self._pending: list[Taken] = []
 
     def plan_window(self) -> list[list[Slot]]:
         """The images of each step of the current window: per step, domains and positions in their train splits."""
@@ -146,7 +142,7 @@ class Trainer:
             for (images, slots), planned in zip(self._loader([self._ours(slots) for slots in rest]), rest, strict=True):
                 self._train_step(images, slots, planned)
                 logs, validates, saves = (
-                    self.step % every == 0 or self.step == p.steps
+                    self.step % every == 0 or self.step in (p.steps, *p.seams)
                     for every in (p.log_every, p.eval_every, p.checkpoint_every)
                 )
                 ends = self.step * p.domains_per_batch == self.sampler.stop
@@ -177,7 +173,7 @@ class Trainer:
                     sign = time.perf_counter()
                     yield {"kind": "progress", "step": self.step, "images_per_s": self._pace(clock, since)}
             if self.step * p.domains_per_batch == self.sampler.stop:
-                self.sampler.advance()
+                self.sampler.advance(p.part_end(self.step) * p.domains_per_batch)
 
     def _train_record(self, clock: float, since: int) -> Record:
         """The losses, and the pace since the step `since` at the time `clock`."""
@@ -196,8 +192,7 @@ class Trainer:
             self.n_interventions += asked.matters
             if asked.steers:
                 self._steer(asked)
-                # At the end of a window the next one's says it, with the new weights.
-                if self.step * self.params.domains_per_batch == self.sampler.start < self.sampler.stop:
+                if self.step * self.params.domains_per_batch == self.sampler.start:
                     yield self._allocation_record()
             self._finished |= asked.finish
             if (asked.evaluate or asked.finish) and self._validated != self.step:
@@ -205,10 +200,8 @@ class Trainer:
             if asked.evaluate or asked.finish or asked.save or asked.paused or asked.stop:
                 yield {"kind": "checkpoint", "step": self.step}
             if asked.stop:
-                raise RunStoppedError(
-                    f"the run was stopped after step {self.step:,} of {self.params.steps:,}, as somebody asked for in "
-                    f"its control panel; run the same again{' without overwrite' * self.params.overwrite} to go on"
-                )
+                when = f"after step {self.step:,} of {self.params.steps:,}"
+                raise stopped(when, asked.panel, self.params.overwrite)
             if self.done:
                 return
             asked = self._asked()
@@ -218,8 +211,8 @@ class Trainer:
 
         What is wanted of frozen teachers alone leaves the window as it is.
         """
-        before, self.wish = self.wish, asked.wish
-        self.learner.objective.steer(self.wish)
+        before = self.wish
+        self._take_wish(asked.wish)
         if asked.allocates_as(before) and self.wish != before:
             return
         slot = self.step * self.params.domains_per_batch
@@ -229,14 +222,21 @@ class Trainer:
         self._window_order = self._order.state_dict()
         self.sampler.steer(asked.multipliers, asked.locks, slot)
 
+    def _take_wish(self, wish: Wish) -> None:
+        self.wish, self.learner.rate = wish, wish.rate
+        self.learner.objective.steer(wish)
+
     def _allocation_record(self) -> Record:
-        self._allocated = self.sampler.start
-        names = self.sampler.names
+        sampler = self.sampler
+        if sampler.start == sampler.stop:  # a window has ended: what the next one will begin with
+            sampler = copy.deepcopy(sampler)
+            sampler.advance(self.params.part_end(self.step) * self.params.domains_per_batch)
+        self._allocated, names = sampler.start, sampler.names
         return {
             "kind": "allocation",
             "step": self.step,
-            "weights": dict(zip(names, self.sampler.weights.tolist(), strict=True)),
-            "shares": dict(zip(names, self.sampler.shares.tolist(), strict=True)),
+            "weights": dict(zip(names, sampler.weights.tolist(), strict=True)),
+            "shares": dict(zip(names, sampler.shares.tolist(), strict=True)),
             "images_seen": dict(self.images_seen),
         }
 
@@ -285,16 +285,16 @@ class Trainer:
 
     def _flush(self) -> Record:
         """Fetch the losses of the steps since the last flush: into the sampler's window, and as means for the log."""
-        sums: dict[str, dict[str, float]] = {}
-        counts: dict[str, int] = {}
-        first = self.step - len(self._pending) + 1
-        for offset, (sizes, terms, grad_norm) in enumerate(self._pending):
+        sums, counts, norms = dict[str, dict[str, float]](), dict[str, int](), list[float]()
+        found = iter(fetched(self._pending))
+        for step, (sizes, terms, _) in enumerate(self._pending, self.step - len(self._pending) + 1):
+            norms.append(next(found))
             for name, n in sizes:
-                values = {term: value.item() for term, value in terms[name].items()}
+                values = dict(zip(terms[name], found, strict=False))
                 bad = [term for term, value in values.items() if not math.isfinite(value)]
-                if bad or not math.isfinite(grad_norm.item()):
+                if bad or not math.isfinite(norms[-1]):
                     what = f"{bad[0]} of domain {name!r} is {values[bad[0]]}" if bad else "the gradient is not finite"
-                    raise diverged(first + offset, what)
+                    raise diverged(step, what)
                 self.images_seen[name] += n
                 self.sampler.record(name, n * self.learner.objective.claim(values), n)
                 domain = sums.setdefault(name, dict.fromkeys(values, 0.0))
@@ -306,6 +306,7 @@ class Trainer:
             "kind": "train",
             "step": self.step,
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "gradient_norm": sum(norms) / max(1, len(norms)),  # of all trained parameters, before it is clipped
             "images_seen": dict(self.images_seen),
             "losses": {d: {term: value / counts[d] for term, value in s.items()} for d, s in sums.items()},
         }
@@ -319,25 +320,29 @@ class Trainer:
                     raise diverged(self.step, f"{name} is not finite any more")
 
     def _validation_record(self) -> Record:
-        table = self.world.broadcast(self._validate(self.kept) if self.world.is_first else pd.DataFrame())
+        table = self.world.broadcast(self._validate(self.kept))
         self._validated = self.step
         value = merged_r_at_1(table)
         best = value > self.best
         self.best = max(self.best, value)
-        self.n_worse = 0 if best else self.n_worse + 1
+        frozen = self.step <= self.params.frozen_steps < self.params.steps  # heads alone are level long before the end
+        self.n_worse = 0 if best or frozen or self.step in self.params.seams[-1:] else self.n_worse + 1
         return {"kind": "validation", "step": self.step, "r_at_1": value, "best": best, "table": table}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on. To be taken when `train()` has yielded `checkpoint`."""
+        """All that the rest of the training depends on. To be taken when `train()` has yielded `checkpoint`.
+
+        All processes call it together; the first one's is whole.
+        """
         return {
             "step": self.step,
             "best": self.best,
             "n_worse": self.n_worse,
             "validated": self._validated,
             "finished": self._finished,
-            "model": self.model.state_dict(),
-            "average": self.kept.state_dict() if self.kept is not self.model else None,
-            "optimizer": self.learner.optimizer.state_dict(),
+            "model": self.shards.whole(self.model.state_dict()),
+            "average": self.kept_state() if self.kept is not self.model else None,
+            "optimizer": self.shards.whole_optimizer(self.learner.optimizer),
             "objective": self.learner.objective.state_dict(),
             "sampler": self.sampler.state_dict(),
             "order": self._window_order,
@@ -347,12 +352,17 @@ class Trainer:
             "wish": dict(self.wish),
         }
 
+    def kept_state(self) -> dict[str, Tensor]:
+        """State of the model that is validated and kept; as `state_dict`."""
+        return self.shards.whole(self.kept.state_dict())
+
     def load_state_dict(self, state: Mapping) -> None:
         """Continue from `state_dict()`: the next step is the one that would have come next."""
-        self.model.load_state_dict(state["model"])
+        shards, optimizer = self.shards, self.learner.optimizer
+        self.model.load_state_dict(shards.part(state["model"]))
         if state["average"] is not None:
-            self.kept.load_state_dict(state["average"])
-        self.learner.optimizer.load_state_dict(state["optimizer"])
+            self.kept.load_state_dict(shards.part(state["average"]))
+        optimizer.load_state_dict(shards.part_of_optimizer(optimizer, state["optimizer"]))
         self.learner.objective.load_state_dict(state.get("objective", {}))
         self.sampler.load_state_dict(state["sampler"])
         self._order.load_state_dict(state["order"])
@@ -364,17 +374,10 @@ class Trainer:
         self._finished = state.get("finished", False)
         self.n_interventions = state.get("n_interventions", 0)
         steered = {name: state["sampler"].get(name, {}) for name in ("multipliers", "locks")}
-        self.wish = Wish(**state.get("wish", steered))
-        self.learner.objective.steer(self.wish)
+        self._take_wish(Wish(**state.get("wish", steered)))
         self.step, self.best, self.n_worse = state["step"], state["best"], state["n_worse"]
-
-
-def diverged(step: int, what: str) -> TrainingError:
-    """The error of a run whose numbers have left all bounds."""
-    return TrainingError(
-        f"step {step}: {what}; the last checkpoint is kept. Lower 'learning_rate' or 'backbone_learning_rate', add "
-        "'warmup_steps', or set 'max_grad_norm'"
-    )
+        if self.step in self.params.seams[-1:]:  # it had ended here, and was given more steps
+            self._finished, self.n_worse = False, 0
 
 
 def merged_r_at_1(table: pd.DataFrame) -> float:

@@ -31,9 +31,9 @@ from udonlib.models.ladder import PROJECTORS, Kind, Tokens, resample
 from udonlib.models.standards import Standards
 from udonlib.models.teachers import Teacher
 from udonlib.params import TrainParams
-from udonlib.training.distributed import ONE, World
 from udonlib.training.interventions import Wish
 from udonlib.training.losses import Batch, Objective, Terms, UdonObjective
+from udonlib.training.parallel.world import ONE, World
 
 Losses = Mapping[str, Mapping[Kind, Float[Tensor, "batch"]]]  # of each image, by teacher and kind of token
 
@@ -219,7 +219,9 @@ class UnicObjective(Objective):
         tokens = model.tokens(batch.images, self._blocks, needs_end, batch.precision, batch.frozen)
         read = tokens if self._reads_end or not needs_end else tokens[:-1]
         said = self.projectors(read)
-        momentum = cosine(p.standard_momentum, p.standard_momentum_end, batch.number, p.steps) if self.training else 0.0
+        end = p.part_end(0)  # in steps that a finished run was given the statistics stay as slow
+        ends = p.standard_momentum, p.standard_momentum_end
+        momentum = cosine(*ends, min(batch.number, end), end) if self.training else 0.0
         targets = self.standards(self._ask(batch, read[-1]["patches"].shape[1]), momentum)
         ours = teacher_losses(said, targets, p.w_cosine, p.w_smooth_l1)
         names = [(teacher, kind) for teacher, kinds in ours.items() for kind in kinds]

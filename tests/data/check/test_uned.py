@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests import PROJECT
-from tests.helpers.notebookfiles import PLOTLY, outputs, papermill, text
+from tests.helpers.notebookfiles import PLOTLY, SHEET, outputs, papermill, text
 from tests.helpers.uned_tree import CLASSES, SHELVES, info_files, write_uned_tree
 from udonlib import presets, runs
 from udonlib.data.catalog import Catalog, DataError, Domain, Split, check_images, load_catalog
@@ -297,7 +297,7 @@ class TestTraining:
         assert done.returncode == 0, done.stderr[-3000:]
         shown = outputs(out)
         assert sum(PLOTLY in data for data in shown) == 5
-        assert sum("image/jpeg" in data for data in shown) == 1
+        assert sum(SHEET in data.get("text/html", "") for data in shown) == 1
         assert any("97 of 34 classes" in data.get("text/html", "") for data in shown)
         [table] = [data["text/html"] for data in shown if "R@1</th>" in data.get("text/html", "")]
         assert [table.find(f">{name}<") for name in ORDER] == sorted(table.find(f">{name}<") for name in ORDER)
@@ -315,7 +315,7 @@ def test_the_data_notebook_shows_the_tree_beside_the_official_counts(
     assert table.count("⚠ differs") == 9
     assert "<td>12 of 1,422,914</td>" in table
     assert sum(PLOTLY in data for data in shown) == 2
-    assert sum("image/jpeg" in data for data in shown) == 1
+    assert sum(SHEET in data.get("text/html", "") for data in shown) == 3  # copies, samples, augmented ones
     assert catalog.fingerprint in text(out)
 
 

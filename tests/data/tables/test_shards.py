@@ -131,3 +131,22 @@ class TestDamage:
         pq.write_table(table.drop_columns(["crc32"]), packed / SHARD)
         with pytest.raises(DataError, match=rf"{SHARD}: no column 'crc32'; expected a pack of udonlib"):
             load_catalog(str(packed))
+
+
+def test_a_place_beyond_any_file_is_called_damage(packed: Path, catalog: Catalog) -> None:
+    found = Shards(packed)
+    for offset in (2**63 + 8, 2**40):
+        found._rows["offset"] = offset
+        with pytest.raises(DataError, match="is not where its row group says: damaged"):
+            found.content(paths(catalog)[0])
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("64 bits"), UnicodeDecodeError("utf-8", b"\xe5", 0, 1, "bad")])
+def test_whatever_pyarrow_says_of_a_damaged_file_is_one_message(packed: Path, monkeypatch, error: Exception) -> None:
+    class Broken(pq.ParquetFile):
+        def read(self, *given: object, **named: object) -> None:
+            raise error
+
+    monkeypatch.setattr(pq, "ParquetFile", Broken)
+    with pytest.raises(DataError, match=r"\.parquet: damaged: "):
+        Shards(packed)

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from tests.helpers.grids import small_grid
+from tests.helpers.runfolders import write_run
 from udonlib.lab.compare import ablation_views
 from udonlib.lab.compare.ablations import COSTS, INTERVAL, GridTables
 from udonlib.lab.views import live, style
-from udonlib.runs.grid import Progress, State
+from udonlib.runs.grid import Grid, Progress, State
 
 DOMAINS = ["emoji", "flags"]
 
@@ -189,10 +190,45 @@ def test_an_interrupt_ends_the_runs(capsys):
 def test_plan_and_status_name_rows_and_runs(tmp_path):
     grid = small_grid(tmp_path, rows="no_kl", seeds=0)
     plan = str(ablation_views.plan_table(grid))
-    assert re.search(r"row no_kl +w_kl: 0.0", plan)
+    assert re.search(r"row no_kl +w_kl: 0\n", plan + "\n")
     assert re.search(r"row udon +recipe: udon \(baseline\)", plan)
     assert re.search(r"runs +2 different ones, 2 of them not finished yet", plan)
     shown = cells(ablation_views.status_table(grid))
     assert shown[1][:3] == ["udon-s0", "· waiting", "0 / 11"]
     grid._failed[grid.rows["no_kl"][0][0].name] = "ValueError: <b>", tmp_path / "a.log"
     assert cells(ablation_views.status_table(grid))[2][4] == f"ValueError: &lt;b&gt; (log: {tmp_path / 'a.log'})"
+
+
+def test_nothing_is_trained_where_a_person_looks_and_has_not_said_yes(tmp_path, monkeypatch, capsys):
+    ran: list[str] = []
+    monkeypatch.setattr(Grid, "run", lambda grid: iter(ran.append(grid.params.train) or ()))
+    grids = {train: small_grid(tmp_path, rows="no_kl", seeds=0, train=train) for train in ("auto", "yes", "no")}
+    for train, looks in (("auto", True), ("no", True), ("no", False)):
+        status = ablation_views.train(grids[train], looks)
+        assert "waiting" in status.text
+        assert "2 runs of the plan above are not finished, and nothing was started" in capsys.readouterr().out
+        assert ran == []
+    ablation_views.train(grids["auto"], False)
+    ablation_views.train(grids["yes"], True)
+    assert ran == ["auto", "yes"]
+
+
+def test_each_run_gets_the_threads_that_were_asked_for(tmp_path):
+    grid = small_grid(tmp_path, rows="no_kl", seeds=0, n_threads=3)
+    assert {job.values["n_threads"] for job in grid.jobs.values()} == {3}
+    assert "3 threads each" in str(ablation_views.plan_table(grid))
+
+
+def test_a_row_that_sets_a_mapping_names_what_is_in_it(tmp_path, monkeypatch):
+    grid = small_grid(tmp_path, rows="no_kl", seeds=0)
+    grid.rows["no_kl"][0][0].values["teachers"] = {"letters": {"onnx": "x" * 300}}
+    assert re.search(r"row no_kl .*teachers: letters\n", str(ablation_views.plan_table(grid)) + "\n")
+
+
+def test_curves_of_rows_group_their_seeds(tmp_path):
+    grid = small_grid(tmp_path, rows="no_kl", seeds="0, 1")
+    assert "none of these runs" in ablation_views.curves_chart(grid).layout.annotations[0].text
+    for job in grid.jobs.values():
+        write_run(job.run.path.parent.parent, job.run.path.name, finished=False)
+    names = {trace.name for trace in ablation_views.curves_chart(grid).data if trace.name}
+    assert names == {"udon (2 runs)", "no_kl (2 runs)"}

@@ -7,7 +7,8 @@ import pytest
 from tests.helpers.grids import finish, small_grid
 from udonlib.errors import UserError
 from udonlib.evaluation.files import load_outcomes, save_outcomes
-from udonlib.lab.compare.ablations import collect, export, markdown
+from udonlib.lab.compare import ablations
+from udonlib.lab.compare.ablations import CLOSED, _between, collect, export, markdown
 from udonlib.lab.views.style import metric_label
 from udonlib.training.interventions import Intervention
 
@@ -149,6 +150,16 @@ def test_sure_differences_are_bold_and_signed(grid):
     assert "| +1.0 ± 1.5 |" in markdown(tables)
 
 
+def test_a_difference_of_one_seed_is_never_bold(grid):
+    tables = collect(grid)
+    alone = tables.differences.assign(mean=-2.04, low=-3.0, high=-1.0, excludes_zero=False)
+    groups = tables.groups.assign(mean=-2.04, low=-3.0, high=-1.0, excludes_zero=False)
+    object.__setattr__(tables, "differences", alone)
+    object.__setattr__(tables, "groups", groups)
+    assert "−2.0 ± 1.0" in markdown(tables)
+    assert "**" not in markdown(tables)
+
+
 def test_metrics_have_names_to_show():
     assert [metric_label(name) for name in ("r_at_1", "mmp_at_5", "mmp_at_10")] == ["R@1", "mMP@5", "mMP@10"]
 
@@ -181,3 +192,28 @@ def test_groups_of_queries_are_those_of_all_rows_and_make_up_the_mean(grid):
     theirs = own.query("row == 'udon' and group == 'large domains'")["mean"].item()
     assert against == pytest.approx(large - theirs)
     assert "large domains" in markdown(tables)
+    domains = tables.results.query("metric == 'r_at_1' and domain != 'mean'")
+    for row in ("udon", "no_kl"):
+        lowest = domains[domains["row"] == row]["mean"].min()
+        assert own.query(f"row == '{row}' and group == 'worst domain'")["mean"].item() == pytest.approx(lowest)
+    assert "worst domain" in markdown(tables)
+
+
+def test_a_row_has_a_share_of_the_specialists_lead_and_they_and_the_baseline_have_none(grid, monkeypatch):
+    of_runs = ablations._outcomes
+
+    def better(grid, row, *given):
+        found = of_runs(grid, row, *given)
+        return found.assign(r_at_1=1.0) if row == "specialist" else found
+
+    monkeypatch.setattr(ablations, "_outcomes", better)
+    tables = collect(grid)
+    means = {row: pick(tables.results, row)["mean"] for row in ("udon", "no_kl", "features", "specialist")}
+    assert means["specialist"] == 100 > means["udon"]
+    closed = tables.groups[tables.groups["group"] == CLOSED].set_index("row")["mean"]
+    lead = 100 - means["udon"]
+    assert closed.to_dict() == pytest.approx(
+        {row: 100 * (means[row] - means["udon"]) / lead for row in ("no_kl", "features")}
+    )
+    assert f"| {CLOSED} |" in markdown(tables)
+    assert _between(-12.4, float("nan"), 310.2) == "−12 (? to 310)"

@@ -1,11 +1,13 @@
 """Figures and galleries of gaps show the numbers of their tables and mark what is right."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from plotly.callbacks import Points
 
 from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.gaps import outcomes, write_run
@@ -52,6 +54,8 @@ def traces(fig: go.Figure, name: str) -> list:
 
 def test_what_is_compared_is_named(found):
     text = repr(gap_views.compared(found))
+    assert text.startswith("On average teachers lead by 40.0 ± ")
+    assert " points of R@1; by domain: surely teachers in emoji (80.0); open in one.\n" in text
     assert "taught: recipe udon" in text
     assert "emoji 50, flags 40" in text
     assert "images of emoji, flags" in text
@@ -119,12 +123,47 @@ def test_frequencies_name_their_bins_and_the_certain_leads():
     assert fig.layout.xaxis3.visible is False
 
 
-def test_a_domain_that_was_trained_has_a_second_panel():
+def test_a_domain_that_was_trained_is_grouped_by_training_images_alone():
     table = outcomes({"student": STUDENT, "teacher": TEACHER})
     trained = table[table["domain"] == "flags"].assign(n_train=7)
     fig = gap_views.frequency_chart(gaps.by_frequency(table), gaps.by_frequency(trained, "n_train"))
     titles = [note.text.partition("</span> ")[2] for note in fig.layout.annotations]
-    assert titles == ["emoji", "flags", "flags, training images"]
+    assert titles == ["emoji", "flags, training images"]
+    assert list(fig.layout.xaxis2.ticktext) == ["7<br>+0.0"]
+
+
+def test_long_counts_of_a_bin_stand_in_two_lines():
+    row = {"lowest": 120, "highest": 4321, "mean": 1.5, "low": -1.0, "high": 4.0}
+    assert gap_views._bin_label(SimpleNamespace(**row)) == "120–<br>4.32k<br>+1.5"
+    assert gap_views._bin_label(SimpleNamespace(**row | {"highest": 12, "lowest": 3})) == "3–12<br>+1.5"
+
+
+def test_a_bar_shows_its_queries_where_a_person_clicks_and_is_a_figure_elsewhere(found, catalog, monkeypatch):
+    parts = pair(catalog, [[False, False], [True, False]], [[True, False], [True, True]])
+    monkeypatch.setattr(gaps.GapRun, "catalog", catalog)
+    found = dataclasses.replace(found, neighbours=parts)
+    shown: list = []
+    monkeypatch.setattr(gap_views, "display", shown.append)
+    monkeypatch.setattr(gap_views, "Still", lambda widget, html: shown.append((widget, html)))
+    gap_views.wrong_neighbours(found, GapParams(k=2), live=False)
+    gap_views.wrong_neighbours(found, GapParams(k=2), live=True)
+    assert isinstance(shown[0], go.Figure)
+    widget, still = shown[1]
+    figure, said, place = widget.children
+    assert "data:image/png" in still
+    assert place.layout.display == "none"
+    kind = gaps.kinds_found(parts[0])[0]  # of the one that the student got wrong
+    name = gap_views.OTHER_CLASS if kind == gaps.WRONG_CLASS else kind
+    trace = next(trace for trace in figure.data if trace.name == name)
+    trace._dispatch_on_click(Points(point_inds=[0], trace_index=0, xs=[], ys=[], trace_name=trace.name), None)
+    assert place.layout.display is None or place.layout.display == ""
+    assert "emoji, student" in said.value
+    bar = ("emoji", "student", kind)
+    assert bytes(place.value) == gap_views.kind_gallery(parts, catalog, bar, 8, 2).data
+    drawn = pixels(gap_views.kind_gallery(parts, catalog, bar, 8, 2))
+    tile = 0.6 * (88 * 88 - 80 * 80)  # see `near`
+    assert near(sheets.WRONG_INK, drawn).sum() == pytest.approx(3 * tile, rel=0.25)  # one query of two
+    assert near(sheets.RIGHT_INK, drawn).sum() == pytest.approx(tile, rel=0.25)
 
 
 def pair(catalog: Catalog, student: list[list[bool]], teacher: list[list[bool]], domain: str = "emoji") -> list:
@@ -163,7 +202,7 @@ def test_a_gallery_shows_queries_of_its_group_with_both_lists(catalog, group):
     frames = {colour: near(colour, shown) for colour in (sheets.RIGHT_INK, sheets.WRONG_INK)}
     middle = 320  # pixels; between the two lists
     n_right = 1 + (group in ("both", "student only")) + (group in ("both", "teacher only"))
-    tile = 88 * 88 - 80 * 80
+    tile = 0.6 * (88 * 88 - 80 * 80)  # see `near`
     assert frames[sheets.RIGHT_INK].sum() == pytest.approx(n_right * tile, rel=0.25)
     assert frames[sheets.WRONG_INK].sum() == pytest.approx((4 - n_right) * tile, rel=0.25)
     left = frames[sheets.RIGHT_INK][:, :middle].sum() / tile
@@ -187,4 +226,4 @@ def test_a_gallery_without_queries_says_so(catalog):
     parts = pair(catalog, [[True, True]], [[True, True]])
     shown = pixels(gap_views.gap_gallery(parts, catalog, "student only"))
     assert not near(sheets.RIGHT_INK, shown).any()
-    assert near(sheets.FAINT, shown).any()
+    assert near(sheets.INK, shown).any()

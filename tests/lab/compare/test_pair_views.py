@@ -33,6 +33,7 @@ def apart(tmp_path) -> Pair:
 def test_which_run_is_which_and_what_limits_the_comparison_is_said(apart):
     table = pair_views.names_table(apart)
     assert re.search(r"A +one", table.text)
+    assert "udon no_kl, seed 0" in pair_views.names_table(apart, {"one": "udon no_kl, seed 0"}).html
     assert re.search(r"B +new", table.text)
     assert "has no test outcomes to compare" in table.html.split("<li>")[1]
 
@@ -100,7 +101,7 @@ def test_queries_that_changed_side_are_tabulated(pair):
 
 
 def test_what_there_is_not_is_said_in_place_of_every_figure(apart):
-    for view in (pair_views.difference_table, pair_views.changed_table):
+    for view in (pair_views.difference_table, pair_views.groups_table, pair_views.changed_table):
         assert "no test outcomes that both runs share" in view(apart).text
     assert "no test outcomes" in pair_views.difference_chart(apart).layout.annotations[0].text
     assert "no test outcomes" in pair_views.changed_gallery(apart, "A").text
@@ -120,5 +121,5 @@ def test_galleries_hold_the_queries_that_one_run_alone_gets(tmp_path):
     np.savez(file, **arrays)
     pair = open_pair(*map(RunFolder, folders))
     only_a, only_b = (pair_views.changed_gallery(pair, side, n_queries=3, k=3) for side in "AB")
-    assert only_a.data[:3] == only_b.data[:3] == b"\xff\xd8\xff"
+    assert only_a.data[:4] == only_b.data[:4] == b"RIFF"
     assert len(only_a.data) > 2 * len(only_b.data)  # three rows of images, and one line that says there are none

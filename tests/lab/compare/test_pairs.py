@@ -12,7 +12,7 @@ from tests.helpers.gaps import A, B
 from tests.helpers.gaps import write_run as write_searched_run
 from tests.helpers.runfolders import write_run
 from udonlib.errors import UserError
-from udonlib.lab.compare import pairs
+from udonlib.lab.compare import pair_views, pairs
 from udonlib.lab.compare.pairs import Pair, open_pair
 from udonlib.runs.folder import RunFolder
 
@@ -190,6 +190,20 @@ def test_neighbours_of_both_runs_are_of_the_same_queries(searched):
     for one, other in found:
         assert one.query_paths == other.query_paths
     assert found[1][1].position[:, 0].tolist() == list(range(6, -1, -1))  # in the order of A's queries again
+
+
+def test_groups_of_queries_are_compared_as_domains_are(searched):
+    found = pairs.by_group(searched).set_index("group")
+    assert {"large domains", "small domains"} <= set(found.index)
+    whole = pairs.between_runs(searched).set_index("domain")
+    sizes = {"large domains": "emoji", "small domains": "flags"}
+    for group, domain in sizes.items():  # a domain each
+        assert found.loc[group].tolist() == whole.loc[domain].tolist()
+    thirds = [group for group in ("head", "middle", "tail") if group in found.index]
+    assert found.loc[thirds, "n_queries"].sum() <= whole.loc["mean", "n_queries"]
+    text = pair_views.groups_table(searched).text
+    assert "large domains" in text
+    assert "B − A" in text
 
 
 def test_a_run_of_recipe_features_is_compared_by_its_features(tmp_path):

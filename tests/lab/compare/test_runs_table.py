@@ -1,13 +1,17 @@
 """The table of all runs sorts, filters and escapes; what is unfinished comes with what to do about it."""
 
+import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from html import unescape
 
 import pytest
 
 from tests import PROJECT
 from udonlib.lab.compare import runs_table
+from udonlib.lab.compare.many.notes import Note
 from udonlib.lab.compare.overview import RunRow
 
 HOME = PROJECT / "results" / "runs"
@@ -34,7 +38,7 @@ def test_cells_show_figures_with_units_and_intervals():
     assert cell(html, "good", "n_parameters_trained") == "2.15 M"
     assert cell(html, "good", "train_seconds") == "–"
     assert cell(html, "broken", "state") == "! unreadable"
-    assert cell(html, "broken", "changes") == "params.yaml: damaged"
+    assert cell(html, "broken", "else") == "params.yaml: damaged"
     assert cell(html, "going", "step").endswith("10 / 40 <small>1 min 30 s left</small>")
     assert 'width:25.0%"' in cell(html, "going", "step")
 
@@ -42,7 +46,7 @@ def test_cells_show_figures_with_units_and_intervals():
 def test_what_comes_from_files_is_escaped():
     html = runs_table.static_table(ROWS, HOME).html + runs_table.open_runs(ROWS, HOME).html
     assert "<b>bad</b>" not in html
-    assert cell(html, "&lt;b&gt;bad&lt;/b&gt;", "changes") == "w_kl: 0.0, weights: a&lt;b"
+    assert cell(html, "&lt;b&gt;bad&lt;/b&gt;", "else") == "weights a&lt;b"  # the ablation no_kl is in the title
 
 
 def test_headers_are_buttons_that_say_how_the_table_is_sorted():
@@ -55,8 +59,8 @@ def test_headers_are_buttons_that_say_how_the_table_is_sorted():
 
 def test_the_chosen_runs_are_marked_and_can_be_picked_where_a_widget_asks():
     html = runs_table.static_table(ROWS, HOME, ("good", "best")).html
-    assert 'data-v="good"><b>A</b> good</th>' in html
-    assert 'data-v="best"><b>B</b> best</th>' in html
+    assert re.search(r'data-v="good good" [^>]*><b>A</b> good</th>', html)
+    assert re.search(r'data-v="best best" [^>]*><b>B</b> best</th>', html)
     assert 'type="radio"' not in html
     row = runs_table.row_html(ROWS[0], picks=True)
     assert re.findall(r'type="radio" class="([\w-]+)" aria-label="best as ([AB])"', row) == [
@@ -76,8 +80,28 @@ def test_no_runs_say_how_to_begin():
 def test_many_changes_are_shortened_and_a_steered_run_is_marked():
     row = RunRow("one", **DONE | {"changes": {f"p{i}": i for i in range(7)}}, interventions=2)
     html = runs_table.row_html(row)
-    assert cell(html, "one", "changes") == "p0: 0, p1: 1, p2: 2, p3: 3 and 3 more"
+    assert cell(html, "one", "else") == "p0 0, p1 1, p2 2, p3 3 and 3 more"
+    titled = runs_table.row_html(replace(row, title="udon, p0 0, p1 1, 5 more, seed 0"))
+    assert cell(titled, "one", "else") == "p2 2, p3 3, p4 4, p5 5 and 1 more"
+    assert '<span class="udon-runs-title">udon, p0 0, p1 1, 5 more, seed 0</span><small>one</small>' in titled
     assert cell(html, "one", "state") == "✓ finished <small>2 interventions</small>"
+
+
+def test_a_note_and_tags_stand_in_their_row_and_can_be_written_where_there_is_a_widget():
+    row = RunRow("one", **DONE, note=Note("a <try>", ("good", "x")))
+    shown = cell(runs_table.row_html(row), "one", "else")
+    assert re.sub("<[^>]*>", "|", shown) == "|good||x| |a &lt;try&gt;|"
+    button = re.search('<button.*?data-note="(.*?)"', runs_table.row_html(row, picks=True))
+    assert json.loads(unescape(button.group(1))) == {"text": "a <try>", "tags": "good, x"}
+    assert "<button" not in runs_table.row_html(row)
+
+
+def test_an_archived_run_is_marked_and_no_longer_open():
+    put_away = [replace(row, note=Note(archived=True)) for row in ROWS]
+    assert runs_table.row_html(put_away[0]).startswith('<tr data-run="best" class="udon-runs-archived">')
+    assert "killed" not in runs_table.open_runs(put_away, HOME).text
+    assert "going" in runs_table.open_runs(put_away, HOME).text  # it trains now
+    assert runs_table.static_table(put_away, HOME).text == ""
 
 
 def test_open_runs_come_with_what_to_do():
@@ -136,3 +160,27 @@ def test_in_a_browser_the_filter_keeps_the_rows_that_have_all_words(page):
     assert page.inner_text(".udon-runs-count") == "1 of 6 runs"
     page.fill(".udon-runs-filter", "")
     assert page.inner_text(".udon-runs-count") == "6 runs"
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"), [(1006, set()), (790, {"ended"}), (592, {"ended", "step", "state", "mmp"})]
+)
+def test_in_a_browser_the_table_fits_and_what_there_is_no_room_for_can_be_had(page, width, hidden):
+    page.set_viewport_size({"width": width + 16, "height": 700})
+    rows = [replace(row, title="udon no_distillation, some_parameter 0.123, seed 10") for row in ROWS[:3]]
+    rows.append(replace(ROWS[0], run="put_away", note=Note(archived=True)))
+    body = "".join(runs_table.row_html(row, picks=True) for row in rows)  # as wide as it gets
+    script = f"<script>{runs_table.asset('runs_table.js')}{runs_table.asset('runs_start.js')}</script>"
+    page.set_content(runs_table.skeleton(body, picks=True) + script)
+    box = "document.querySelector('.udon-runs-scroll')"
+    scroll = f"{box}.scrollWidth - {box}.clientWidth"
+    heads = "[...document.querySelectorAll('thead th')].filter((head) => head.offsetWidth)"
+    shown = f"{heads}.map((head) => head.querySelector('button')?.className.split('sort-')[1] ?? 'A B')"
+    assert page.evaluate(scroll) <= 0
+    assert set(page.evaluate(shown)) == {*runs_table.COLUMNS, "A B"} - {*runs_table.MORE} - hidden
+    assert "put_away" not in names(page)
+    page.check(".udon-runs-show-columns")
+    assert set(page.evaluate(shown)) == {*runs_table.COLUMNS, "A B"}
+    assert page.evaluate(scroll) > 0
+    page.check(".udon-runs-show-archived")
+    assert "put_away" in names(page)

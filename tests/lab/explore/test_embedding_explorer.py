@@ -7,13 +7,15 @@ import threading
 from html import unescape
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
 from tests.helpers.embeddings import N_QUERIES, open_small, quick_umap, train
-from tests.helpers.waiting import SECONDS
-from udonlib.lab.explore import embedding_explorer, embedding_map
+from tests.helpers.waiting import SECONDS, wait_until
+from udonlib.lab.explore import embedding_explorer, embedding_gallery, embedding_map
+from udonlib.lab.explore.embedding_views import WHOSE
 from udonlib.lab.explore.neighbourhoods import purity
 from udonlib.lab.views.style import domain_colours
 
@@ -52,20 +54,23 @@ def selected(shown: embedding_explorer.EmbeddingExplorer, view: str) -> list[int
     return sorted(int(row) for row in shown.maps[view].widget.selection)
 
 
-def test_a_lasso_fills_the_sheet_and_says_how_pure_the_region_is(shown, found):
-    assert shown.sheet.layout.display == "none"
+def tiles(gallery: embedding_gallery.Gallery) -> list[int]:
+    """The points whose tiles are seen."""
+    return [tile["row"] for section in gallery.widget.sections for tile in section["tiles"]]
+
+
+def test_a_lasso_lists_the_images_and_says_how_pure_the_region_is(shown, found):
     rows = np.flatnonzero(found.points["domain"] == "flags")
     lasso(shown, rows)
-    assert bytes(shown.sheet.value).startswith(b"\xff\xd8\xff")
-    assert shown.sheet.layout.display == ""
+    assert sorted(shown.listed.rows) == rows.tolist()
+    assert set(tiles(shown.listed)) <= set(rows.tolist())
     held = purity(found.points, found.lists["student"], rows)
     said = text(shown.facts)
     assert f"{len(rows)} images , {held.n_queries} of them queries" in said, said
     assert "purity: 100% flags" in said
     assert f"student: {held.same_class:.0f}%" in said
-    before = shown.sheet.value
     lasso(shown, rows[:3])
-    assert shown.sheet.value != before
+    assert sorted(tiles(shown.listed)) == rows[:3].tolist()
     assert "3 images" in text(shown.facts)
 
 
@@ -81,18 +86,19 @@ def test_a_selection_shows_in_both_maps(shown, one, other):
 
 def test_the_echo_of_a_selection_does_nothing(shown, monkeypatch):
     lasso(shown, [4, 2, 9])
-    monkeypatch.setattr(shown, "_described", None)  # describing it again would fail
+    monkeypatch.setattr(shown, "_list_rows", None)  # describing it again would fail
     lasso(shown, [9, 4, 2], "teachers")
     assert selected(shown, "teachers") == [2, 4, 9]
 
 
-def test_nothing_selected_says_what_can_be_done(shown):
+def test_nothing_selected_says_what_can_be_done_and_lists_everything(shown, found):
     hint = text(shown.facts)
     assert "lasso" in hint
+    assert len(shown.listed.rows) == len(found.points)
     lasso(shown, [1, 2])
     lasso(shown, [])
     assert text(shown.facts) == hint
-    assert shown.sheet.layout.display == "none"
+    assert len(shown.listed.rows) == len(found.points)
 
 
 def test_a_clicked_query_shows_its_neighbours_and_another_image_who_finds_it(shown, found):
@@ -100,12 +106,27 @@ def test_a_clicked_query_shows_its_neighbours_and_another_image_who_finds_it(sho
     lasso(shown, [row])
     point = found.points.iloc[row]
     assert point["class"] in text(shown.facts)
-    assert f"right: {point['gap']}" in text(shown.facts)
-    assert shown.sheet.value == embedding_explorer.query_sheet(found, int(point["query"])).data
+    assert f"right first neighbour: {WHOSE[point['gap']]}" in text(shown.facts)
+    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
     row = int(np.flatnonzero(found.points["query"] < 0)[0])
     lasso(shown, [row])
     assert "index image" in text(shown.facts)
-    assert shown.sheet.value == embedding_explorer.item_sheet(found, int(found.points["position"][row])).data
+    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
+
+
+def test_who_is_right_is_said_of_somebody():
+    assert all("teacher" in words and "student" in words for words in map(WHOSE.get, ("both", "neither")))
+
+
+def test_a_clicked_tile_is_shown_in_both_maps_and_the_region_stays_listed(shown, found):
+    rows = np.flatnonzero(found.points["query"] >= 0)[:5]
+    lasso(shown, rows)
+    row = tiles(shown.listed)[2]
+    shown.listed.widget._handle_custom_msg({"row": row}, [])
+    assert selected(shown, "student") == selected(shown, "teachers") == [row]
+    assert sorted(shown.listed.rows) == rows.tolist()
+    assert shown.listed.widget.chosen == row
+    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_nothing_breaks(shown, found):
@@ -115,12 +136,11 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_breaks(shown, found):
     try:
         lasso(shown, [0, 1])
         assert found.points["path"][0] in text(shown.facts)
-        assert shown.sheet.layout.display == "none"
         assert hover(shown, 0)["preview"] == ""
     finally:
         path.write_bytes(content)
     lasso(shown, [0])
-    assert shown.sheet.value
+    assert 0 in tiles(shown.near)
 
 
 def hover(shown: embedding_explorer.EmbeddingExplorer, row: object, view: str = "student") -> dict:
@@ -136,9 +156,10 @@ def hover(shown: embedding_explorer.EmbeddingExplorer, row: object, view: str = 
 def test_the_pointer_gets_a_thumbnail_and_what_it_shows(shown, found, view):
     answer = hover(shown, 7, view)
     assert (answer["type"], answer["index"]) == ("tooltip", 7)
-    assert answer["preview"] == embedding_explorer.thumbnail(found.catalog, found.points["path"][7])
+    assert answer["preview"] == embedding_gallery.thumbnail(found.catalog, found.points["path"][7])
     point = found.points.iloc[7]
-    assert answer["properties"] == {"class": point["class"], "domain": point["domain"], "right": point["gap"]}
+    expected = {"class": point["class"], "domain": point["domain"], "right first neighbour": WHOSE[point["gap"]]}
+    assert answer["properties"] == expected
 
 
 @pytest.mark.parametrize("row", [-1, 10_000, "7", None, 1.5])
@@ -163,17 +184,70 @@ def test_points_are_drawn_in_the_colour_of_their_domain_or_outcome(shown, found)
     assert colours_of(shown) == [looks.colours[kind] for kind in looks.kind]
     assert "not a query 27" in re.sub(r"\s+", " ", text(shown.legend))
     shown.colour.value = "class"
-    assert "9 classes share 8 colours" in text(shown.legend)
+    assert "the 8 most frequent of 9 classes" in text(shown.legend)
 
 
-def test_one_domain_alone_can_be_shown(shown, found):
+def test_one_domain_alone_is_shown_large_and_what_was_selected_before_is_gone(shown, found):
+    lasso(shown, np.flatnonzero(found.points["domain"] == "emoji")[:4])
+    calls = {name: drawn.widget.zoom_to_call_idx for name, drawn in shown.maps.items()}
     shown.shown.value = "flags"
-    rows = np.flatnonzero(found.points["domain"] == "flags")
-    for drawn in shown.maps.values():
-        assert drawn.widget.filter.tolist() == rows.tolist()
+    rows = np.flatnonzero(found.points["domain"] == "flags").tolist()
+    for name, drawn in shown.maps.items():
+        assert drawn.widget.filter.tolist() == rows
+        assert np.asarray(drawn.widget.zoom_to).tolist() == rows
+        assert drawn.widget.zoom_to_call_idx > calls[name]
+        assert selected(shown, name) == []
     assert "emoji 0" in re.sub(r"\s+", " ", text(shown.legend))
+    assert "purity: 100% flags" in text(shown.facts)
+    assert sorted(shown.listed.rows) == rows
     shown.shown.value = ""
     assert all(drawn.widget.filter is None for drawn in shown.maps.values())
+    assert all(drawn.widget.zoom_to is None for drawn in shown.maps.values())
+
+
+def test_hits_misses_and_words_narrow_what_is_shown(shown, found):
+    points = found.points
+    shown.outcome.value = "wrong"
+    assert sorted(shown.listed.rows) == np.flatnonzero(points["result"] == "wrong").tolist()
+    shown.search.value = "CLASS 1"
+    expected = (points["result"] == "wrong") & points["class"].str.contains("class 1")
+    assert sorted(shown.listed.rows) == np.flatnonzero(expected).tolist()
+    shown.search.value = "nothing is called so"
+    assert "No image" in text(shown.status)
+    assert tiles(shown.listed) == []
+    shown.search.value = shown.outcome.value = ""
+    assert len(shown.listed.rows) == len(points)
+
+
+def test_an_image_of_ones_own_lists_what_is_nearest_to_it(shown, found, tmp_path):
+    row = int(np.flatnonzero(found.points["query"] >= 0)[7])
+    data = found.catalog.store.read(found.points["path"][row])
+    (tmp_path / "mine.png").write_bytes(data)
+    shown.finder.picture.value = str(tmp_path / "mine.png")
+    by_path = shown.listed.rows.tolist()
+    assert by_path[0] == row
+    assert len(by_path) == embedding_gallery.NEAREST
+    assert "nearest to mine.png" in text(shown.status)
+    shown.finder.picture.value = ""
+    assert len(shown.listed.rows) == len(found.points)
+    shown.finder.compare_upload([{"name": "mine.png", "content": memoryview(data)}])
+    assert shown.listed.rows.tolist() == by_path
+    shown.finder.picture.value = str(tmp_path / "missing.png")
+    assert "missing.png cannot be read" in text(shown.status)
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    shown.finder.picture.value = str(tmp_path / "broken.png")
+    assert "broken.png" in text(shown.status)
+    assert shown.listed.rows.tolist() == by_path
+
+
+def test_what_is_listed_is_written_and_said_where(shown, found):
+    rows = np.flatnonzero(found.points["domain"] == "flags")[:5]
+    lasso(shown, rows)
+    shown.export.click()
+    [name] = re.findall(r"5 images written to (\S+)", text(shown.status))
+    table = pd.read_csv(name)
+    assert table["path"].tolist() == found.points["path"].iloc[rows].tolist()
+    assert "selections" in name
 
 
 def places(shown: embedding_explorer.EmbeddingExplorer, view: str) -> np.ndarray:
@@ -181,11 +255,11 @@ def places(shown: embedding_explorer.EmbeddingExplorer, view: str) -> np.ndarray
 
 
 def test_another_teacher_moves_the_points_of_its_map_alone(shown, found):
-    np.testing.assert_allclose(places(shown, "student"), found.layout("student", "pca").xy, atol=1e-5)
-    np.testing.assert_allclose(places(shown, "teachers"), found.layout("teacher", "pca").xy, atol=1e-5)
+    np.testing.assert_allclose(places(shown, "student"), found.layout("student", "quick").xy, atol=1e-5)
+    np.testing.assert_allclose(places(shown, "teachers"), found.layout("teacher", "quick").xy, atol=1e-5)
     shown.teacher.value = "teacher of flags"
-    np.testing.assert_allclose(places(shown, "student"), found.layout("student", "pca").xy, atol=1e-5)
-    np.testing.assert_allclose(places(shown, "teachers"), found.layout("teacher of flags", "pca").xy, atol=1e-5)
+    np.testing.assert_allclose(places(shown, "student"), found.layout("student", "quick").xy, atol=1e-5)
+    np.testing.assert_allclose(places(shown, "teachers"), found.layout("teacher of flags", "quick").xy, atol=1e-5)
     assert "teacher of flags" in text(shown.captions["teachers"])
 
 
@@ -203,7 +277,7 @@ def test_a_umap_is_computed_beside_says_so_and_is_kept(results, monkeypatch):
     assert any("computing UMAP of student (1 of 2), about" in words for words in said)
     assert text(shown.status) == ""
     np.testing.assert_allclose(places(shown, "student"), found.layout("student", "umap").xy, atol=1e-5)
-    assert "UMAP, 6 neighbours" in text(shown.captions["student"])
+    assert "UMAP by 6 neighbours" in text(shown.captions["student"])
     said.clear()
     again = embedding_explorer.EmbeddingExplorer(found)
     again.projection.value = "umap"
@@ -218,7 +292,7 @@ def test_the_way_back_to_pca_is_open_while_a_umap_is_computed(shown, found, monk
         assert projection == "pca" or go_on.wait(SECONDS)
         return computed(view, "pca")
 
-    monkeypatch.setattr(found, "is_kept", lambda view: False)
+    monkeypatch.setattr(found, "is_kept", lambda view, projection: projection == "pca")
     monkeypatch.setattr(found, "layout", slow)
     shown.projection.value = "umap"
     shown.projection.value = "pca"
@@ -231,11 +305,37 @@ def test_the_way_back_to_pca_is_open_while_a_umap_is_computed(shown, found, monk
     assert text(shown.status) == ""
 
 
+def test_a_layout_that_takes_time_follows_the_first_picture_map_by_map(found, monkeypatch):
+    computed, go_on, asked = found.layout, {"student": threading.Event(), "teacher": threading.Event()}, []
+
+    def slow(view: str, projection: str, say: object = None) -> embedding_map.MapLayout:
+        if projection == "quick":
+            asked.append(view)
+            assert go_on[view].wait(SECONDS)
+        return computed(view, projection)
+
+    monkeypatch.setattr(embedding_explorer, "is_ready", lambda space, view, projection: projection == "pca")
+    monkeypatch.setattr(found, "layout", slow)
+    shown = embedding_explorer.EmbeddingExplorer(found)
+    assert shown.projection.value == "quick"
+    assert "PCA" in text(shown.captions["student"])  # until the layout is there
+    go_on["student"].set()
+    wait_until(lambda: "laid out by 15 neighbours" in text(shown.captions["student"]), "the student's layout")
+    assert "PCA" in text(shown.captions["teachers"]).split(";")[1]
+    wait_until(lambda: "the layout of teacher (2 of 2)" in text(shown.status), "word on the second layout")
+    go_on["teacher"].set()
+    shown.wait()
+    assert asked == ["student", "teacher"]
+    assert "laid out by 15 neighbours" in text(shown.captions["teachers"])
+    np.testing.assert_allclose(places(shown, "teachers"), computed("teacher", "quick").xy, atol=1e-5)
+    assert text(shown.status) == ""
+
+
 def test_a_umap_that_fails_leaves_the_map_and_says_why(shown, found, monkeypatch):
     def fail(*arguments: object) -> None:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(found, "is_kept", lambda view: False)
+    monkeypatch.setattr(found, "is_kept", lambda view, projection: projection == "pca")
     monkeypatch.setattr(found, "layout", fail)
     before = places(shown, "student")
     shown.projection.value = "umap"
@@ -250,8 +350,11 @@ def test_a_run_without_teachers_has_one_map(results):
     shown = embedding_explorer.EmbeddingExplorer(found)
     assert list(shown.maps) == ["student"]
     lasso(shown, [0])
-    assert shown.sheet.value
+    assert 0 in tiles(shown.near)
     assert shown.teacher not in shown.box.children[0].children
+
+
+NAMES = ("colour shown outcome search picture upload export projection teacher", "student teachers status legend facts")
 
 
 def test_every_control_can_be_found_by_its_class(shown):
@@ -261,7 +364,7 @@ def test_every_control_can_be_found_by_its_class(shown):
 
     names = [
         "",
-        *(f"-{n}" for n in "colour shown projection teacher student teachers status legend facts sheet".split()),
+        *(f"-{n}" for n in " ".join([*NAMES, "listed near"]).split()),
     ]
     assert {f"udon-explorer{name}" for name in names} <= classes(shown.box)
 
@@ -292,7 +395,7 @@ def test_a_saved_notebook_keeps_a_picture_of_the_maps_as_they_are_coloured(shown
     for html in (stills[0], stills[-1]):
         [image] = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
         picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGBA")
-        assert picture.size == (900, 560)
+        assert picture.size == (900, 577)
         assert (np.asarray(picture)[..., 3] > 0).sum() > 2_000
     assert stills[0] != stills[-1]
     assert "wrong" in stills[-1]

@@ -9,8 +9,11 @@ from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.embeddings import N_INDEX, N_QUERIES, SIZES, open_small, quick_umap, train
 from udonlib import runs
 from udonlib.errors import UserError
-from udonlib.lab.explore import embedding_map
+from udonlib.lab.compare import gap_views
+from udonlib.lab.compare.gaps import open_gaps
+from udonlib.lab.explore import embedding_map, embedding_views
 from udonlib.lab.explore.embedding_map import NO_QUERY
+from udonlib.presets import GapParams
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_unreadable_images_are_left_out_where_the_run_skips_them(tmp_path):
     assert len(found.features) == len(found.points)
 
 
-@pytest.mark.parametrize("projection", ["pca", "umap"])
+@pytest.mark.parametrize("projection", ["quick", "pca", "umap"])
 def test_every_view_has_coordinates_and_a_caption(found, projection, monkeypatch):
     quick_umap(monkeypatch)
     assert found.views == ("student", "teacher", "teacher of emoji", "teacher of flags")
@@ -133,9 +136,34 @@ def test_every_view_has_coordinates_and_a_caption(found, projection, monkeypatch
         layout = found.layout(view, projection)
         assert layout.xy.shape == (len(found.points), 2)
         assert (np.abs(layout.xy) <= 1 + 1e-6).all()
-        assert ("UMAP, 15 neighbours" in layout.caption) == (projection == "umap")
-        assert found.is_kept(view) or projection == "pca"
+        assert ("UMAP by 15 neighbours" in layout.caption) == (projection == "umap")
+        assert found.is_kept(view, projection)
     assert "64 dimensions" in found.layout("student", "pca").caption
+
+
+def test_a_caption_says_what_share_of_the_neighbours_is_kept_and_what_pca_keeps(found):
+    k, vectors = 15, found.vectors("student")
+
+    def nearest(values: np.ndarray) -> np.ndarray:
+        apart = ((values[:, None] - values[None]) ** 2).sum(axis=2)
+        np.fill_diagonal(apart, np.inf)
+        return np.argsort(apart, axis=1)[:, :k]
+
+    true = nearest(vectors)
+    shares = {}
+    for projection in ("quick", "pca"):
+        layout = found.layout("student", projection)
+        here = nearest(layout.xy)
+        shares[projection] = 100 * np.mean([len(set(a) & set(b)) / k for a, b in zip(true, here, strict=True)])
+        assert layout.kept == pytest.approx(shares[projection], abs=0.5)
+    assert f"{shares['pca']:.0f}% of an image's 15 nearest are kept" in layout.caption
+    quick = found.layout("student", "quick")
+    assert f"{shares['quick']:.0f}% of an image's 15 nearest are kept (PCA: {shares['pca']:.0f}%)" in quick.caption
+    of_domains = {name: found.points["domain"].to_numpy() == name for name in found.domains}
+    parts = [(found.vectors("teacher of " + name)[here], here) for name, here in of_domains.items()]
+    layout = found.layout("teacher", "quick")
+    kept = [embedding_map.preserved(part, [layout.xy[here]], k)[0] for part, here in parts]
+    assert layout.kept == pytest.approx(100 * np.average(kept, weights=[len(part) for part, _ in parts]), abs=0.5)
 
 
 def test_domains_keep_to_their_own_teachers_cells(found):
@@ -216,11 +244,38 @@ def test_what_cannot_be_shown_is_refused_in_one_message(results, tmp_path, found
         found.vectors("teacher of flag")
 
 
-def test_an_unfinished_run_is_refused_with_the_finished_ones(tmp_path):
+def test_the_best_model_of_an_unfinished_run_answers_now_what_it_would_have_answered(tmp_path, capsys):
     results = train(tmp_path)
-    (results / "runs" / "small" / "summary.json").rename(results / "kept.json")
-    with pytest.raises(UserError, match=r"run 'small' is unfinished; finished runs: none yet"):
+    folder = results / "runs" / "small"
+    finished = open_small(results)
+    for name in ("summary.json", "evaluation.csv", "outcomes.csv.gz", "neighbours.npz"):
+        (folder / name).unlink()
+    found = open_small(results, run="small")
+    assert "student: R@1" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(found.points, finished.points)
+    assert found.r_at_1 == finished.r_at_1
+    text = embedding_views.described(found).text
+    assert "unfinished" in text
+    assert "this is the best model so far" in text
+    again = open_small(results, run="small", embedder="teacher")
+    assert "evaluated before" in capsys.readouterr().out
+    assert again.r_at_1 == finished.r_at_1
+    gaps = open_gaps(GapParams(run="small", outputs=str(results), specialists="none"))
+    assert "this is the best model so far" in gap_views.compared(gaps).text
+    (folder / "checkpoints" / "best.pt").unlink()
+    with pytest.raises(
+        UserError, match=r"run 'small' has no checkpoint yet: it is unfinished, .*; finished runs: none"
+    ):
         open_small(results, run="small")
+
+
+def test_an_unfinished_run_of_one_domain_is_asked_in_that_alone_where_its_data_is_now(tmp_path):
+    results = train(tmp_path, domains="flags", recipe="us_rr", sampler_loss="student", domains_per_batch=1)
+    (results / "runs" / "small" / "summary.json").unlink()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    found = open_small(results, run="small", data=str(tmp_path / "moved"))
+    assert found.domains == ("flags",)
+    assert set(found.lists["student"].searched.domains) == {"flags"}
 
 
 def test_a_map_whose_images_were_elsewhere_is_read_where_its_data_is_now(tmp_path):

@@ -11,7 +11,7 @@ from tests.helpers.embeddings import N_INDEX, N_QUERIES, open_small, quick_umap,
 from udonlib.errors import UserError
 from udonlib.lab.explore import embedding_map, embedding_sheets, embedding_views
 from udonlib.lab.explore.neighbourhoods import confusions, hubness, hubs
-from udonlib.lab.views.sheets import RIGHT_INK, WRONG_INK, Sheet
+from udonlib.lab.views.sheets import RIGHT_INK
 from udonlib.lab.views.style import domain_colours
 
 N_POINTS = N_QUERIES + 27
@@ -48,13 +48,25 @@ def test_outcomes_have_a_colour_each(found, by):
     assert (np.array(looks.names)[looks.kind] == found.points[by]).all()
 
 
-def test_images_of_a_class_share_a_colour_and_the_legend_says_that_colours_repeat(found):
+def test_of_more_classes_than_colours_the_most_frequent_have_one_and_the_rest_is_grey(found):
     looks = embedding_views.colouring(found, "class")
-    for _, part in found.points.groupby(["domain", "class"]):
-        assert len(set(looks.kind[part.index])) == 1
-    flags = found.points[found.points["domain"] == "flags"]
-    assert len(set(looks.kind[flags.index])) == flags["class"].nunique()
-    assert "9 classes share 8 colours" in looks.note
+    names = np.array(looks.names)[looks.kind]
+    true = (found.points["class"].astype(str) + " (" + found.points["domain"] + ")").to_numpy()
+    assert looks.names[-1] == embedding_views.OTHERS
+    assert looks.colours[-1] == embedding_views.PALE
+    assert (names[names != embedding_views.OTHERS] == true[names != embedding_views.OTHERS]).all()
+    counts = found.points.groupby(["domain", "class"]).size().sort_values()
+    assert (names == embedding_views.OTHERS).sum() == counts.iloc[: len(counts) - 8].sum() > 0
+    assert f"the 8 most frequent of {len(counts)} classes" in looks.note
+
+
+def test_the_classes_of_chosen_points_are_coloured(found):
+    rows = np.flatnonzero(found.points["domain"] == "flags")[:3]
+    looks = embedding_views.colouring(found, "class", rows)
+    chosen = set(found.points["class"].iloc[rows] + " (flags)")
+    assert set(looks.names) == chosen | {embedding_views.OTHERS}
+    here = (found.points["class"] + " (" + found.points["domain"] + ")").isin(chosen).to_numpy()
+    assert ((np.array(looks.names)[looks.kind] != embedding_views.OTHERS) == here).all()
 
 
 def test_an_unknown_colouring_is_refused(found):
@@ -70,7 +82,7 @@ def test_the_map_draws_every_point_in_both_views(found):
     assert [trace.name for trace in fig.data] == ["emoji", "flags"] * 2
     assert sum(trace.showlegend for trace in fig.data) == 2
     assert sum(len(trace.x) for trace in fig.data) == 2 * N_POINTS
-    student = found.layout("student", "pca").xy[(found.points["domain"] == "flags").to_numpy()]
+    student = found.layout("student", "quick").xy[(found.points["domain"] == "flags").to_numpy()]
     assert {tuple(xy) for xy in student} == set(zip(fig.data[1].x, fig.data[1].y, strict=True))
     assert fig.data[1].marker.color == domain_colours(["flags"])["flags"]
     assert fig.layout.title.text == "Test images by domain"
@@ -89,7 +101,7 @@ def test_a_umap_that_takes_time_is_announced_once(found, tmp_path, capsys, monke
     moved = dataclasses.replace(found, params=wanted)
     fig = embedding_views.map_chart(moved, "domain")
     assert "computing UMAP of student and teacher: about 40 s" in capsys.readouterr().out
-    assert "UMAP, 15 neighbours" in fig.layout.annotations[0].text
+    assert "UMAP by 15 neighbours" in fig.layout.annotations[0].text
     embedding_views.map_chart(moved, "domain")
     assert capsys.readouterr().out == ""
 
@@ -163,54 +175,10 @@ def test_a_thumbnail_is_the_file_itself_where_it_is_small(found, tmp_path):
     assert len(uri) < 6_000
 
 
-def test_a_region_shows_its_images_and_what_is_near_of_another_domain(found):
-    few, many = (embedding_sheets.region_sheet(found, np.arange(n)).data for n in (2, N_POINTS))
-    assert Image.open(io.BytesIO(many)).size[1] > Image.open(io.BytesIO(few)).size[1]
-    assert len(many) < 400_000
-    assert many == embedding_sheets.region_sheet(found, np.arange(N_POINTS)).data
-    wrong = np.flatnonzero(found.points["result"] == "wrong")
-    right = np.flatnonzero(found.points["result"] == "right")
-    no_pairs = {"n_pairs": 0}
-    n_crosses = min(len(wrong), 30)
-    assert frames(embedding_sheets.region_sheet(found, wrong, **no_pairs).data, WRONG_INK) > 400 * n_crosses > 0
-    assert frames(embedding_sheets.region_sheet(found, right, **no_pairs).data, WRONG_INK) < 400
-    assert frames(embedding_sheets.region_sheet(found, right, **no_pairs).data, RIGHT_INK) > 1000
-
-
-def test_every_image_of_a_region_is_marked_as_the_evaluation_said(found, monkeypatch):
-    looks, tile = [], Sheet.tile
-
-    def noted(self, x, y, side, image, words, *look):
-        looks.append(look)
-        tile(self, x, y, side, image, words, *look)
-
-    monkeypatch.setattr(Sheet, "tile", noted)
-    embedding_sheets.region_sheet(found, np.arange(N_POINTS), n=N_POINTS, n_pairs=0)
-    shown = found.points.sort_values(["domain", "class"], kind="stable")["result"]
-    expected = {"right": (RIGHT_INK, "tick"), "wrong": (WRONG_INK, "cross")}
-    assert looks == [expected.get(result, ("", "")) for result in shown]
-    assert len(set(looks)) == 3  # index images are neither
-
-
-def test_a_query_shows_student_and_teacher_with_their_hits(found):
-    hits = {name: lists.hit.sum(axis=1) for name, lists in found.lists.items()}
-    both = hits["student"] + hits["teacher"]
-    best, worst = int(both.argmax()), int(both.argmin())
-    assert both[best] > both[worst]
-    marks = [frames(embedding_sheets.query_sheet(found, query).data, RIGHT_INK) for query in (best, worst)]
-    assert marks[0] > marks[1]
-
-
-def test_an_item_and_the_hubs_show_who_finds_them(found):
+def test_the_hubs_show_who_finds_them(found):
     table = hubs(found.lists["student"])
-    sheet = embedding_sheets.hub_sheet(found, 3)
-    assert (
-        Image.open(io.BytesIO(sheet.data)).size[1]
-        < Image.open(io.BytesIO(embedding_sheets.hub_sheet(found, 5).data)).size[1]
-    )
-    for hub in table.head(3).itertuples():
-        wrong = frames(embedding_sheets.item_sheet(found, hub.position).data, WRONG_INK)
-        assert (wrong > 400) == (hub.n_right < hub.n_lists)
-    never = set(range(N_INDEX)) - set(table["position"])
-    for position in sorted(never)[:1]:
-        assert frames(embedding_sheets.item_sheet(found, position).data, WRONG_INK) < 400
+    few, more = (embedding_sheets.hub_sheet(found, n).data for n in (3, 5))
+    assert Image.open(io.BytesIO(few)).size[1] < Image.open(io.BytesIO(more)).size[1]
+    one = embedding_sheets.hub_sheet(found, 1).data
+    first = table.iloc[0]
+    assert (frames(one, RIGHT_INK) > 400) == (first["n_right"] > 0)

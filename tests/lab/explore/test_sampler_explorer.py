@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers.sampler import opened, write_sampled_run
+from udonlib import presets
 from udonlib.lab.explore import sampler_explorer, simulation
 from udonlib.lab.explore.sampler_explorer import SamplerExplorer
 from udonlib.lab.explore.simulation import outcome, simulate
@@ -198,3 +199,32 @@ def test_names_of_domains_are_text_and_not_markup(outputs):
 
 def test_what_is_stored_is_small(explorer):
     assert len(explorer.picture.value) + len(explorer.figures.value) < 60_000
+
+
+def test_what_was_before_the_last_change_is_a_ghost(explorer):
+    assert "udon-sim-ghost" not in explorer.picture.value
+    explorer.curves["emoji"]["start"].value += 2.0
+    ghosts = explorer.picture.value.count("udon-sim-ghost")
+    assert ghosts >= 2  # emoji's curve, and the dynamic one's border
+    assert "emoji, before" in explorer.picture.value
+    explorer.strategies["balanced"].value = not explorer.strategies["balanced"].value
+    assert "emoji, before" not in explorer.picture.value  # the ghost is of the last change alone
+
+
+def test_a_setting_is_written_as_a_preset_that_trains_it(explorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params").mkdir()
+    monkeypatch.setattr(sampler_explorer, "working_folder", lambda: tmp_path)
+    monkeypatch.setattr(presets.files, "working_folder", lambda: tmp_path)
+    explorer.write_preset()
+    assert "expected one: that which is to be trained" in explorer.said.value
+    assert list((tmp_path / "params").iterdir()) == []
+    for name, toggle in explorer.strategies.items():
+        toggle.value = name == "balanced"
+    explorer.setting["update_every"].value = 100
+    explorer.write_preset()
+    [file] = (tmp_path / "params").iterdir()
+    made, source = presets.load(file.stem), explorer.explored.source.params
+    assert f"-p preset {file.stem}" in explorer.said.value
+    assert (made.sampler, made.update_every, made.steps) == ("balanced", 100, explorer.explored.setting.steps)
+    assert (made.backbone, made.domains) == (source.backbone, source.domains)

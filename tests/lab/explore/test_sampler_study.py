@@ -47,10 +47,10 @@ def test_the_simulation_of_a_run_is_close_to_its_record_also_with_curves_of_anot
 
 def test_a_run_of_a_gap_is_held_against_nothing_since_no_curve_shows_its_signal(tmp_path):
     outputs = tmp_path / "results"
-    write_sampled_run(outputs, "gap", sampler_signal="gap", sampler_floor=0.2)
+    write_sampled_run(outputs, "gap", sampler_signal="gap", sampler_floor=0.2, sampler_order="even")
     e = opened(outputs, run="gap")
     assert e.check is None
-    assert (e.setting.signal, e.setting.floor) == ("loss", 0.2)
+    assert (e.setting.signal, e.setting.floor, e.setting.order) == ("loss", 0.2, "even")
 
 
 def test_losses_come_with_the_images_they_are_means_of(outputs):

@@ -50,6 +50,7 @@ def trained(setting: Setting, strategy: str) -> list[tuple[int, list[float], dic
         signal=setting.signal,
         n_classes=[setting.n_classes.get(name, 2) for name in setting.sizes],
         floor=setting.floor,
+        order=setting.order,
     )
     order = ImageOrder(list(setting.sizes), list(setting.sizes.values()))
     rows = []
@@ -82,6 +83,8 @@ def trained(setting: Setting, strategy: str) -> list[tuple[int, list[float], dic
         ("dynamic", {"signal": "relative_loss", "n_classes": {"emoji": 40, "flags": 9, "logos": 20}}),
         ("dynamic", {"signal": "remaining_loss"}),
         ("dynamic", {"signal": "progress", "floor": 0.3}),
+        ("dynamic", {"order": "even"}),
+        ("dataset_size", {"order": "even"}),
     ],
 )
 def test_a_simulation_is_what_a_training_with_these_losses_would_do(strategy, changes):

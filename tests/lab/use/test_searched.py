@@ -62,7 +62,7 @@ def test_a_folder_is_searched_and_one_without_domains_too(open_small, tmp_path):
     own = open_search(SearchParams(**dict(open_small().params) | {"data": str(folder)}), say=said.append)
     assert own.domains == ("cats", "dogs")
     assert own.teachers is not None  # of other domains: none of them is shown
-    assert any("1 images cannot be read and are left out: cats/class 0/bad.png" in line for line in said)
+    assert any("one image cannot be read and is left out: cats/class 0/bad.png" in line for line in said)
     assert any("No answers by class" in line for line in said)
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -181,6 +181,8 @@ def test_class_sizes_fall_and_count_images_with_several_labels_in_each():
     [line] = charts.class_sizes(catalog).data
     assert list(line.x) == [1, 2, 3]
     assert list(line.y) == [3, 2, 1]
+    assert charts.class_sizes(catalog).layout.xaxis.ticktext == ("1", "2", "5")
+    assert charts.log_ticks(1300)["ticktext"][-4:] == ["200", "500", "1,000", "2,000"]
 
 
 def test_class_sizes_of_uneven_data_have_those_before_beside_them_dotted():

@@ -14,6 +14,7 @@ from udonlib.lab.views import live
 from udonlib.lab.views.live import ProgressLine
 from udonlib.params import TrainParams
 from udonlib.runs import watch
+from udonlib.runs.run import Run
 
 PARAMS = TrainParams(steps=1000, frozen_steps=0, eval_every=300, log_every=10)
 DOMAINS = ["emoji", "<b>flags"]
@@ -358,6 +359,29 @@ def test_a_front_end_is_recognised_by_its_session_and_can_be_denied(monkeypatch,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert live.has_front_end() is expected
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_who_sent_a_cell_says_whether_a_person_looks(monkeypatch, asks):
+    """VS Code and Colab set no session; a papermill that a notebook has started inherits that notebook's."""
+
+    class Kernel:
+        def get_parent(self, channel):
+            return {"content": {"allow_stdin": asks}}
+
+    class Shell:
+        kernel = Kernel()
+
+    monkeypatch.setattr(live, "get_ipython", Shell)
+    monkeypatch.delenv("UDON_LIVE", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "" if asks else "a.ipynb")
+    assert live.has_front_end() is asks
+
+
+def test_several_processes_are_for_who_looks_and_for_terminals(tmp_path):
+    run = Run(PARAMS.model_copy(update={"outputs": str(tmp_path), "processes": 2}))
+    with pytest.raises(UserError, match=r"'processes': found 2, but nobody looks .*: torchrun --nproc-per-node 2 -m"):
+        live.train(run, live=False)
 
 
 def test_plain_python_has_no_front_end_even_inside_a_session(monkeypatch):

@@ -154,21 +154,64 @@ def test_what_was_asked_for_is_answered_with_its_step(panel, begun):
     assert "%" in panel.rows[panel.domains[0]].numbers.value
 
 
-def test_a_second_panel_says_that_another_one_steers_and_can_take_its_values_over(panel, begun):
+def test_a_second_panel_follows_the_first_one_and_names_it(panel, begun):
     first, second = panel, widgets.Panel(begun[0])
     domain = first.domains[0]
     first.start(), second.start()
-    first.rows[domain].slider.value = 2.0
-    wait_until(lambda: f"Another panel ({first.name})" in second.status.value)
-    assert second.adopt.layout.visibility == "visible"
-    assert second.rows[domain].slider.value == 1.0  # a person's hand alone moves it
-    number = wanted(begun[0]).number
-    second.adopt.click()
-    assert second.rows[domain].slider.value == 2.0
-    assert wanted(begun[0]).number == number  # showing is not asking
+    first.rows[domain].slider.value = 3.0
+    wait_until(lambda: f"Changed by another panel ({first.name}): {domain} ×3." in second.status.value)
+    assert second.rows[domain].slider.value == 3.0
+    assert wanted(begun[0]).panel == first.name  # following is not asking
     second.rows[second.domains[1]].slider.value = 5.0
-    assert wanted(begun[0]).multipliers == {domain: 2.0, second.domains[1]: 5.0}
+    assert wanted(begun[0]).multipliers == {domain: 3.0, second.domains[1]: 5.0}
+    wait_until(lambda: "Changed by" not in second.status.value)  # what it has changed itself came later
+    wait_until(lambda: f"{second.domains[1]} ×5" in first.status.value)
     second.close()
+
+
+def test_a_share_that_is_typed_pins_the_domain_to_it(panel, begun):
+    run, (first, second) = begun[0], panel.domains[:2]
+    row = panel.rows[first]
+    row.share.value = "12,5 %"
+    assert wanted(run).locks == {first: 0.125}
+    assert (row.lock.value, row.share.value, row.slider.disabled) == (True, "12.5", True)
+    panel.rows[second].share.value = "101"
+    panel._draw()
+    assert f"{second}: found &#x27;101&#x27;, expected a share from 0 to 100 percent" in panel.status.value
+    assert panel.rows[second].share.value == ""
+    row.share.value = ""
+    assert wanted(run).locks == {}
+    assert (row.lock.value, row.slider.disabled) == (False, False)
+    row.lock.value = True
+    assert float(row.share.value) == pytest.approx(100 * wanted(run).locks[first], rel=1e-3)
+
+
+def test_undo_takes_back_the_last_change_of_this_panel_and_nobody_else_s(panel, begun):
+    run, (first, second) = begun[0], panel.domains[:2]
+    panel.buttons["undo"].click()
+    assert "nothing to undo" in panel._problem
+    panel.rows[first].slider.value = 2.0
+    panel.buttons["uniform"].click()
+    change_control(run.path, "other", multipliers={second: 5.0}, rate=0.5)
+    panel.buttons["undo"].click()
+    assert (wanted(run).multipliers, wanted(run).locks) == ({first: 2.0, second: 5.0}, {})
+    assert panel.rows[first].slider.value == 2.0
+    assert not panel.rows[first].lock.value
+    panel.buttons["undo"].click()
+    assert (wanted(run).multipliers, wanted(run).rate) == ({second: 5.0}, 0.5)
+    panel.buttons["undo"].click()
+    assert wanted(run).multipliers == {second: 5.0}
+
+
+def test_the_learning_rate_is_steered_on_its_schedule(panel, begun):
+    run, records = begun
+    panel.start()
+    panel.rate.slider.value = 0.5
+    assert wanted(run).rate == 0.5
+    rates = [record["learning_rate"] for record in records if record["kind"] == "train"]
+    assert rates[-1] == run.params.learning_rate / 2
+    assert str(run.interventions()[0]) == "learning rate ×0.5"
+    wait_until(lambda: "0.005 for the heads" in panel.rate.numbers.value)
 
 
 def test_a_panel_opens_with_what_is_in_force(begun):
@@ -382,14 +425,11 @@ def test_what_somebody_else_asks_for_is_said_while_a_change_waits(panel, begun):
     panel.start()
     panel.rows[first].slider.value = 2.0
     change_control(run.path, "other", multipliers={second: 5.0})
-    wait_until(lambda: "Another panel (other)" in panel.status.value)
+    wait_until(lambda: f"Changed by another panel (other): {second} ×5." in panel.status.value)
     assert panel._sent is not None
-    panel.adopt.click()
     change_control(run.path, "third", multipliers={second: 3.0})
     panel.rows[first].slider.value = 3.0  # before the thread has looked
-    wait_until(lambda: "Another panel (third)" in panel.status.value)
-    assert panel.rows[second].slider.value == 5.0
-    panel.adopt.click()
+    wait_until(lambda: "another panel (third)" in panel.status.value)
     assert shown(panel) == ({first: 3.0, second: 3.0}, set())
 
 
@@ -612,13 +652,12 @@ def test_muting_the_last_teacher_is_refused_and_its_slider_goes_back(taught):
     assert wanted(run).teachers == {"one": 0.0}
 
 
-def test_teachers_that_another_panel_steers_are_said_and_taken_over(taught):
+def test_teachers_that_another_panel_steers_are_said_and_followed(taught):
     run, _, panel = taught
     panel.start()
     change_control(run.path, "other", teachers={"one": 2.0}, drop_probability=0.5)
-    wait_until(lambda: "Another panel (other) has changed the teaching" in panel.status.value)
-    assert [row.slider.value for row in panel.taught] == [1.0, 1.0, 0.35]
-    panel.adopt.click()
+    said = "Changed by another panel (other): teacher one ×2, teachers dropped at 50%."
+    wait_until(lambda: said in panel.status.value)
     assert [row.slider.value for row in panel.taught] == [2.0, 1.0, 0.5]
 
 
@@ -628,15 +667,6 @@ def test_a_panel_that_is_opened_again_ends_the_former_one(begun, monkeypatch):
     assert not first._thread.is_alive()
     assert second._thread.is_alive()
     second.close()
-
-
-def test_another_panel_is_not_named_any_more_when_the_controls_show_what_it_wants(panel, begun):
-    panel.start()
-    change_control(begun[0].path, "other", multipliers={panel.domains[0]: 2.0})
-    wait_until(lambda: "Another panel (other)" in panel.status.value)
-    panel.rows[panel.domains[0]].slider.value = 2.0
-    wait_until(lambda: "Another panel" not in panel.status.value)
-    assert panel.adopt.layout.visibility == "hidden"
 
 
 def test_locks_of_more_than_everything_are_said_to_be_divided(panel, begun):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -53,8 +54,13 @@ def test_results_list_the_student_first_and_the_mean_last():
     assert "a&lt;b" in table.html
 
 
-def test_the_best_recall_of_each_row_is_bold_and_nothing_else():
-    assert bold_cells(sheets.results_table(evaluation())) == {("emoji", 1), ("a<b", 3), ("mean", 1)}
+def test_a_recall_that_is_surely_the_best_of_its_row_is_bold_and_nothing_else():
+    sure = evaluation(intervals=True)
+    assert bold_cells(sheets.results_table(sure)) == {("emoji", 1), ("a<b", 3), ("mean", 1)}
+    sure.loc[sure["domain"] == "a<b", "r_at_1_high"] += 3  # 45 to 50: the intervals touch
+    assert bold_cells(sheets.results_table(sure)) == {("emoji", 1), ("mean", 1)}
+    assert bold_cells(sheets.results_table(evaluation())) == set()  # without intervals nothing is sure
+    assert bold_cells(sheets.results_table(sure[sure["embedder"] == "student"])) == set()
 
 
 def test_intervals_follow_their_value_where_there_are_some():
@@ -129,10 +135,10 @@ def test_the_gallery_frames_right_and_wrong_neighbours(catalog):
     wrong = sheets.query_gallery([neighbours(catalog, "emoji", [[False] * 5])], catalog)
     # Below the line that explains the marks.
     n_right, n_wrong = (near(sheets.RIGHT_INK, pixels(image)[40:]).sum() for image in (right, wrong))
-    assert n_right > 5 * 4 * 90 * 4  # five frames of four sides, four pixels wide
+    assert n_right > 5 * 4 * 90 * 2  # five frames of four sides: see `near`
     assert n_wrong < A_FEW
-    assert near(sheets.WRONG_INK, pixels(wrong)[40:]).sum() > 5 * 4 * 90 * 4
-    assert right.format == "jpeg"
+    assert near(sheets.WRONG_INK, pixels(wrong)[40:]).sum() > 5 * 4 * 90 * 2
+    assert Image.open(io.BytesIO(right.data)).format == "WEBP"
 
 
 def test_the_gallery_takes_right_and_wrong_queries_of_every_domain_of_one_embedder(catalog):
@@ -193,12 +199,25 @@ def test_a_sheet_of_noise_stays_below_its_size():
 
 def test_names_that_are_too_long_or_not_latin_are_cut_and_replaced():
     sheet = sheets.Sheet(300, 40)
-    sheet.write(0, 0, "an exceedingly long name of a class", "#000000", 80)
-    dark = np.asarray(sheet.canvas).min(axis=2) < 128
-    assert dark[:, :84].any()
-    assert not dark[:, 84:].any()
-    sheet.write(100, 0, "漢字", "#000000")
-    assert (np.asarray(sheet.canvas).min(axis=2) < 128)[:, 100:].any()
+    sheet.write(0, 0, "an exceedingly long name of a class", 80)
+    written = np.asarray(sheet.canvas)[..., 3] > 128
+    assert written[:, :84].any()
+    assert not written[:, 84:].any()
+    sheet.write(100, 0, "漢字")
+    assert (np.asarray(sheet.canvas)[..., 3] > 128)[:, 100:].any()
+
+
+def test_a_sheet_has_no_background_and_scrolls_before_its_text_is_too_small():
+    sheet = sheets.Sheet(300, 200)
+    sheet.tile(10, 10, 80, Image.new("RGB", (8, 8), "red"), ["a name"])
+    picture = sheet.image()
+    shown = np.asarray(Image.open(io.BytesIO(picture.data)))
+    assert shown.shape == (200, 300, 4)
+    assert shown[20, 20, 3] == 255
+    assert not shown[:, 120:, 3].any()
+    assert not shown[140:, :, 3].any()
+    [least] = re.findall(r"min-width: (\d+)px", picture._repr_html_())
+    assert int(least) / 300 * 14 > 10  # pixels of its letters
 
 
 def test_a_picture_names_its_size_where_there_are_none():

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.waiting import SECONDS
+from udonlib import lab
 from udonlib.lab.pictures import pictures
 from udonlib.lab.views import style
 
@@ -185,3 +187,29 @@ def test_a_teacher_looks_the_same_however_the_others_are_listed():
     assert looks == style.teacher_looks(["c", "b", "a", "a"])
     assert len({(look.colour, look.symbol, look.dash) for look in looks.values()}) == 3
     assert len(style.teacher_looks("abcdef")) == 6
+
+
+def test_a_line_says_that_it_loads_until_figures_can_be_shown(monkeypatch, started, default_renderer):
+    shown: list[tuple[str, str]] = []
+
+    def noted(bundle, raw, display_id=""):
+        shown.append((bundle["text/html"], display_id))
+
+    kernel = SimpleNamespace(kernel=None)
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: kernel)
+    monkeypatch.setattr("IPython.display.display", noted)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    lab._say_that_it_loads()  # a batch: nobody looks
+    monkeypatch.setenv("JPY_SESSION_NAME", "runs.ipynb")
+    monkeypatch.setenv("UDON_LIVE", "0")
+    lab._say_that_it_loads()
+    assert shown == []
+    monkeypatch.delenv("UDON_LIVE")
+    lab._say_that_it_loads()
+    [(text, place)] = shown
+    assert "Loading" in text
+    monkeypatch.setattr(style, "get_ipython", lambda: kernel)
+    monkeypatch.setattr(style, "display", noted)
+    monkeypatch.setattr(style, "update_display", noted)
+    style.use_renderer()
+    assert ("", place) in shown

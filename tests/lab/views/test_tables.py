@@ -36,6 +36,10 @@ def test_a_text_that_only_begins_as_bold_is_not_bold():
     assert tables.as_html("**a") == "**a"
 
 
+def test_a_part_of_a_cell_may_be_bold():
+    assert tables.as_html("9.8; **+3.5 ± 3.3**") == "9.8; <b>+3.5 <small>± 3.3</small></b>"
+
+
 def test_columns_stand_under_their_groups_and_sums_under_a_rule():
     columns = {("", "n"): ["1", "2"], ("student", "R@1"): ["**3**", "4"], ("student", "mMP@5"): ["5", "6"]}
     table = tables.columns_table(columns, ["emoji", "mean"], ("merged index,", "percent"))

@@ -11,7 +11,7 @@ stop when the time is up, queries and index having come first, and what was not 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -50,7 +50,8 @@ class Finding:
     """One kind of thing that was found.
 
     kind: of MEANINGS, or "left out". level: "broken" data is not trained on; a "note" does no harm in most data.
-    what: in the plural. n: how many. meaning: what comes of it. images: some of them, at most MAX_LISTED.
+    what: in the plural. n: how many. meaning: what comes of it. images: some of them, at most MAX_LISTED. others: of
+    pairs, the path of the other image of each.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Finding:
     n: int
     meaning: str
     images: tuple[Example, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.what}: {self.n:,}"
@@ -275,7 +277,8 @@ def _pairs(
             _example(images, a, f"{images.where(a)}; as {images.paths[b]}: {images.where(b)}")
             for a, b in pairs[chosen][:MAX_LISTED].tolist()
         ]
-        yield _finding(kind, level, f"pairs of {what} {words}{at_least}", listed, int(chosen.sum()))
+        found = _finding(kind, level, f"pairs of {what} {words}{at_least}", listed, int(chosen.sum()))
+        yield replace(found, others=tuple(images.paths[b] for _, b in pairs[chosen][:MAX_LISTED].tolist()))
 
 
 def _pixels(images: CatalogImages, scan: ImageScan) -> Iterator[Finding]:

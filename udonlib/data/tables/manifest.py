@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from udonlib.data.folders import SPLIT_FOLDERS, Classes, completed, dealt
 from udonlib.data.listing import LeftOut
 from udonlib.data.storage import DataError, Store, path_problem, printable
-from udonlib.errors import nearest
+from udonlib.errors import misspelt, nearest
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 NEEDED = ("path", "domain", "class")
@@ -182,7 +182,7 @@ def _header(file: Path, cells: Sequence[str]) -> list[str]:
         if name not in names:
             raise DataError(
                 f"{file}: no column '{name}'; found: {', '.join(map(printable, names[:20])) or 'none'}; expected "
-                f"{', '.join(NEEDED)} and, if it is known, split; {nearest(name, names[:20])}"
+                f"{', '.join(NEEDED)} and, if it is known, split{misspelt(name, map(printable, names[:20]))}"
             )
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:

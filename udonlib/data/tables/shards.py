@@ -87,7 +87,11 @@ class Shards:
         """Yield the names of all images."""
         for file in self._files:
             with _opened(file) as parquet:
-                yield from parquet.read(columns=["image.path"])["image"].combine_chunks().field("path").to_pylist()
+                try:
+                    names = parquet.read(columns=["image.path"])["image"].combine_chunks().field("path").to_pylist()
+                except UNREADABLE as error:
+                    raise DataError(f"{file}: damaged: {error}") from None
+                yield from names
 
     def content(self, name: str) -> bytes | None:
         """Return an image's bytes, checked against their checksum; None where there is no such image."""
@@ -114,14 +118,19 @@ class Shards:
             if shard not in self._open:
                 self._open[shard] = os.open(file, os.O_RDONLY)
             return os.pread(self._open[shard], count, offset)
+        except OverflowError:  # beyond what a file can hold: whoever asks says what is wrong
+            return b""
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+UNREADABLE = (OSError, ValueError, NotImplementedError)  # what pyarrow says of damaged files
 
 
 def _opened(file: Path) -> Any:
     try:
         return needed("pyarrow.parquet").ParquetFile(file)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file}: cut short or damaged, or not a Parquet file: {error}") from None
@@ -137,10 +146,10 @@ def _index(file: Path, number: int) -> np.ndarray:
             raise DataError(f"{file}: no column '{min(lacking)}'; expected a pack of udonlib.data.packing")
         try:
             table = parquet.read(columns=["image.path", "n_bytes", "crc32"])
-        except (OSError, ValueError) as error:
+            names = table["image"].combine_chunks().field("path").to_pylist()
+        except UNREADABLE as error:
             raise DataError(f"{file}: damaged: {error}") from None
         rows = np.zeros(facts.num_rows, _ROW)
-        names = table["image"].combine_chunks().field("path").to_pylist()
         rows["key"] = [name_key(name.encode()) for name in names]
         rows["size"], rows["crc"] = table["n_bytes"].to_numpy(), table["crc32"].to_numpy()
         rows["shard"] = number

@@ -15,12 +15,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from udonlib.errors import UserError
 from udonlib.evaluation.search import nearest
@@ -96,10 +95,11 @@ def vote(
 class LinearProbe:
     """A linear classifier of frozen vectors, and how it was chosen.
 
+    classifier: scikit-learn's LogisticRegression.
     strength: C of the logistic regression, the inverse of its regularisation. tried: accuracy on held-out images by C.
     """
 
-    classifier: LogisticRegression
+    classifier: Any
     strength: float
     tried: dict[float, float]
 
@@ -153,8 +153,8 @@ def regressions(
     labels: Int[np.ndarray, "n"],
     strengths: Sequence[float],
     weights: Float[np.ndarray, "n"] | None = None,
-) -> Iterator[LogisticRegression]:
-    """Yield the logistic regression of each C, each begun where the one before it ended.
+) -> Iterator[Any]:
+    """Yield the logistic regression (scikit-learn's) of each C, each begun where the one before it ended.
 
     With few vectors of many dimensions it is computed among the dimensions that they span, which gives the same: the
     intercept is free, so that centring changes nothing, and what stands at right angles to all vectors has no weight.
@@ -163,6 +163,9 @@ def regressions(
         strengths: values of C, best rising.
         weights: of each vector's loss; None: 1.
     """
+    from sklearn.exceptions import ConvergenceWarning  # a second to import, and few ask for it
+    from sklearn.linear_model import LogisticRegression
+
     centre = vectors.mean(axis=0)
     basis = np.linalg.qr((vectors - centre).T).Q if len(vectors) < vectors.shape[1] else None
     inner = vectors - centre if basis is None else (vectors - centre) @ basis

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from IPython.display import display
 
 from udonlib.lab.compare.ablations import GridTables, by_domain, by_group, summary
+from udonlib.lab.compare.many import curves
+from udonlib.lab.compare.many.curves import N_GROUPS, run_curves
+from udonlib.lab.compare.many.titles import in_short
 from udonlib.lab.views.charts import add_shares, cell, dots, error_bars, f32, marker, nothing, panels, shares_of
-from udonlib.lab.views.live import Output
+from udonlib.lab.views.live import Output, has_front_end
 from udonlib.lab.views.style import ACCENT, TEXT
-from udonlib.lab.views.tables import BARE, Table, bar, facts_table, html_rows, lines_table
+from udonlib.lab.views.tables import BARE, Table, as_html, bar, facts_table, html_rows, lines_table
 from udonlib.runs.grid import Grid, Progress, State
 from udonlib.runs.watch import duration
 
@@ -37,10 +41,40 @@ def plan_table(grid: Grid) -> Table:
     }
     for row, seeds in grid.rows.items():
         job = next(iter(seeds.values()))[0]
-        changes = [f"{name}: {value}" for name, value in job.values.items() if name not in local]
+        changes = [f"{name}: {in_short(value)}" for name, value in job.values.items() if name not in local]
         mark = " (baseline)" if row == grid.baseline else ""
         facts[f"row {row}"] = (", ".join(changes) or "the base as it is") + mark
     return facts_table(facts)
+
+
+def train(grid: Grid, live: bool | None = None) -> Table:
+    """Train what is missing and say where each run stands; where a person looks, only if they said yes to the plan.
+
+    Args:
+        live: whether a person looks at the cell; None: as `live.has_front_end` says.
+    """
+    asked, left = grid.params.train, sum(job.run.status != "finished" for job in grid.jobs.values())
+    looks = has_front_end() if live is None else live
+    if asked == "yes" or (asked == "auto" and not looks):
+        show(grid.run(), live)
+    elif left:
+        text = (
+            f"{left} runs of the plan above are not finished, and nothing was started. To train them, set "
+            '`train = "yes"` in the parameters cell and run the notebook again; below is what is finished.'
+        )
+        display(Table(f"<p>{as_html(text)}</p>", text))
+    return status_table(grid)
+
+
+def curves_chart(grid: Grid) -> go.Figure:
+    """Draw how the rows learned, the mean of the seeds as a line, their range as a band; unfinished runs are in it."""
+    rows = {
+        row: [run_curves(job.run) for jobs in seeds.values() for job in jobs if len(jobs) == 1 and job.step()]
+        for row, seeds in grid.rows.items()
+    }
+    drawn = {row: tables for row, tables in rows.items() if tables}
+    kept = dict([*drawn.items()][:N_GROUPS])
+    return curves.curves_chart(kept, len(drawn) - len(kept))
 
 
 def show(progress: Iterable[Progress], live: bool | None = None, clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,13 +10,20 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.files import load_outcomes, save_outcomes
-from udonlib.evaluation.frequency import frequencies, of_groups
-from udonlib.evaluation.intervals import paired_difference, row_interval
+from udonlib.evaluation.frequency import MAX_LOOKED_AT, frequencies, of_groups
+from udonlib.evaluation.intervals import (
+    closed_share,
+    paired_difference,
+    row_interval,
+    worst_difference,
+    worst_interval,
+)
 from udonlib.files import write_text
 from udonlib.lab.views.style import metric_label
 from udonlib.lab.views.tables import difference, figure
@@ -24,11 +31,12 @@ from udonlib.runs.grid import Grid, Job
 from udonlib.runs.run import Run
 from udonlib.runs.specialists import evaluate_assembly
 
-MAX_LOOKED_AT = 200_000  # training images that are read to find those like each query
 COSTS = ("images_per_s", "n_parameters_shipped", "n_parameters_trained", "gflops_per_image", "train_seconds")
 
 Texts = tuple[list[str], list[list[str]]]  # of a table: its head and its lines
 
+WORST = "worst domain"
+CLOSED = "of the specialists' lead, %"
 GROUPED = ["row", "group", "difference", "mean", "low", "high", "n_seeds", "excludes_zero"]
 INTERVAL = ["row", "metric", "domain", "mean", "low", "high", "n_seeds"]
 
@@ -41,8 +49,9 @@ class GridTables:
     excludes_zero. costs: row, n_seeds, and medians over seeds of images_per_s (trained), n_parameters_shipped,
     n_parameters_trained, gflops_per_image (forward), train_seconds; the parameters and seconds of an assembly of
     specialists are sums over them. allocation: row, seed, step, domain, weight, share, images_seen. groups: R@1
-    of queries by how much like them there was to learn from (see `evaluation.frequency`): row, group, difference (to
-    the baseline, else the row's own), mean, low, high, n_seeds, excludes_zero.
+    of queries by how much like them there was to learn from (see `evaluation.frequency`), and of the domain where it is
+    lowest: row, group, difference (to the baseline, else the row's own), mean, low, high, n_seeds, excludes_zero; with
+    specialists also what the row has of their lead, in percent (see `intervals.closed_share`).
     """
 
     baseline: str
@@ -120,25 +129,50 @@ def collect(grid: Grid) -> GridTables:
 
 
 def _groups(grid: Grid, outcomes: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """R@1 of groups of queries, of each row and of its difference to the baseline; none where data is very large."""
+    """R@1 of groups of queries, of each row and of its difference to the baseline.
+
+    Where data is very large there is the worst domain alone.
+    """
     first = next((jobs[0] for jobs in grid.rows[grid.baseline].values()), None)
     if not outcomes or first is None:
         return pd.DataFrame(columns=GROUPED)
-    whole = first.params.model_copy(update={"domains": grid.params.domains})
-    catalog = open_catalog(whole)
-    if sum(len(domain.train_labels) for domain in catalog.domains) > MAX_LOOKED_AT:
-        return pd.DataFrame(columns=GROUPED)
-    known, tables = frequencies(catalog), []
-    by_row = {row: of_groups(table, known) for row, table in outcomes.items()}
-    for row, groups in by_row.items():
+    catalog, known = open_catalog(first.params.model_copy(update={"domains": grid.params.domains})), None
+    if sum(len(domain.train_labels) for domain in catalog.domains) <= MAX_LOOKED_AT:
+        known = frequencies(catalog)
+    parts = {row: {} if known is None else of_groups(table, known) for row, table in outcomes.items()}
+    parts = {row: {**groups, WORST: outcomes[row]} for row, groups in parts.items()}
+    tables = []
+    for row, groups in parts.items():
         for group, part in groups.items():
             told = {"row": row, "group": group}
-            tables.append(row_interval(part, "r_at_1").assign(**told, difference=False, excludes_zero=False))
-            theirs = by_row.get(grid.baseline, {}).get(group)
+            interval, compare = (_of_mean, _difference_of_mean)
+            if group == WORST:
+                interval, compare = worst_interval, worst_difference
+            tables.append(interval(part, "r_at_1").assign(**told, difference=False, excludes_zero=False))
+            theirs = parts.get(grid.baseline, {}).get(group)
             if row != grid.baseline and theirs is not None and set(theirs["seed"]) & set(part["seed"]):
-                tables.append(paired_difference(part, theirs, "r_at_1").assign(**told, difference=True))
-    means = [table[table["domain"] == "mean"] for table in tables]
-    return _under(means, GROUPED)
+                tables.append(compare(part, theirs, "r_at_1").assign(**told, difference=True))
+        tables += _closed(grid, outcomes, row)
+    return _under(tables, GROUPED)
+
+
+def _closed(grid: Grid, outcomes: dict[str, pd.DataFrame], row: str) -> list[pd.DataFrame]:
+    """What a row has of the specialists' lead over the baseline, where the grid has all three."""
+    ours, base, leader = (outcomes.get(name) for name in (row, grid.baseline, "specialist"))
+    if row in (grid.baseline, "specialist") or ours is None or base is None or leader is None:
+        return []
+    if not set(ours["seed"]) & set(base["seed"]) & set(leader["seed"]):
+        return []
+    told = {"row": row, "group": CLOSED, "difference": False, "excludes_zero": False}
+    return [closed_share(ours, base, leader, "r_at_1").assign(**told)]
+
+
+def _of_mean(outcomes: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return row_interval(outcomes, metric).query("domain == 'mean'")
+
+
+def _difference_of_mean(row: pd.DataFrame, baseline: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return paired_difference(row, baseline, metric).query("domain == 'mean'")
 
 
 def export(tables: GridTables, grid: Grid) -> list[Path]:
@@ -163,7 +197,10 @@ def markdown(tables: GridTables) -> str:
 
 
 def summary(tables: GridTables) -> Texts:
-    """Write each row's means with their differences to the baseline, bold where they exclude zero, and its costs."""
+    """Write each row's means with their differences to the baseline, bold where they are sure, and its costs.
+
+    A difference of several seeds is sure where its interval excludes zero; of one seed, none is.
+    """
     head = ["row", "seeds"]
     for name in tables.metrics.values():
         head += [f"{name}, %", f"− {tables.baseline}"]
@@ -195,17 +232,25 @@ def by_group(tables: GridTables) -> Texts:
         for name in names:
             part = tables.groups[(tables.groups["row"] == row) & (tables.groups["group"] == name)]
             own, against = (part[part["difference"].astype(bool) == which] for which in (False, True))
-            told = [figure(one.mean, one.low, one.high) for one in own.itertuples()]
-            told += [difference(one.mean, one.low, one.high) for one in against.itertuples()]
+            told = [(_between if name == CLOSED else figure)(one.mean, one.low, one.high) for one in own.itertuples()]
+            told += [difference(one.mean, one.low, one.high, bool(one.excludes_zero)) for one in against.itertuples()]
             cells.append("; ".join(told) or "–")
         lines.append(cells)
     return [f"R@1, %; − {tables.baseline}", *names], lines
 
 
+def _between(value: float, low: float, high: float) -> str:
+    """Write a value and its interval, of which an end may be missing."""
+    ends = [f"{end:.0f}" if np.isfinite(end) else "?" for end in (low, high)]
+    return f"{value:.0f} ({' to '.join(ends)})".replace("-", "−")
+
+
 def _mean(table: pd.DataFrame, row: str, metric: str, domain: str = "mean") -> str:
     """Write one mean with its interval; a dash where there is none."""
     for one in table[(table["row"] == row) & (table["metric"] == metric) & (table["domain"] == domain)].itertuples():
-        return (difference if "excludes_zero" in table else figure)(one.mean, one.low, one.high)
+        if "excludes_zero" in table:
+            return difference(one.mean, one.low, one.high, bool(one.excludes_zero))
+        return figure(one.mean, one.low, one.high)
     return "–"
 
 

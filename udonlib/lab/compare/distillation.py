@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from IPython.display import Image
 from jaxtyping import Float
 
 from udonlib.data.decoding import decode
@@ -24,7 +23,7 @@ from udonlib.evaluation.frozen.tasks import HEADLINES
 from udonlib.lab import projections
 from udonlib.lab.views.charts import cell, dots, error_bars, f32, marker, name_rows, panels, row_heights
 from udonlib.lab.views.live import ProgressLine
-from udonlib.lab.views.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet, class_map
+from udonlib.lab.views.sheets import GAP, LINE, RIGHT_INK, WRONG_INK, Picture, Sheet, class_map
 from udonlib.lab.views.style import ACCENT, EMBEDDER_LOOKS, TEXT, domain_colours, teacher_looks
 from udonlib.lab.views.tables import Table, columns_table, difference, facts_table, figure, lines_table, with_shares
 from udonlib.models.heads import unit
@@ -199,7 +198,7 @@ def only_one_table(found: pd.DataFrame, teachers: Sequence[str]) -> Table:
     return lines_table(["right:", "queries", "of these the student gets", "most of them in"], lines, "left")
 
 
-def only_one_sheet(run: Run, found: pd.DataFrame, teachers: Sequence[str], n: int = 8, seed: int = 0) -> Image:
+def only_one_sheet(run: Run, found: pd.DataFrame, teachers: Sequence[str], n: int = 8, seed: int = 0) -> Picture:
     """Show random queries that one teacher alone gets right; marked is whether the student gets them."""
     rng, side = np.random.default_rng(seed), 72
     rows = {f"{name} alone": part for name, part in only_one(found, teachers).items() if name in teachers}
@@ -210,8 +209,8 @@ def only_one_sheet(run: Run, found: pd.DataFrame, teachers: Sequence[str], n: in
     sheet = Sheet(left + n * (side + GAP) + GAP, len(chosen) * height + GAP)
     for line, (name, part) in enumerate(chosen.items()):
         y = GAP + line * height
-        sheet.write(GAP, y, name, INK, left - 2 * GAP)
-        sheet.write(GAP, y + LINE, f"{len(rows[name]):,} queries", FAINT)
+        sheet.write(GAP, y, name, left - 2 * GAP)
+        sheet.write(GAP, y + LINE, f"{len(rows[name]):,} queries")
         for place, row in enumerate(part.itertuples()):
             look = (RIGHT_INK, "tick") if getattr(row, STUDENT) else (WRONG_INK, "cross")
             captions = [next(iter(classes[row.domain, row.path].values()), ""), row.domain]

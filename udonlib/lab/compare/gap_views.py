@@ -5,19 +5,36 @@ Student, teacher and specialist are told apart by symbol and line as well as by 
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import Image
+from IPython.display import display
+from ipywidgets import HTML, Image, VBox
 
 from udonlib.data.catalog import Catalog
 from udonlib.data.decoding import decode
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.outcomes import EMBEDDERS, GROUPS
-from udonlib.lab.compare.gaps import DIFFERENCE, NOTHING, RIGHT, WRONG_CLASS, GapRun, between_embedders, levels, pairs
+from udonlib.lab.compare.gaps import (
+    DIFFERENCE,
+    NOTHING,
+    RIGHT,
+    WRONG_CLASS,
+    GapRun,
+    between_embedders,
+    first_neighbours,
+    in_short,
+    kinds_found,
+    levels,
+    pairs,
+)
+from udonlib.lab.pictures import pictures
 from udonlib.lab.views.charts import (
     cell,
     dots,
@@ -31,9 +48,13 @@ from udonlib.lab.views.charts import (
     panels,
     row_heights,
 )
-from udonlib.lab.views.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet, class_map
-from udonlib.lab.views.style import EMBEDDER_LOOKS, TEXT, domain_colours, metric_labels
+from udonlib.lab.views.evaluation_views import how_far
+from udonlib.lab.views.front_end import Still, named
+from udonlib.lab.views.live import has_front_end
+from udonlib.lab.views.sheets import GAP, INK, LINE, RIGHT_INK, WRONG_INK, Picture, Sheet, class_map
+from udonlib.lab.views.style import EMBEDDER_LOOKS, PNG_WIDTH, TEXT, domain_colours, metric_labels
 from udonlib.lab.views.tables import Table, columns_table, difference, facts_table, figure, with_shares
+from udonlib.presets import GapParams
 
 # Group of queries -> colour and symbol: the colour of whoever is right.
 GROUP_LOOKS = {
@@ -44,25 +65,30 @@ GROUP_LOOKS = {
     "neither": (TEXT, "x-thin-open"),
 }
 GREY = "#8c8c8c"
+OTHER_CLASS = "own domain, other class"
 PANEL = 170  # pixels, height of one of many panels
 
 
-def compared(gaps: GapRun) -> Table:
-    """Tabulate what is compared: the run, its specialists, and how many queries search how many images."""
+def compared(gaps: GapRun, seed: int = 0) -> Table:
+    """Sum up who leads, and tabulate what is compared: the run, its specialists, how many queries search what."""
     run, p = gaps.run, gaps.run.params
     specialists = ", ".join(folder.path.name for folder in gaps.specialists.values())
-    n_index = run.evaluation().query("index == 'merged'")["n_index"].max()
+    n_index = sum(map(len, gaps.neighbours[0].searched.paths))
     n_queries = gaps.outcomes.query("index == 'merged' and embedder == 'student'").groupby("domain", sort=False).size()
-    return facts_table(
+    facts = facts_table(
         {
             "run": f"{run.path.name}: recipe {p.recipe}, {p.steps:,} steps at most, seed {p.seed}",
+            **({"unfinished": unfinished} if (unfinished := how_far(run)) else {}),
             "student": f"{p.student_dim} dimensions, one for all domains",
             "teachers": f"{p.teacher_dim} dimensions, one for each domain, on the student's backbone",
-            "specialists": specialists or "none; 'auto' needs a finished run of recipe 'specialist' for each domain",
+            "specialists": specialists
+            or "none; 'auto' needs a run of recipe 'specialist', with this one's backbone, for each domain",
             "queries": ", ".join(f"{domain} {n:,}" for domain, n in n_queries.items()),
-            "merged index": f"{n_index:,.0f} images of {', '.join(run.catalog.names)}",
+            "merged index": f"{n_index:,} images of {', '.join(run.catalog.names)}",
         }
     )
+    said = in_short(gaps.outcomes, seed)
+    return Table(f"<p><b>{html.escape(said)}</b></p>{facts.html}", f"{said}\n{facts.text}")
 
 
 def difference_table(gaps: GapRun, seed: int = 0) -> Table:
@@ -145,14 +171,14 @@ def counts_table(counts: pd.DataFrame) -> Table:
 
 
 def frequency_chart(*tables: pd.DataFrame) -> go.Figure:
-    """Draw R@1 by the frequency of the queries' class, one panel a domain and kind of count.
+    """Draw R@1 by the frequency of the queries' class, one panel a domain.
 
     Args:
-        tables: of `by_frequency`; of several kinds of count, one behind the other.
+        tables: of `by_frequency`; of several kinds of count, a domain is drawn by the last one that it has.
     """
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    kinds = list(dict.fromkeys(zip(rows["domain"], rows["count"], strict=True)))
     several = rows["count"].nunique() > 1
+    kinds = list(dict(zip(rows["domain"], rows["count"], strict=True)).items())
     notes = [", training images" if several and count == "n_train" else "" for _, count in kinds]
     fig = grid("R@1 by frequency of the class", [domain for domain, _ in kinds], notes, PANEL, 95)
     for place, (domain, count) in enumerate(kinds):
@@ -200,7 +226,7 @@ def first_neighbour_chart(first: pd.DataFrame) -> go.Figure:
     for kind, colour in looks.items():
         part = wrong[wrong["found"] == kind].set_index(["domain", "embedder"])[["percent", "n_queries"]]
         part = part.reindex(bars, fill_value=0)
-        name = "own domain, other class" if kind == WRONG_CLASS else kind
+        name = OTHER_CLASS if kind == WRONG_CLASS else kind
         bar = go.Bar(name=name, x=list(zip(*bars, strict=True)), y=f32(part["percent"]), customdata=part["n_queries"])
         pattern = {"shape": ["", "/"] * len(order), "size": 6, "solidity": 0.25, "fillmode": "overlay"}
         bar.update(marker={"color": colour, "pattern": pattern | {"fgcolor": "white"}, "line": {"width": 0}})
@@ -213,7 +239,7 @@ def first_neighbour_chart(first: pd.DataFrame) -> go.Figure:
 
 def gap_gallery(
     neighbours: Iterable[Neighbours], catalog: Catalog, group: str, n_queries: int = 8, k: int = 5, seed: int = 0
-) -> Image:
+) -> Picture:
     """Show random queries of a group with the student's and the teacher's neighbours, right and wrong ones marked.
 
     Args:
@@ -237,7 +263,7 @@ def paired_gallery(
     n_queries: int = 8,
     k: int = 5,
     seed: int = 0,
-) -> Image:
+) -> Picture:
     """Show random queries with two lists of neighbours, right and wrong ones marked.
 
     Args:
@@ -249,7 +275,65 @@ def paired_gallery(
         k: neighbours of each list.
         seed: of the choice.
     """
-    chosen = _choose(pairs_of, wanted, n_queries, np.random.default_rng(seed))
+    return _sheet(_choose(pairs_of, wanted, n_queries, np.random.default_rng(seed)), catalog, titles, k)
+
+
+def kind_gallery(
+    neighbours: Iterable[Neighbours],
+    catalog: Catalog,
+    bar: tuple[str, str, str],
+    n_queries: int = 8,
+    k: int = 5,
+    seed: int = 0,
+) -> Picture:
+    """Show random queries of one bar of `first_neighbour_chart`, as `gap_gallery` does.
+
+    Args:
+        bar: domain, embedder, and what its first neighbour is, in the words of `gaps.first_neighbours`.
+    """
+    domain, embedder, kind = bar
+    chosen = []
+    for pair in (pair for pair in pairs(neighbours) if pair[0].query_domain == domain):
+        part = next(part for part in pair if part.embedder == embedder)
+        fitting = np.random.default_rng(seed).permutation(np.flatnonzero(kinds_found(part) == kind))
+        chosen += [(pair, int(query)) for query in fitting[:n_queries]]
+    return _sheet(chosen, catalog, ("student's neighbours", "teacher's neighbours"), k)
+
+
+def wrong_neighbours(gaps: GapRun, params: GapParams, live: bool | None = None) -> None:
+    """Show what goes wrong; where a person looks, a click on a bar shows queries of it.
+
+    Args:
+        live: whether a person looks at the cell; None: as `live.has_front_end` says.
+    """
+    fig = first_neighbour_chart(first_neighbours(gaps.neighbours))
+    if not (has_front_end() if live is None else live):
+        display(fig)
+        return
+    widget = go.FigureWidget(fig.update_layout(autosize=True))
+    said = HTML("<p>A click on a bar shows queries of it.</p>")
+    place = named(Image(format="webp", layout={"display": "none", "max_width": "100%"}), "gaps-queries")
+
+    def clicked(trace: Any, points: Any, state: Any) -> None:
+        if points.point_inds:
+            domain, embedder = (str(names[points.point_inds[0]]) for names in trace.x)
+            kind = WRONG_CLASS if trace.name == OTHER_CLASS else trace.name
+            image = kind_gallery(
+                gaps.neighbours, gaps.catalog, (domain, embedder, kind), params.n_queries, params.k, params.seed
+            )
+            place.value, place.layout.display = image.data, ""
+            said.value = f"<p>{html.escape(f'{domain}, {embedder}: the first neighbour is of {trace.name}')}</p>"
+
+    for trace in widget.data:
+        trace.on_click(clicked)
+    still = base64.b64encode(pictures.draw(json.loads(fig.to_json()), PNG_WIDTH)).decode()
+    Still(named(VBox([widget, said, place]), "gaps-wrong"), f'<img src="data:image/png;base64,{still}">')
+
+
+def _sheet(
+    chosen: Sequence[tuple[tuple[Neighbours, Neighbours], int]], catalog: Catalog, titles: tuple[str, str], k: int
+) -> Picture:
+    """Draw queries with two lists of neighbours."""
     shown = [[(part.query_domain, part.query_paths[q]), *part.of(q)[:k]] for pair, q in chosen for part in pair]
     classes = class_map(catalog, {image for images in shown for image in images})
     side, top = 80, 3 * LINE + GAP
@@ -257,9 +341,9 @@ def paired_gallery(
     lefts = (step + 4 * GAP, step + k * step + 7 * GAP)  # where the query's column ends, and where the student's does
     sheet = Sheet(lefts[1] + k * step + GAP, top + max(1, len(chosen)) * row_height + GAP)
     for x, title in zip((2 * GAP, *lefts), ("query", *titles), strict=True):
-        sheet.write(x, 2 * LINE - GAP // 2, title, INK)
+        sheet.write(x, 2 * LINE - GAP // 2, title)
     if not chosen:
-        sheet.write(2 * GAP, top, "no such query", FAINT)
+        sheet.write(2 * GAP, top, "no such query")
     for row, (pair, query) in enumerate(chosen):
         asked = (pair[0].query_domain, pair[0].query_paths[query])
         tiles = [(2 * GAP, asked, (INK, ""))]
@@ -290,6 +374,7 @@ def _choose(
 
 def _bin_label(row: Any) -> str:
     """The counts of a bin, and below the teacher's lead in it: bold where its interval excludes zero."""
-    counts = dict.fromkeys(f"{n:,}" if n < 10_000 else f"{n / 1000:,.0f}k" for n in (row.lowest, row.highest))
+    counts = dict.fromkeys(f"{n:,}" if n < 1000 else f"{n / 1000:,.3g}k" for n in (row.lowest, row.highest))
     lead = figure(row.mean, sign="+")
-    return "–".join(counts) + "<br>" + (f"<b>{lead}</b>" if row.low > 0 or row.high < 0 else lead)
+    between = "–<br>" if sum(map(len, counts)) > 3 else "–"  # bins stand close: long counts in two lines
+    return between.join(counts) + "<br>" + (f"<b>{lead}</b>" if row.low > 0 or row.high < 0 else lead)

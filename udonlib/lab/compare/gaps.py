@@ -19,6 +19,7 @@ from udonlib.errors import UserError, nearest
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.evaluation.intervals import bootstrap_interval
 from udonlib.evaluation.outcomes import GROUPS, KEYS, paired, whose_is_right
+from udonlib.lab.views.evaluation_views import answered_by
 from udonlib.presets import GapParams
 from udonlib.runs.find import find_run, that_tested
 from udonlib.runs.folder import RunFolder
@@ -208,17 +209,46 @@ def first_neighbours(neighbours: Iterable[Neighbours]) -> pd.DataFrame:
     tables = []
     for pair in pairs(neighbours):
         for part in pair:
-            searched = part.searched
-            ends = np.cumsum([len(paths) for paths in searched.paths])
-            first = part.position[:, 0]
-            names = np.array([*searched.domains, NOTHING], dtype=object)
-            found = names[np.where(first >= 0, np.searchsorted(ends, first, side="right"), len(ends))]
-            found[found == part.query_domain] = WRONG_CLASS
-            found[part.hit[:, 0]] = RIGHT
+            found = kinds_found(part)
             counts = pd.Series(found).value_counts().rename_axis("found").rename("n_queries").reset_index()
             counts["percent"] = 100 * counts["n_queries"] / len(found)
             tables.append(counts.assign(domain=part.query_domain, embedder=part.embedder))
     return pd.concat(tables, ignore_index=True)[["domain", "embedder", "found", "n_queries", "percent"]]
+
+
+def kinds_found(part: Neighbours) -> np.ndarray:
+    """What the first neighbour of each query is, in the words of `first_neighbours`."""
+    searched = part.searched
+    ends = np.cumsum([len(paths) for paths in searched.paths])
+    first = part.position[:, 0]
+    names = np.array([*searched.domains, NOTHING], dtype=object)
+    found = names[np.where(first >= 0, np.searchsorted(ends, first, side="right"), len(ends))]
+    found[found == part.query_domain] = WRONG_CLASS
+    found[part.hit[:, 0]] = RIGHT
+    return found
+
+
+def in_short(outcomes: pd.DataFrame, seed: int = 0) -> str:
+    """Sum up in a sentence who leads in R@1, and where that is sure: the paired 95% interval excludes zero."""
+    rows = between_embedders(outcomes, "r_at_1", seed=seed).query("one == 'teacher' and other == 'student'")
+    if rows.empty:
+        return "No teacher answered these queries."
+    mean, named = rows[rows["domain"] == "mean"].iloc[0], rows[rows["domain"] != "mean"]
+    half = (mean["high"] - mean["low"]) / 2
+    leader, points = ("teachers lead" if mean["mean"] > 0 else "the student leads"), abs(mean["mean"])
+    sure = "" if mean["low"] > 0 or mean["high"] < 0 else ", which is not sure"
+    where = []
+    for who, part in (("teachers", named[named["low"] > 0]), ("the student", named[named["high"] < 0])):
+        if len(part):
+            lead = [
+                f"{row.domain} ({abs(row.mean):.1f})" for row in part.sort_values("mean", key=abs)[::-1].itertuples()
+            ]
+            where.append(f"surely {who} in {', '.join(lead)}")
+    left = len(named) - sum((named["low"] > 0) | (named["high"] < 0))
+    where += [f"open in {'all' if not where else 'the other'} {left} domains" if left > 1 else "open in one"] * (
+        left > 0
+    )
+    return f"On average {leader} by {points:.1f} ± {half:.1f} points of R@1{sure}; by domain: {'; '.join(where)}."
 
 
 def _embedders(table: pd.DataFrame) -> list[str]:
@@ -244,7 +274,7 @@ def _intervals(values: Mapping[object, pd.Series], seed: int) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class GapRun:
-    """A finished run with teachers, and what all embedders made of its test queries.
+    """A run with teachers, and what all embedders made of its test queries.
 
     specialists: the run of each domain that has one. domains: those to compare, in the catalog's order. outcomes: as of
         `Evaluation`, of student, teacher and, where there are some, specialist. neighbours: in the merged index.
@@ -269,16 +299,15 @@ class GapRun:
 
 
 def open_gaps(params: GapParams) -> GapRun:
-    """Read a run and its specialists.
+    """Read a run and its specialists; the queries of an unfinished run are asked now, of its best model so far.
 
     Raises:
-        UserError: no such run, or an unfinished one, or one without teachers, with the names of runs that have some;
+        UserError: no such run, or one without a model or teachers, with the names of runs that have some;
             k beyond the neighbours that were kept; specialists that do not exist, or were tested on other queries.
     """
     run = load_run(find_run(params.run, that_tested("teacher"), params.outputs))
-    if params.data != "auto" or params.images:
-        run.move_data(params.data, params.images)
-    neighbours = run.neighbours()
+    answered = answered_by(run, params)
+    neighbours = answered.neighbours()
     n_kept, domains, name = min(part.position.shape[1] for part in neighbours), run.catalog.names, run.path.name
     if params.k > n_kept:
         raise UserError(f"parameter 'k': found {params.k}, but run {name!r} kept {n_kept}; valid: 1 to {n_kept}")
@@ -287,7 +316,7 @@ def open_gaps(params: GapParams) -> GapRun:
         if unknown:
             raise UserError(f"parameter 'domains': run {name!r} has no '{unknown}'; {nearest(unknown, domains)}")
         domains = tuple(name for name in domains if name in params.domains)
-    outcomes = run.outcomes()
+    outcomes = answered.outcomes()
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"])]
     specialists = find_specialists(run, params.specialists, params.outputs)
     if specialists:

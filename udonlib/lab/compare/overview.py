@@ -18,7 +18,8 @@ from udonlib import files
 from udonlib.errors import ParameterError, UserError, nearest
 from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.compare.ablations import embedder_of
-from udonlib.params import WITHOUT_EFFECT, TrainParams
+from udonlib.lab.compare.many import notes, titles
+from udonlib.params import TrainParams
 from udonlib.runs.folder import METRICS, RunFolder, is_locked, read_record
 
 # What making sense of a damaged file raises, besides errors of reading it.
@@ -43,7 +44,8 @@ class RunRow:
     seconds_left: at the pace since the last start, validations included; None: too early, or not training. began,
     ended: seconds since 1970, of the first start and of the last record or the summary. data: name, with the domains
     where they are not all. fingerprint: of the data. values: every parameter as it was saved. changes: those of them
-    that are not what most runs of the same recipe have.
+    that are not what most runs of the same recipe have. title: what tells it from the other runs, in words. note: of a
+    person, with tags, and whether it is archived.
     """
 
     run: str
@@ -73,6 +75,13 @@ class RunRow:
     ended: float = UNKNOWN
     values: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    note: notes.Note = field(default_factory=notes.Note)
+
+    @property
+    def length(self) -> int:
+        """Steps that it was trained for, or is to be; 0: none, or unknown."""
+        return self.steps or self.step or 0
 
     @property
     def going(self) -> bool:
@@ -96,7 +105,8 @@ def read_row(folder: Path) -> RunRow:
     starts = problems.read("provenance.json", lambda path: run.provenance(), [])
     tail = problems.read(METRICS, _tail, [])
     steered = problems.read("steering.jsonl", lambda path: sum(each.matters for each in run.interventions()), 0)
-    row = RunRow(folder.name, values=values, interventions=steered)
+    note = problems.read(notes.NOTES, lambda path: notes.read(folder), notes.Note())
+    row = RunRow(folder.name, values=values, interventions=steered, note=note)
     row = problems.read(METRICS, lambda path: _from_start(row, starts, tail), row)
     if (folder / "summary.json").exists():
         row = replace(row, state="finished", ended=(folder / "summary.json").stat().st_mtime)
@@ -243,10 +253,8 @@ def _seconds(time: Any) -> float:
 # What a row is made of, besides whether a process holds `lock`; `tensorboard/` says nothing that these do not.
 WATCHED = (
     *("params.yaml", "provenance.json", METRICS, "summary.json", "evaluation.csv", "outcomes.csv.gz"),
-    *("control.json", "steering.jsonl", "ended.json"),
+    *("control.json", "steering.jsonl", "ended.json", notes.NOTES),
 )
-
-HERE = {*WITHOUT_EFFECT, "recipe", "data", "images", "domains"}  # not among `changes`: columns, or without effect
 
 Signature = tuple[object, ...]
 
@@ -302,22 +310,14 @@ class RunReader:
 
 
 def with_changes(rows: Sequence[RunRow]) -> list[RunRow]:
-    """Fill in `changes`: each parameter whose value is not what most of these rows of the same recipe have.
-
-    Where two values are as frequent, the one that is more frequent among all rows counts as the usual one.
-    """
-    of_recipe: dict[tuple[str, str], Counter[str]] = {}
-    of_all: dict[str, Counter[str]] = {}
-    for row in rows:
-        for name in row.values.keys() - HERE:
-            value = repr(row.values[name])
-            of_recipe.setdefault((row.recipe, name), Counter())[value] += 1
-            of_all.setdefault(name, Counter())[value] += 1
-    usual = {key: max(counts, key=lambda v: (counts[v], of_all[key[1]][v], v)) for key, counts in of_recipe.items()}
-    unusual = (
-        {n: v for n, v in row.values.items() if n not in HERE and repr(v) != usual[row.recipe, n]} for row in rows
-    )
-    return [replace(row, changes=changes) for row, changes in zip(rows, unusual, strict=True)]
+    """Fill in `changes`, as of `titles.unusual`, and `title`; data is in a title where most rows have another."""
+    changes = titles.unusual([(row.recipe, row.values) for row in rows])
+    data = Counter(row.data for row in rows)
+    usual = max(data, key=lambda name: data[name], default="")
+    return [
+        replace(row, changes=new, title=titles.title(row.recipe, new, row.seed, row.data * (row.data != usual)))
+        for row, new in zip(rows, changes, strict=True)
+    ]
 
 
 def table(rows: Sequence[RunRow]) -> pd.DataFrame:
@@ -328,8 +328,9 @@ def table(rows: Sequence[RunRow]) -> pd.DataFrame:
 def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = None) -> tuple[str, str] | None:
     """Two runs that are worth comparing, (A, B): B is the best that was trained, A the best of another recipe.
 
-    Both have the same data, that of most trained runs, and the same seed if possible. Where nothing fits, the two that
-    come first; None: fewer than two that can be read.
+    Both have the same data, that of most trained runs, and the same seed if possible; neither is archived, nor trained
+    for more than twice as many steps as the other, unless it is chosen already. Where nothing fits, the two that come
+    first; None: no two that can be read and compared.
 
     Args:
         rows: best first.
@@ -341,18 +342,30 @@ def choose_two(rows: Sequence[RunRow], a: str | None = None, b: str | None = Non
         return None
     if a is not None and b is not None:
         return a, b
-    trained = [row for row in readable if row.step and not math.isnan(row.r_at_1)]
+    free = [row for row in readable if not row.note.archived]
+    trained = [row for row in free if row.step and not math.isnan(row.r_at_1)]
     fixed = next((row for row in rows if row.run in (a, b)), None)
     if fixed is None:
         data = Counter(row.fingerprint for row in trained)
         most = next((row.fingerprint for row in trained if data[row.fingerprint] == max(data.values())), "")
-        fixed = next((row for row in trained if row.fingerprint == most), readable[0])
-    others = [row for row in trained if row.run != fixed.run and row.fingerprint == fixed.fingerprint]
-    others = others or [row for row in readable if row.run != fixed.run]
+        first = [*(row for row in trained if row.fingerprint == most), *free]
+        fixed = next((row for row in first if any(_alike(row, other) for other in free)), None)
+    if fixed is None:
+        return None
+    others = [row for row in trained if _alike(row, fixed) and row.fingerprint == fixed.fingerprint]
+    others = others or [row for row in free if _alike(row, fixed)]
+    if not others:
+        return None
     if a is not None and trained and trained[0].run != a and trained[0] in others:
         return a, trained[0].run
     others.sort(key=lambda row: (row.recipe == fixed.recipe, row.seed != fixed.seed))  # stable: the better one first
     return (a, others[0].run) if a is not None else (others[0].run, fixed.run)
+
+
+def _alike(one: RunRow, other: RunRow) -> bool:
+    """Whether they are two runs, neither of them trained for more than twice as many steps as the other."""
+    short, long = sorted((one.length, other.length))
+    return one.run != other.run and (short == 0 or long <= 2 * short)
 
 
 def _signature(folder: Path) -> Signature:

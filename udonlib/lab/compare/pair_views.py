@@ -7,9 +7,9 @@ its own colour.
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
-from IPython.display import Image
 
 from udonlib.lab.compare import pairs
 from udonlib.lab.compare.gap_views import paired_gallery
@@ -28,6 +28,7 @@ from udonlib.lab.views.charts import (
     shares_of,
     thinned,
 )
+from udonlib.lab.views.sheets import Picture
 from udonlib.lab.views.style import TEXT, domain_colours, metric_label
 from udonlib.lab.views.tables import Table, columns_table, difference, figure, lines_table, with_shares
 from udonlib.runs.folder import RunFolder
@@ -36,10 +37,17 @@ LOOKS = {"A": ("#2f7fd0", "solid", "circle"), "B": ("#d9720b", "dash", "square")
 MAX_POINTS = 300
 
 
-def names_table(pair: Pair) -> Table:
-    """Say which run is A and which is B, how far each is, and what limits the comparison."""
-    lines = [[letter, run.path.name, run.state().text] for letter, run in pair.runs.items()]
-    made = lines_table(["", "run", "state"], lines, side="left")
+def names_table(pair: Pair, titles: Mapping[str, str] | None = None) -> Table:
+    """Say which run is A and which is B, how far each is, and what limits the comparison.
+
+    Args:
+        titles: of runs, by name: what tells them from the others.
+    """
+    lines = [
+        [letter, run.path.name, (titles or {}).get(run.path.name) or "–", run.state().text]
+        for letter, run in pair.runs.items()
+    ]
+    made = lines_table(["", "run", "which is", "state"], lines, side="left")
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in pair.notes)
     shown = f'<ul class="udon-runs-notes" style="margin:8px 0;padding-left:18px">{notes}</ul>' if notes else ""
     return Table(made.html + shown, "\n".join([made.text, *pair.notes]))
@@ -139,6 +147,24 @@ def difference_table(pair: Pair) -> Table:
     return columns_table(columns, [*pair.domains, "mean"], ("merged index", ""))
 
 
+def groups_table(pair: Pair, data: str = "auto", images: str | None = None) -> Table:
+    """Tabulate R@1 in A and B and B - A by groups of queries, as `difference_table`.
+
+    Args:
+        data, images: where the runs' data is now, if it has moved.
+    """
+    if pair.outcomes.empty:
+        return lines_table(["outcomes"], [["no test outcomes that both runs share"]], side="left")
+    rows = pairs.by_group(pair, data, images)
+    if rows.empty:
+        return lines_table(["groups of queries"], [["too much training data to look at"]], side="left")
+    lines = [
+        [row.group, f"{row.n_queries:,}", figure(row.a), figure(row.b), difference(row.mean, row.low, row.high)]
+        for row in rows.itertuples()
+    ]
+    return lines_table([f"{metric_label('r_at_1')}, %, of", "queries", "A", "B", "B − A"], lines)
+
+
 def changed_table(pair: Pair) -> Table:
     """Tabulate by domain how many queries both, one or none of the runs get right: their number and share."""
     if pair.outcomes.empty:
@@ -159,7 +185,7 @@ def changed_gallery(
     seed: int = 0,
     data: str = "auto",
     images: str | None = None,
-) -> Image | Table:
+) -> Picture | Table:
     """Show random queries that one run gets right and the other wrong, with the neighbours of both.
 
     Args:

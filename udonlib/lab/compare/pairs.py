@@ -18,15 +18,18 @@ from udonlib import files
 from udonlib.data.catalog import Catalog
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
+from udonlib.evaluation.frequency import MAX_LOOKED_AT, frequencies, of_groups
 from udonlib.evaluation.intervals import paired_difference, row_interval
 from udonlib.lab.compare.ablations import embedder_of
+from udonlib.lab.compare.many.curves import run_curves
 from udonlib.params import WITHOUT_EFFECT, TrainParams
 from udonlib.runs.folder import RunFolder
-from udonlib.runs.run import load_run
+from udonlib.runs.run import Run, load_run
 
 SIDES = ("a", "b")
 WHO_IS_RIGHT = ("both", "only A", "only B", "neither")  # by its first neighbour
 ABSENT = "(not in this version)"
+_known: dict[str, pd.DataFrame] = {}  # frequencies of the last data, by its fingerprint: they take seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,32 @@ def between_runs(pair: Pair, metric: str = "r_at_1") -> pd.DataFrame:
     return table[["domain", "n_queries", "a", "b", "mean", "low", "high"]]
 
 
+def by_group(pair: Pair, data: str = "auto", images: str | None = None, metric: str = "r_at_1") -> pd.DataFrame:
+    """Compare a metric by groups of queries, as `between_runs`; the column group in place of the domain.
+
+    Groups are those of `evaluation.frequency`; means over the domains that have such queries. Empty where the data is
+    very large.
+
+    Args:
+        data, images: where the runs' data is now, if it has moved.
+
+    Raises:
+        UserError: the data is not there, or is not what was searched.
+    """
+    catalog = max((run.catalog for run in _opened(pair, data, images)), key=lambda catalog: len(catalog.names))
+    columns = ["group", "n_queries", "a", "b", "mean", "low", "high"]
+    if sum(len(domain.train_labels) for domain in catalog.domains) > MAX_LOOKED_AT:
+        return pd.DataFrame(columns=columns)
+    if catalog.fingerprint not in _known:
+        _known.clear()
+        _known[catalog.fingerprint] = frequencies(catalog)
+    tables = []
+    for group, part in of_groups(pair.outcomes, _known[catalog.fingerprint]).items():
+        means = between_runs(replace(pair, outcomes=part), metric).query("domain == 'mean'")
+        tables.append(means.assign(group=group))
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
 def changed(pair: Pair) -> pd.DataFrame:
     """Count the queries of each domain by whose first neighbour is right: domain ("all" last), n_queries and
     WHO_IS_RIGHT.
@@ -144,16 +173,8 @@ def curves(run: RunFolder) -> pd.DataFrame:
     Curves: ce_student (classification loss of the student), total; r_at_1, mmp_at_k (validation queries in the merged
     index, percent).
     """
-    losses = run.losses()
-    tables = []
-    for term in ("ce_student", "total"):
-        means = losses[losses["term"] == term].groupby("step", sort=True)["value"].mean()
-        tables.append(means.reset_index().assign(curve=term))
-    rows = run.validation()
-    rows = rows[(rows["embedder"] == "student") & (rows["index"] == "merged") & (rows["domain"] == "mean")]
-    for metric in (name for name in rows if "_at_" in name):
-        tables.append(rows[["step", metric]].rename(columns={metric: "value"}).assign(curve=metric))
-    return pd.concat(tables, ignore_index=True)[["curve", "step", "value"]]
+    table = run_curves(run)
+    return table[~table["curve"].isin(["learning_rate", "gradient_norm"])].reset_index(drop=True)
 
 
 def images_seen(run: RunFolder) -> dict[str, int]:
@@ -174,19 +195,24 @@ def neighbours(
     Raises:
         UserError: a run keeps no such neighbours; other data than was searched.
     """
-    opened = []
     for run in (pair.a, pair.b):
         if run.params.recipe == "features":
             raise UserError(f"run {run.path.name!r} is of recipe 'features', whose neighbours are not kept")
-        loaded = load_run(run)
-        if data != "auto" or images:
-            loaded.move_data(data, images)
-        opened.append(loaded)
+    opened = _opened(pair, data, images)
     sides = [{part.query_domain: part for part in run.neighbours() if part.embedder == "student"} for run in opened]
     catalogs = sorted((run.catalog for run in opened), key=lambda catalog: -len(catalog.names))
     if not set(catalogs[1].names) <= set(catalogs[0].names) or catalogs[0].root != catalogs[1].root:
         raise UserError("the images of both runs are not in one catalog, so that their neighbours cannot be shown here")
     return catalogs[0], list(_aligned(pair, sides))
+
+
+def _opened(pair: Pair, data: str, images: str | None) -> list[Run]:
+    """Both runs, told where their data is now if it has moved."""
+    opened = [load_run(run) for run in (pair.a, pair.b)]
+    for run in opened:
+        if data != "auto" or images:
+            run.move_data(data, images)
+    return opened
 
 
 def _aligned(pair: Pair, sides: list[dict[str, Neighbours]]) -> Iterator[tuple[Neighbours, Neighbours]]:

@@ -8,6 +8,7 @@ more, or another page is opened in the same kernel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anywidget
+import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 from IPython.core.formatters import DisplayFormatter
@@ -23,11 +25,13 @@ from IPython.display import DisplayHandle, display
 
 from udonlib.errors import ParameterError, UserError
 from udonlib.lab.compare import pair_views, runs_table
+from udonlib.lab.compare.many import curves, notes
 from udonlib.lab.compare.overview import DAMAGED, RunReader, RunRow, choose_two
 from udonlib.lab.compare.pairs import Pair, open_pair
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.tables import Table, lines_table
+from udonlib.params import WITHOUT_EFFECT
 from udonlib.presets import RunsParams
 from udonlib.runs.find import RUN, find_run, runs_for
 from udonlib.runs.folder import RunFolder
@@ -35,15 +39,22 @@ from udonlib.runs.folder import RunFolder
 POLL_SECONDS = 1.0
 PLOTLY = "application/vnd.plotly.v1+json"
 REST = 10  # times as long as a redraw took, nothing is redrawn because a chosen run has moved
+UNLIKE = (
+    "No two of these runs are compared by themselves: one has more than twice the steps of the other, or they are "
+    "archived. Choose both: A, B in the table, or run_a and run_b."
+)
 FEW = "Nothing to compare yet: {} Train another with notebooks/train.ipynb."
 
 
 class RunsWidget(anywidget.AnyWidget):
-    """The live table. A person writes a and b (the chosen runs), Python the rest; nothing is written by both."""
+    """The live table. A person writes a and b (the chosen runs) and seen (what a filter leaves; []: there is none),
+    Python the rest; nothing is written by both.
+    """
 
     _esm = runs_table.asset("runs_table.js") + runs_table.asset("runs_widget.js")
     html = traitlets.Unicode().tag(sync=True)
     rows = traitlets.Dict().tag(sync=True)
+    seen = traitlets.List(traitlets.Unicode()).tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
     a = traitlets.Unicode().tag(sync=True)
     b = traitlets.Unicode().tag(sync=True)
@@ -70,10 +81,12 @@ class RunPage:
         self.widget: RunsWidget | None = None
         self._still: Still | None = None
         self._is_kept = True  # whether the still shows what the widget shows
-        self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], bool]] = {}  # by what is shown: the last output
+        self._panes: dict[str, tuple[DisplayHandle, Callable[[], Any], str]] = {}  # by what is shown: the last output
         self._pair: Pair | None = None
         self._names_drawn: tuple[str, str] | None = None
         self._drawn: object = None  # what the comparison was drawn from
+        self._many_drawn: tuple[Any, ...] = (None,)  # what the curves of all runs were drawn from
+        self._curves: dict[str, tuple[object, pd.DataFrame]] = {}  # of each run: from what, and its curves
         self._rest_until = 0.0
         self._views = 0
         self._wake, self._ended = threading.Event(), threading.Event()
@@ -112,7 +125,7 @@ class RunPage:
 
     def open_runs(self) -> None:
         """Show what trains now and what was left unfinished."""
-        self._show("open runs", lambda: runs_table.open_runs(self.rows, self.reader.home), follows_rows=True)
+        self._show("open runs", lambda: runs_table.open_runs(self.rows, self.reader.home), "rows")
 
     def table(self) -> None:
         """Show all runs: in JupyterLab the table in which two are chosen, elsewhere one that stands by itself."""
@@ -121,16 +134,30 @@ class RunPage:
             return
         self.widget = RunsWidget(html=runs_table.skeleton("", picks=True), **self._table_state())
         answering(named(self.widget, "runs-widget"))
-        self.widget.observe(lambda change: self._wake.set(), ["a", "b"])
-        self.widget.on_msg(lambda widget, content, buffers: self._count_views(content))
+        self.widget.observe(lambda change: self._wake.set(), ["a", "b", "seen"])
+        self.widget.on_msg(lambda widget, content, buffers: self._told(content))
         self._still = Still(self.widget, self._static().html)
 
     def _static(self) -> Table:
         return runs_table.static_table(self.rows, self.reader.home, self.chosen())
 
+    def overlaid(self) -> None:
+        """Show the curves of the runs in the table, in groups of the same setting; of those that a filter leaves."""
+        self._many_drawn = self._many_source()
+        self._show("curves of all", self._overlaid, "many")
+
+    def note(
+        self, run: str, text: str | None = None, tags: str | None = None, archived: bool | None = None
+    ) -> list[str]:
+        """Note something of a run, or of all that a pattern names, or put them away; see `notes.change`."""
+        changed = notes.change(run, text, tags, archived, self.params.outputs)
+        self._wake.set()
+        return changed
+
     def names(self) -> None:
         """Show which runs are compared, and what limits the comparison."""
-        self._show_pair("names", pair_views.names_table)
+        titles = {row.run: row.title for row in self.rows}
+        self._show_pair("names", lambda pair: pair_views.names_table(pair, titles))
 
     def parameters(self) -> None:
         """Show the parameters that differ."""
@@ -145,9 +172,11 @@ class RunPage:
         self._show_pair("allocation", pair_views.allocation_chart)
 
     def differences(self) -> None:
-        """Show B - A by domain, as a table and as a figure."""
+        """Show B - A by domain, as a table and as a figure, and by groups of queries."""
+        p = self.params
         self._show_pair("table of differences", pair_views.difference_table)
         self._show_pair("chart of differences", pair_views.difference_chart)
+        self._show_pair("groups", lambda pair: pair_views.groups_table(pair, p.data, p.images))
 
     def changed(self) -> None:
         """Show how many queries changed side."""
@@ -174,12 +203,17 @@ class RunPage:
             if self._still is not None and not self._is_kept:
                 self._is_kept = self._still.keep(lambda: self._static().html)
             if moved:
-                self._redraw(follows_rows=True)
+                self._redraw("rows")
+            resting = time.monotonic() < self._rest_until
+            many = self._many_source()
+            if many != self._many_drawn and (many[0] != self._many_drawn[0] or not resting):
+                self._many_drawn = many
+                self._redraw("many")
             source = (names, *(self.reader.signature(name) for name in names or ()))
-            if source != self._drawn and (self._names_drawn != names or time.monotonic() >= self._rest_until):
+            if source != self._drawn and (self._names_drawn != names or not resting):
                 began = time.monotonic()
                 self._drawn, self._pair, self._names_drawn = source, None, names
-                self._redraw(follows_rows=False)
+                self._redraw("pair")
                 self._rest_until = time.monotonic() + REST * (time.monotonic() - began)
 
     def close(self) -> None:
@@ -204,16 +238,17 @@ class RunPage:
             pair = self._pair_now()
             if pair is not None:
                 return make(pair)
-            n = len(self.rows)
-            text = FEW.format("there are no runs." if n == 0 else "two readable runs are needed.")
+            n = len([row for row in self.rows if row.values])
+            text = FEW.format("there are no runs." if not self.rows else "two readable runs are needed.")
+            text = UNLIKE if n >= 2 else text
         except (OSError, *DAMAGED) as error:
             text = str(error) if isinstance(error, UserError) else f"the files of a run cannot be read: {error}"
         return lines_table(["not shown"], [[text]], side="left")
 
     def _show_pair(self, what: str, make: Callable[[Pair], Any]) -> None:
-        self._show(what, lambda: self._of_pair(make))
+        self._show(what, lambda: self._of_pair(make), "pair")
 
-    def _show(self, what: str, make: Callable[[], Any], follows_rows: bool = False) -> None:
+    def _show(self, what: str, make: Callable[[], Any], follows: str) -> None:
         """Show something in an output of its own; of a cell that runs again only the new output is kept up to date."""
         with self._drawing:
             made = make()
@@ -222,21 +257,52 @@ class RunPage:
                 return
             handle = display(_bundle(made), raw=True, display_id=True)
             if handle is not None:
-                self._panes[what] = (handle, make, follows_rows)
+                self._panes[what] = (handle, make, follows)
 
-    def _redraw(self, follows_rows: bool) -> None:
+    def _redraw(self, what: str) -> None:
         names = self.chosen()
         quick = any(row.going for row in self.rows if row.run in (names or ()))
         for handle, make, follows in self._panes.values():
-            if self.chosen() != names and not follows_rows:  # a person went on meanwhile: begin anew
+            if self.chosen() != names and what == "pair":  # a person went on meanwhile: begin anew
                 self._names_drawn = None
                 self._wake.set()
                 return
-            if follows == follows_rows:
+            if follows == what:
                 made = make()
                 if isinstance(made, go.Figure):  # JupyterLab never draws over a plotly output: make room for a new one
                     handle.update({"text/html": f'<div style="height:{made.layout.height}px"></div>'}, raw=True)
                 handle.update(_bundle(made, quick), raw=True)
+
+    def _listed(self) -> list[RunRow]:
+        """The runs whose curves are drawn: not archived, with records, and left by the filter."""
+        seen = set(self.widget.seen) if self.widget else set()
+        return [row for row in self.rows if row.step and (row.run in seen if seen else not row.note.archived)]
+
+    def _many_source(self) -> tuple[Any, ...]:
+        names = tuple(row.run for row in self._listed())
+        return (names, *(self.reader.signature(name) for name in names))
+
+    def _overlaid(self) -> Any:
+        groups: dict[str, list[RunRow]] = {}
+        for row in self._listed():
+            groups.setdefault(setting(row), []).append(row)
+        first = {setting(row) for row in self.rows if row.run in (self.chosen() or ())}
+        order = sorted(groups, key=lambda key: key not in first)[: curves.N_GROUPS]
+        drawn: dict[str, list[pd.DataFrame]] = {}
+        for key in (key for key in groups if key in order):
+            name = groups[key][0].title.removesuffix(f", seed {groups[key][0].seed}") or groups[key][0].run
+            tables = []
+            for row in groups[key]:
+                with contextlib.suppress(OSError, *DAMAGED):  # the table says what cannot be read
+                    tables.append(self._curves_of(row.run))
+            drawn[f"{name}, {groups[key][0].run}" if name in drawn else name] = tables
+        return curves.curves_chart(drawn, len(groups) - len(order), self.params.smoothing, self.params.log_axis)
+
+    def _curves_of(self, run: str) -> pd.DataFrame:
+        source = self.reader.signature(run)
+        if run not in self._curves or self._curves[run][0] != source:
+            self._curves[run] = (source, curves.run_curves(RunFolder(self.reader.home / run)))
+        return self._curves[run][1]
 
     def _table_state(self) -> dict[str, Any]:
         rows = {row.run: runs_table.row_html(row, picks=True) for row in self.rows}
@@ -246,6 +312,15 @@ class RunPage:
         if self.widget is not None:
             for name, value in self._table_state().items():
                 setattr(self.widget, name, value)
+
+    def _told(self, content: dict[str, Any]) -> None:
+        """What the table's page says: that it is shown or gone, or what a person noted of a run."""
+        if "note" not in content:
+            self._count_views(content)
+            return
+        with contextlib.suppress(UserError, KeyError):  # of a run that has gone meanwhile, or a disk that is full
+            told = content["note"]
+            self.note(told["run"], told.get("text"), told.get("tags"), told.get("archived"))
 
     def _count_views(self, content: dict[str, Any]) -> None:
         self._views = max(0, self._views + int(content.get("views", 0)))
@@ -262,6 +337,12 @@ class RunPage:
                 self._drawn = None
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
+
+
+def setting(row: RunRow) -> str:
+    """What runs of several seeds have in common: the parameters that influence results, and the data."""
+    values = {name: value for name, value in row.values.items() if name not in WITHOUT_EFFECT}
+    return json.dumps([values, row.fingerprint], sort_keys=True, default=str)
 
 
 def _bundle(made: Any, quick: bool = False) -> dict[str, Any]:

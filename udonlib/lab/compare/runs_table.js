@@ -1,8 +1,9 @@
 // Sorts the table of all runs by a click on a header and filters it by text; `fill` replaces rows that changed.
-function runsTable(root) {
+// `seen` is told the names of the rows that the filter leaves, where it is set.
+function runsTable(root, seen = () => {}) {
   const head = [...root.querySelectorAll("thead th")], body = root.querySelector("tbody");
   const filter = root.querySelector(".udon-runs-filter"), count = root.querySelector(".udon-runs-count");
-  const drawn = new Map();
+  const archived = root.querySelector(".udon-runs-show-archived"), drawn = new Map();
   const value = (row, at) => row.cells[at].dataset.v ?? "";
   function arrange() {
     const at = head.findIndex((cell) => (cell.getAttribute("aria-sort") ?? "none") !== "none");
@@ -22,11 +23,16 @@ function runsTable(root) {
     let shown = 0;
     for (const row of body.rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
+      const away = row.classList.contains("udon-runs-archived") && !archived.checked;
+      row.hidden = away || !words.every((word) => text.includes(word));
       shown += !row.hidden;
     }
-    const all = body.rows.length;
-    count.textContent = words.length ? `${shown} of ${all} runs` : `${all} run${all === 1 ? "" : "s"}`;
+    const all = body.rows.length, away = [...body.rows].filter((row) => row.matches(".udon-runs-archived")).length;
+    const kept = archived.checked ? all : all - away;
+    count.textContent = words.length ? `${shown} of ${kept} runs` : `${kept} run${kept === 1 ? "" : "s"}`;
+    archived.parentElement.hidden = away === 0;
+    archived.nextSibling.textContent = `archived runs (${away})`;
+    seen(words.length ? [...body.rows].filter((row) => !row.hidden).map((row) => row.dataset.run) : []);
   }
   for (const cell of head) {
     cell.querySelector("button")?.addEventListener("click", () => {
@@ -39,13 +45,14 @@ function runsTable(root) {
     });
   }
   filter.addEventListener("input", arrange);
+  archived.addEventListener("change", arrange);
   arrange();
   return {
     fill(rows) {
       const known = new Map([...body.rows].map((row) => [row.dataset.run, row]));
       for (const [name, row] of known) if (!(name in rows)) { row.remove(); drawn.delete(name); }
       for (const [name, text] of Object.entries(rows)) {
-        if (drawn.get(name) === text) continue;
+        if (drawn.get(name) === text || known.get(name)?.querySelector(".udon-runs-editor")) continue;
         const made = document.createElement("template");
         made.innerHTML = text;
         const row = made.content.firstElementChild;

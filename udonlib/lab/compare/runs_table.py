@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from udonlib.files import working_folder
+from udonlib.lab.compare.many import titles
 from udonlib.lab.compare.overview import UNREADABLE, RunRow
 from udonlib.lab.views.style import ACCENT, GRID
 from udonlib.lab.views.tables import Table, as_html, figure
@@ -27,24 +28,27 @@ SIGNS = {"finished": "✓", "training": "▶", "paused": "‖", "stopped": "■"
 SIGNS |= {UNREADABLE: "!"}
 # Key -> title, what it says, whether it sorts as a number. Numbers sort downwards first, what is missing goes last.
 COLUMNS = {
-    "run": ("run", "folder under runs/", False),
-    "state": ("state", "what is going on with it", False),
-    "step": ("steps", "done / asked for", True),
+    "run": ("run", "what tells it from the others; below, its folder under runs/", False),
+    "else": ("what else, notes", "what the title does not say of its parameters; tags and a note of yours", False),
     "r_at_1": ("R@1, %", "test queries, merged index, mean of the domains; ± half the 95% interval", True),
     "mmp": ("mMP@5, %", "the same; where a run has another k, it says so", True),
+    "state": ("state", "what is going on with it", False),
+    "step": ("steps", "done / asked for", True),
+    "ended": ("ended", "or its last record", True),
+    "validation": ("val. R@1, %", "the best on the validation queries", True),
     "recipe": ("recipe", "", False),
     "seed": ("seed", "", True),
     "data": ("data", "with its domains where they are not all", False),
-    "validation": ("val. R@1, %", "the best on the validation queries", True),
     "train_seconds": ("trained for", "hours:minutes:seconds", True),
     "images_per_s": ("images/s", "trained per second", True),
     "n_parameters_trained": ("parameters", "trained", True),
     "began": ("started", "", True),
-    "ended": ("ended", "or its last record", True),
-    "changes": ("unlike most runs of its recipe", "", False),
 }
-LEFT = ("run", "state", "recipe", "data", "changes")
-N_CHANGES = 4  # shown of each run; the comparison of two shows all
+LEFT = ("run", "else", "state", "recipe", "data")
+# Columns that show only with `all columns`, and those that go as well where the page is narrow, the last ones first.
+MORE = tuple(COLUMNS)[7:]
+NARROW = ("ended", "step", "state", "mmp")
+N_CHANGES = 4  # shown of each run besides those of its title; the comparison of two shows all
 N_OPEN = 8  # runs that are listed as unfinished
 
 
@@ -65,51 +69,70 @@ def static_table(rows: Sequence[RunRow], home: Path, chosen: tuple[str, str] | N
     marks = dict(zip("AB", chosen or (), strict=False))
     body = "".join(row_html(row, marks=[letter for letter, name in marks.items() if name == row.run]) for row in rows)
     script = f"<script>(() => {{\n{asset('runs_table.js')}{asset('runs_start.js')}}})();</script>"
-    lines = [f"{row.run}  {row.state}  R@1 {figure(row.r_at_1)}  {row.problem}".rstrip() for row in rows]
+    lines = [
+        f"{row.run}  {row.title}  {row.state}  R@1 {figure(row.r_at_1)}  {row.problem}".rstrip()
+        for row in rows
+        if not row.note.archived
+    ]
     return Table(skeleton(body) + script, "\n".join(lines))
 
 
 def skeleton(body: str, picks: bool = False) -> str:
-    """Filter, count and headers around the rows' HTML; sorted by R@1. picks: with a column to choose A and B in."""
+    """Filter, switches and headers around the rows' HTML; sorted by R@1. picks: with a column to choose A and B in."""
     titles = []
     for key, (title, says, number) in COLUMNS.items():
-        side = ' class="udon-runs-left udon-runs-name"' if key == "run" else ' class="udon-runs-left"' * (key in LEFT)
         sort = "descending" if key == "r_at_1" else "none"
         button = f'<button type="button" class="udon-runs-sort udon-runs-sort-{key}">{html.escape(title)}</button>'
         kind = " data-number" * number
-        titles.append(f'<th scope="col"{side}{kind} aria-sort="{sort}" title="{html.escape(says)}">{button}</th>')
-    pick = '<th scope="col" class="udon-runs-left" title="the two runs to compare">A, B</th>' if picks else ""
-    titles.insert(1, pick)
+        looks = f'scope="col" class="{_looks(key)}"{kind} aria-sort="{sort}" title="{html.escape(says)}"'
+        titles.append(f"<th {looks}>{button}</th>")
+    if picks:
+        titles.insert(0, '<th scope="col" class="udon-runs-pick" title="the two runs to compare">A B</th>')
     return (
         f'{STYLE}<div class="udon-runs"><div class="udon-runs-bar">'
         '<input type="search" class="udon-runs-filter" aria-label="filter the runs" '
-        'placeholder="filter: words that a row has"><span class="udon-runs-count" role="status"></span></div>'
+        'placeholder="filter: words that a row has"><span class="udon-runs-count" role="status"></span>'
+        f"{_switch('columns', 'all columns')}{_switch('archived', 'archived runs')}</div>"
         '<div class="udon-runs-scroll" role="region" aria-label="runs" tabindex="0">'
         f'<table class="udon-runs-table"><thead><tr>{"".join(titles)}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></div>"
     )
 
 
+def _switch(name: str, text: str) -> str:
+    return f'<label class="udon-runs-switch"><input type="checkbox" class="udon-runs-show-{name}">{text}</label>'
+
+
+def _looks(key: str) -> str:
+    """The classes of a column's cells."""
+    place = NARROW.index(key) + 1 if key in NARROW else 0
+    kinds = {"udon-runs-left": key in LEFT, "udon-runs-name": key == "run", "udon-runs-more": key in MORE}
+    kinds |= {f"udon-runs-narrow{place}": bool(place), f"udon-runs-{key}": True}
+    return " ".join(kind for kind, has in kinds.items() if has)
+
+
 def row_html(row: RunRow, marks: Sequence[str] = (), picks: bool = False) -> str:
-    """One line of the table. marks: letters before the name. picks: with two buttons to choose the run by."""
-    values = {key: getattr(row, key) for key in COLUMNS if key != "changes"} | {"changes": _changes(row, None)}
-    cells = []
-    for key, shown in _cells(row).items():
-        kind = "udon-runs-left " * (key in LEFT) + f"udon-runs-{key}"
+    """One line of the table. marks: letters before the name. picks: with two buttons to choose it, and an editor."""
+    values = {key: getattr(row, key) for key in COLUMNS if key != "else"}
+    values |= {"else": _else(row, None), "run": f"{row.title or row.run} {row.run}"}
+    cells = [_picks(row.run)] if picks else []
+    for key, shown in _cells(row, picks).items():
+        kind = f'class="{_looks(key)}"'
         sort = f'data-v="{html.escape(_sort_value(values[key]))}"'
         if key == "run":
             letters = "".join(f"<b>{letter}</b> " for letter in marks)
-            cells.append(f'<th scope="row" class="{kind} udon-runs-name" {sort}>{letters}{shown}</th>')
-            cells += [_picks(row.run)] if picks else []
+            says = html.escape(f"{row.title}: {row.run}".removeprefix(": "))
+            cells.append(f'<th scope="row" {kind} {sort} title="{says}">{letters}{shown}</th>')
         else:
             title = f' title="{html.escape(row.problem or row.text)}"' if key == "state" else ""
-            cells.append(f'<td class="{kind}" {sort}{title}>{shown}</td>')
-    return f'<tr data-run="{html.escape(row.run)}">{"".join(cells)}</tr>'
+            cells.append(f"<td {kind} {sort}{title}>{shown}</td>")
+    archived = ' class="udon-runs-archived"' * row.note.archived
+    return f'<tr data-run="{html.escape(row.run)}"{archived}>{"".join(cells)}</tr>'
 
 
 def open_runs(rows: Sequence[RunRow], home: Path) -> Table:
     """List what trains now, what was left unfinished and what cannot be read, with what to do about each."""
-    unfinished = [row for row in rows if row.going or row.open or row.problem]
+    unfinished = [row for row in rows if row.going or (not row.note.archived and (row.open or row.problem))]
     unfinished.sort(key=lambda row: (not row.going, not row.open))
     if not unfinished:
         text = "Nothing is training, and nothing was left unfinished." if rows else f"No runs yet in {home}."
@@ -158,7 +181,7 @@ def _as_code(text: str) -> str:
     return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
-def _cells(row: RunRow) -> dict[str, str]:
+def _cells(row: RunRow, edits: bool = False) -> dict[str, str]:
     """What each column shows, as HTML."""
     steps = "–" if row.step is None else f"{row.step:,} / " + ("?" if row.steps is None else f"{row.steps:,}")
     left = f" <small>{duration(row.seconds_left)} left</small>" if row.seconds_left is not None else ""
@@ -166,8 +189,12 @@ def _cells(row: RunRow) -> dict[str, str]:
     by_hand = f" <small>{n_acts} intervention{'s' * (n_acts > 1)}</small>" if n_acts else ""
     unsure = " <small>(in part)</small>" if row.problem and row.state != UNREADABLE else ""
     n = row.n_parameters_trained
-    return {
-        "run": html.escape(row.run),
+    name = html.escape(row.run)
+    shown = {
+        "run": f'<span class="udon-runs-title">{html.escape(row.title)}</span><small>{name}</small>'
+        if row.title
+        else name,
+        "else": _noted(row, edits),
         "state": f"{SIGNS.get(row.state, '·')} {html.escape(row.state)}{by_hand}{unsure}",
         "step": (_bar(row) if row.open else "") + steps + left,
         "r_at_1": as_html(figure(row.r_at_1, row.r_at_1_low, row.r_at_1_high)),
@@ -182,20 +209,28 @@ def _cells(row: RunRow) -> dict[str, str]:
         "n_parameters_trained": "–" if math.isnan(n) else f"{n / 1e6:.2f} M" if n >= 1e5 else f"{n / 1e3:.0f} k",
         "began": _date(row.began),
         "ended": _date(row.ended),
-        "changes": html.escape(_changes(row, N_CHANGES)),
     }
+    return {key: shown[key] for key in COLUMNS}
 
 
-def _changes(row: RunRow, n: int | None) -> str:
-    """The unusual parameters of a run in words; of one with a problem, the problem."""
-    texts = [f"{name}: {_short(value)}" for name, value in row.changes.items()]
+def _noted(row: RunRow, edits: bool) -> str:
+    """What else there is to say of a run, its tags and note, and a button to write them where they can be written."""
+    tags = "".join(f'<span class="udon-runs-tag">{html.escape(tag)}</span>' for tag in row.note.tags)
+    note = f'<span class="udon-runs-note">{html.escape(row.note.text)}</span>' if row.note.text else ""
+    says = html.escape(json.dumps({"text": row.note.text, "tags": ", ".join(row.note.tags)}))
+    name = html.escape(f"note, tags, archive: {row.run}")
+    button = (
+        f'<button type="button" class="udon-runs-edit" aria-label="{name}" title="{name}" data-note="{says}">✎</button>'
+    )
+    return " ".join(filter(None, [html.escape(_else(row, N_CHANGES)), tags, note])) + button * edits
+
+
+def _else(row: RunRow, n: int | None) -> str:
+    """The unusual parameters of a run that its title does not name, in words; of one with a problem, the problem."""
+    rest = [*titles.ablation(row.changes)[1].items()][titles.N_IN_TITLE if row.title else 0 :]
+    texts = [f"{name} {titles.in_short(value)}" for name, value in rest]
     more = f" and {len(texts) - n} more" if n is not None and len(texts) > n else ""
     return "; ".join(filter(None, [row.problem, ", ".join(texts[:n]) + more]))
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _bar(row: RunRow) -> str:
@@ -206,9 +241,11 @@ def _bar(row: RunRow) -> str:
 def _picks(run: str) -> str:
     def button(letter: str) -> str:
         says = html.escape(f"{run} as {letter}")
-        return f'<label><input type="radio" class="udon-runs-{letter.lower()}" aria-label="{says}">{letter}</label>'
+        return (
+            f'<label><input type="radio" class="udon-runs-{letter.lower()}" aria-label="{says}" title="{says}"></label>'
+        )
 
-    return f'<td class="udon-runs-pick udon-runs-left">{button("A")}{button("B")}</td>'
+    return f'<td class="udon-runs-pick">{button("A")}{button("B")}</td>'
 
 
 def _sort_value(value: Any) -> str:

@@ -3,8 +3,8 @@
     embedding_explorer.explore(space)     # in a notebook: widgets where a person looks, else a figure
 
 Points are drawn by jupyter-scatter. A thumbnail is made when the pointer rests on its point, and only then. Elements
-have the classes udon-explorer, and udon-explorer-colour, -shown, -projection, -teacher (lists), -student, -teachers
-(maps), -status, -legend, -facts, -sheet.
+have the classes udon-explorer, and udon-explorer-colour, -shown, -outcome, -projection, -teacher (lists), -search,
+-picture, -upload, -export, -student, -teachers (maps), -status, -legend, -facts, -listed, -near (galleries).
 """
 
 from __future__ import annotations
@@ -24,12 +24,24 @@ import plotly.graph_objects as go
 from jaxtyping import Int
 
 from udonlib.errors import UserError
+from udonlib.lab.explore.embedding_gallery import (
+    Finder,
+    Gallery,
+    Section,
+    choice,
+    confused_sections,
+    export,
+    sections_of,
+)
 from udonlib.lab.explore.embedding_map import EmbeddingMap, MapLayout
-from udonlib.lab.explore.embedding_sheets import item_sheet, query_sheet, region_sheet, thumbnail
+from udonlib.lab.explore.embedding_sheets import thumbnail
 from udonlib.lab.explore.embedding_views import (
+    LAYOUTS,
+    WHOSE,
     caption_text,
     colouring,
     colourings,
+    is_ready,
     laid_out,
     map_chart,
     paragraph,
@@ -38,9 +50,8 @@ from udonlib.lab.explore.embedding_views import (
 from udonlib.lab.explore.neighbourhoods import found_by
 from udonlib.lab.pictures import pictures
 from udonlib.lab.projections import seconds
-from udonlib.lab.views.front_end import Still, answering, named
+from udonlib.lab.views.front_end import Still, answering, button, named
 from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.sheets import CARD
 from udonlib.lab.views.style import square
 from udonlib.runs.watch import duration
 
@@ -48,18 +59,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # its import's, of pandas
     import jscatter
 
-HEIGHT, LEAST_WIDTH = 440, 400  # pixels of a map; narrower ones stand one above the other
+HEIGHT, LEAST_WIDTH = 440, 270  # pixels of a map; narrower ones stand one above the other
 SCALE = (-1.05, 1.05)  # of both axes, whatever is laid out
 DISTANCE = 1.2  # of the camera: all points are in view where a map is narrower than high, too
 HINT = (
-    "Rest on a point for its image; click it for its neighbours. Draw around points with the lasso (the second button "
-    "of a map, or press long and draw) for what lies there. A double click on an empty place clears."
+    "Rest on a point for its image; click it, or a tile, for its neighbours. Draw around points with the lasso (the "
+    "second button of a map, or press long and draw) for what lies there. A double click on an empty place clears."
 )
-PROJECTIONS = {"PCA, at once": "pca", "UMAP, kept once computed": "umap"}
+PROJECTIONS = {"by neighbours, in seconds": "quick", "UMAP, in minutes": "umap", "PCA, at once": "pca"}
 # How a selected point stands out, in pixels: one that is looked for in the other map more than those of a region.
 ONE = {"pointSizeSelected": 6, "pointOutlineWidth": 3}
 MANY = {"pointSizeSelected": 1, "pointOutlineWidth": 1}
-SHEET = {"display": "none", "max_width": "100%", "width": "auto", "align_self": "flex-start"}
 
 
 def explore(space: EmbeddingMap) -> EmbeddingExplorer | go.Figure:
@@ -85,51 +95,58 @@ class EmbeddingExplorer:
         self._work: threading.Thread | None = None
         self._still: Still | None = None
         self._latest: threading.Thread | None = None  # that was begun, and may be about to lay out
-        # What is said at the pointer: title -> column of the points.
-        self._titles = {"class": "class", "domain": "domain"}
-        self._titles |= {"right": "gap"} if space.has_teachers else {space.params.embedder: "result"}
+        # What is said at the pointer: title -> of each point.
+        points = space.points
+        self._said = pd.DataFrame({"class": points["class"].astype(str), "domain": points["domain"]})
+        whose = points["gap"].map(WHOSE) if space.has_teachers else points["result"]
+        self._said["right first neighbour" if space.has_teachers else space.params.embedder] = whose
         teachers = {"each domain's own": "teacher"} | {f"{name}'s": f"teacher of {name}" for name in space.domains}
-        self.colour = _list("colour", "colour by", {label: name for name, label in colourings(space).items()})
-        self.shown = _list("shown", "show", {"all domains": ""} | {name: name for name in space.domains})
-        self.projection = _list("projection", "layout", PROJECTIONS)
-        self.teacher = _list("teacher", "teacher", teachers)
+        self.colour = choice("colour", "colour by", {label: name for name, label in colourings(space).items()})
+        self.finder = Finder(space, self._filter, self._say)
+        self.shown, self.outcome, self.search = self.finder.domain, self.finder.outcome, self.finder.words
+        self.export = button("explorer-export", "Write CSV", "what is listed below", "download")
+        self.projection = choice("projection", "layout", PROJECTIONS)
+        self.projection.value = space.params.projection
+        self.teacher = choice("teacher", "teacher", teachers)
         self.status, self.legend, self.facts = _text("status"), _text("legend"), _text("facts")
-        self.sheet = named(widgets.Image(format="jpeg", layout=SHEET), "explorer-sheet")
+        self.listed = Gallery(space, "explorer-listed", self._choose)
+        self.near = Gallery(space, "explorer-near", self._choose)
+        self._shown: dict[str, MapLayout] = {}  # what each map shows now
         self.maps = {"student": self._map("student", "student")}
         if space.has_teachers:
             self.maps["teachers"] = self._map("teachers", "teacher")
         self.captions = {name: _text("caption") for name in self.maps}
         self.box = self._arranged()
+        self._list_rows(self.finder.rows())
         self._recolour()
         self._say_what_is_shown()
-        self._select(self.rows)
         self.colour.observe(lambda change: self._recolour(), "value")
-        self.shown.observe(lambda change: self._filter(), "value")
+        self.export.on_click(lambda _: self._export())
         self.projection.observe(lambda change: self._lay_out(), "value")
         self.teacher.observe(lambda change: self._lay_out(), "value")
         for drawn in self.maps.values():
             drawn.widget.observe(lambda change: self._selected(change["new"]), "selection")
-        if space.params.projection == "umap":
-            self.projection.value = "umap"
+        self._lay_out()
 
     # --- what is built once ---
 
     def _map(self, name: str, view: str) -> Any:
         """A scatter plot of all points."""
-        points = self.space.points
-        xy = self._layout(view, "pca").xy
+        kind = self.projection.value
+        self._shown[name] = self._layout(view, kind if self._is_ready(view, kind) else "pca")
+        xy = self._shown[name].xy
         table = pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "image": ""})
-        for title, column in self._titles.items():
-            table[title] = points[column].to_numpy()
+        for title, said in self._said.items():
+            table[title] = said.to_numpy()
         looks = colouring(self.space, "domain")
         table["kind"] = pd.Categorical.from_codes(looks.kind, list(looks.names))
         self._tables[name] = table
         drawn = jscatter.Scatter(data=table, x="x", y="y", x_scale=SCALE, y_scale=SCALE)
         drawn.color(by="kind", map=list(looks.colours)).size(4 if len(table) < 50_000 else 2).height(HEIGHT)
-        drawn.background(CARD).axes(False).lasso(on_long_press=True)
-        drawn.camera(distance=DISTANCE).reticle(False).opacity(unselected=0.25)
+        drawn.background((0, 0, 0, 0)).axes(False).lasso(on_long_press=True)
+        drawn.camera(distance=DISTANCE).reticle(False).opacity(unselected=0.35)
         drawn.tooltip(
-            True, list(self._titles), histograms=False, preview="image", preview_type="image", preview_image_height=110
+            True, list(self._said), histograms=False, preview="image", preview_type="image", preview_image_height=110
         )
         # It would answer from its table, with every thumbnail made beforehand; and what `on_msg` adds, it never calls.
         drawn.widget._handle_custom_msg = lambda content, buffers: self._answer(drawn.widget, content)
@@ -137,17 +154,15 @@ class EmbeddingExplorer:
         return drawn
 
     def _arranged(self) -> widgets.VBox:
-        controls = [self.colour, self.shown, self.projection, *([self.teacher] if "teachers" in self.maps else [])]
-        sides = []
-        for name, drawn in self.maps.items():
-            side = widgets.VBox(
-                [self.captions[name], drawn.widget], layout={"flex": f"1 1 {LEAST_WIDTH}px", "min_width": "0"}
-            )
-            sides.append(side)
-        flow = {"display": "flex", "flex_flow": "row wrap", "grid_gap": "4px 14px"}
+        controls = [self.colour, self.projection, *([self.teacher] if "teachers" in self.maps else [])]
+        narrowing = [*self.finder.controls, self.export]
+        wide = {"flex": f"1 1 {LEAST_WIDTH}px", "min_width": "0"}
+        sides = [widgets.VBox([self.captions[name], self.maps[name].widget], layout=wide) for name in self.maps]
+        flow = {"display": "flex", "flex_flow": "row wrap", "grid_gap": "4px 14px", "align_items": "flex-end"}
         maps = widgets.Box(sides, layout=flow)
-        below = widgets.VBox([self.facts, self.sheet], layout={"min_width": "0"})
-        box = widgets.VBox([widgets.Box(controls, layout=flow), self.legend, maps, self.status, below])
+        below = widgets.VBox([self.facts, self.listed.widget, self.near.widget], layout={"min_width": "0"})
+        rows = [widgets.Box(each, layout=flow) for each in (controls, narrowing)]
+        box = widgets.VBox([*rows, self.legend, maps, self.status, below])
         return named(box, "explorer")
 
     def _ipython_display_(self) -> None:
@@ -159,7 +174,7 @@ class EmbeddingExplorer:
 
     def _seen(self) -> str:
         """The maps as they are laid out and coloured, as a picture."""
-        figure = laid_out(self.space, self.colour.value, self._shown)
+        figure = laid_out(self.space, self.colour.value, [*self._shown.values()])
         image = base64.b64encode(pictures.draw(figure.to_dict())).decode()
         return f'<img src="data:image/png;base64,{image}" style="max-width:100%">{self.legend.value}'
 
@@ -172,78 +187,112 @@ class EmbeddingExplorer:
             self._select(rows)
 
     def _select(self, rows: Int[np.ndarray, "_"]) -> None:
-        """Show a selection in both maps, and what it holds."""
+        """Show a selection in both maps, and what it holds: a region is listed, one point among what is listed."""
+        self._mark(rows)
+        if len(rows) == 1:
+            self._describe_point(int(rows[0]))
+        else:
+            self._list_rows(rows if len(rows) else self.finder.rows())
+
+    def _choose(self, row: int) -> None:
+        """A tile was clicked."""
+        self._mark(np.array([row]))
+        self._describe_point(row)
+
+    def _mark(self, rows: Int[np.ndarray, "_"]) -> None:
+        """Mark a selection in both maps."""
         self.rows = rows
         for drawn in self.maps.values():
             drawn.options(regl_scatterplot_options=ONE if len(rows) == 1 else MANY)
             now = drawn.widget.selection
             if not np.array_equal(np.unique(np.asarray([] if now is None else now)), rows):
                 drawn.widget.selection = rows.astype(np.uint32)
-        try:
-            self.facts.value, image = self._described(rows)
-        except UserError as error:  # an image that cannot be read, say
-            self.facts.value, image = paragraph(str(error)), b""
-        self.sheet.value = image
-        self.sheet.layout.display = "" if image else "none"
 
-    def _described(self, rows: Int[np.ndarray, "_"]) -> tuple[str, bytes]:
-        """What a selection holds: HTML, and the sheet of its images."""
-        if not len(rows):
-            return paragraph(HINT), b""
-        if len(rows) > 1:
-            return region_text(self.space, rows), region_sheet(self.space, rows).data
-        point = self.space.points.iloc[int(rows[0])]
+    def _list_rows(self, rows: Int[np.ndarray, "_"]) -> None:
+        """List points, page by page, and say what they hold."""
+        is_all = len(rows) == len(self.space.points)
+        self._rows_listed = rows
+        self.facts.value = paragraph(HINT) if is_all or not len(rows) else region_text(self.space, rows)
+        self._fill(lambda: self.listed.show(rows, f"{len(rows):,} images", self.finder.is_ordered))
+        self._show_near(lambda: [] if is_all else confused_sections(self.space, rows), -1)
+        if self.colour.value == "class":  # whose classes have colours
+            self._recolour()
+
+    def _describe_point(self, row: int) -> None:
+        """Say what a point is, and show its neighbours or who finds it."""
+        point = self.space.points.iloc[row]
         name = (
             f"<b>{html.escape(point['class'])}</b>, {html.escape(point['domain'])} &nbsp; {html.escape(point['path'])}"
         )
         if point["query"] >= 0:
-            gap = f"; right: {point['gap']}" if "gap" in point else f"; {point['result']}"
-            return paragraph(f"query {name}{gap}", safe=True), query_sheet(self.space, int(point["query"])).data
-        lists = self.space.lists[self.space.params.embedder]
-        text = f"index image {name}; found by {len(found_by(lists, int(point['position']))):,} queries"
-        return paragraph(text, safe=True), item_sheet(self.space, int(point["position"])).data
+            title, said = self._said.columns[-1], self._said.iloc[row, -1]
+            self.facts.value = paragraph(f"query {name}; {title}: {html.escape(said)}", safe=True)
+        else:
+            n = len(found_by(self.space.lists[self.space.params.embedder], int(point["position"])))
+            self.facts.value = paragraph(f"index image {name}; found by {n:,} queries", safe=True)
+        self._show_near(lambda: sections_of(self.space, row), row)
+
+    def _show_near(self, make: Callable[[], list[Section]], chosen: int) -> None:
+        self.listed.widget.chosen = self.near.widget.chosen = chosen
+        self._fill(lambda: self.near.show_sections(make()))
+
+    def _fill(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except UserError as error:  # an image that cannot be read, say
+            self.facts.value = paragraph(str(error))
 
     def _answer(self, widget: Any, content: dict[str, Any]) -> None:
         """Answer a map that asks what to show at the pointer."""
         row = content.get("index")
         if content.get("type") != "tooltip" or not isinstance(row, int) or not 0 <= row < len(self.space.points):
             return
-        point = self.space.points.iloc[row]
         try:
-            image = thumbnail(self.space.catalog, point["path"])
+            image = thumbnail(self.space.catalog, self.space.points["path"].iloc[row])
         except UserError:
             image = ""  # the words say what it is
-        said = {title: str(point[column]) for title, column in self._titles.items()}
-        widget.send({"type": "tooltip", "index": row, "preview": image, "properties": said})
+        widget.send({"type": "tooltip", "index": row, "preview": image, "properties": self._said.iloc[row].to_dict()})
 
     def _recolour(self) -> None:
-        looks = colouring(self.space, self.colour.value)
+        looks = colouring(self.space, self.colour.value, self._rows_listed)
         kinds = pd.Categorical.from_codes(looks.kind, list(looks.names))
         for name, drawn in self.maps.items():
             self._tables[name]["kind"] = kinds
             drawn.color(by="kind", map=list(looks.colours))
-        shown = looks.kind[self._shown_rows()]
+        shown = looks.kind[self.finder.rows()]
         counts = np.bincount(shown[shown >= 0], minlength=len(looks.names))
         parts = zip(looks.names, looks.colours, counts, strict=True)
-        keys = [f"{square(c, name)} <small>{n:,}</small>" for name, c, n in parts]
-        squares = "".join(square(colour).rstrip() for colour in looks.colours)
-        text = f"{squares} {html.escape(looks.note)}" if looks.note else " &nbsp; ".join(keys)
-        self.legend.value = paragraph(text, safe=True)
+        keys = [f'<span style="white-space:nowrap">{square(c, name)} {n:,}</span>' for name, c, n in parts]
+        self.legend.value = paragraph(" &nbsp; ".join([*keys, html.escape(looks.note)]), safe=True)
         self._keep()
 
     def _filter(self) -> None:
+        """Show the points that are wanted alone, large, with what they hold; and no longer what was selected before."""
+        rows = self.finder.rows()
+        is_all = len(rows) == len(self.space.points)
         for drawn in self.maps.values():
-            drawn.filter(self._shown_rows() if self.shown.value else None)
+            drawn.filter(None if is_all else rows)
+        self._mark(np.zeros(0, np.int64))
+        self._list_rows(rows)
         self._recolour()
+        self._zoom()
+        self._say(self.finder.said if len(rows) else "No image of the map is all of that.")
 
-    def _shown_rows(self) -> Int[np.ndarray, "_"]:
-        """The points of the domain that is shown, or of all."""
-        name = self.shown.value
-        points = self.space.points
-        return np.flatnonzero(points["domain"] == name) if name else np.arange(len(points))
+    def _zoom(self) -> None:
+        """Look at what is shown, or at all of the map. Two points would fill it with nothing."""
+        rows = self.finder.rows()
+        if len(rows) > 2:
+            for drawn in self.maps.values():
+                drawn.zoom(to=None if len(rows) == len(self.space.points) else rows, animation=0, padding=0.1)
+
+    def _export(self) -> None:
+        try:
+            self._say(f"{len(self._rows_listed):,} images written to {export(self.space, self._rows_listed)}")
+        except UserError as error:
+            self._say(str(error))
 
     def _lay_out(self) -> None:
-        """Lay both maps out as chosen: at once, or in the background where a UMAP has to be computed first."""
+        """Lay both maps out as chosen: at once, or in the background where that takes a while."""
         kind = self.projection.value
         todo = [view for view in self._views().values() if not self._is_ready(view, kind)]
         if not todo:
@@ -265,7 +314,7 @@ class EmbeddingExplorer:
         return {name: views[name] for name in self.maps}
 
     def _is_ready(self, view: str, kind: str) -> bool:
-        return kind == "pca" or (view, kind) in self._layouts or self.space.is_kept(view)
+        return (view, kind) in self._layouts or is_ready(self.space, view, kind)
 
     def _layout(self, view: str, kind: str) -> MapLayout:
         if (view, kind) not in self._layouts:
@@ -273,43 +322,40 @@ class EmbeddingExplorer:
         return self._layouts[view, kind]
 
     def _apply(self) -> None:
-        """Move the points of both maps to where they are wanted."""
+        """Move the points of both maps to where they are wanted, as far as that is computed."""
         kind = self.projection.value
-        for name, view in self._views().items():
-            xy = self._layout(view, kind).xy
-            table = self._tables[name]
+        ready = {name: view for name, view in self._views().items() if self._is_ready(view, kind)}
+        for name, view in ready.items():
+            self._shown[name] = self._layout(view, kind)
+            xy, table = self._shown[name].xy, self._tables[name]
             if not np.array_equal(table[["x", "y"]].to_numpy(), xy):
                 table["x"], table["y"] = xy[:, 0], xy[:, 1]
                 self.maps[name].xy("x", "y", SCALE, SCALE, animate=False)  # what comes during a transition is lost
+                self._zoom()
         self._say_what_is_shown()
-        self._say("")
+        if len(ready) == len(self.maps):
+            self._say("")
 
     def _say_what_is_shown(self) -> None:
-        layouts = {name: self._layout(view, self.projection.value) for name, view in self._views().items()}
-        for name, layout in layouts.items():
+        for name, layout in self._shown.items():
             self.captions[name].value = caption_text(layout)
-        self._shown = list(layouts.values())
         self._keep()
 
     def _compute(self, todo: list[str], kind: str) -> None:
         """Compute layouts, with the seconds that it takes on show; then lay out what is wanted by then."""
         try:
             for number, view in enumerate(todo):
-                text = (
-                    f"computing UMAP of {view} ({number + 1} of {len(todo)}), about {duration(self._estimate(number))}"
-                )
+                about = duration(seconds(len(self.space.points), kind) - (seconds(0, kind) if number else 0))
+                text = f"computing {LAYOUTS[kind]} of {view} ({number + 1} of {len(todo)}), about {about}"
                 with _Ticking(text, self._say):
                     self._layout(view, kind)
+                self._apply()
         except Exception as error:  # whatever stops a fit: the map stays as it is, and says why
             self._work = None
-            self._say(f"UMAP failed, the map is as it was: {type(error).__name__}: {error}")
+            self._say(f"{LAYOUTS[kind]} failed, the map is as it was: {type(error).__name__}: {error}")
             return
         self._work = None
         self._lay_out()
-
-    def _estimate(self, number: int) -> float:
-        n = len(self.space.points)
-        return seconds(n) - (seconds(0) if number else 0)
 
     def _say(self, text: str) -> None:
         self.status.value = paragraph(text) if text else ""
@@ -335,13 +381,6 @@ class _Ticking:
             self._say(f"{self._text}; {duration(time.monotonic() - began)} so far. Everything else goes on.")
             if self._end.wait(1.0):
                 return
-
-
-def _list(name: str, label: str, options: dict[str, str]) -> widgets.Dropdown:
-    layout = {"width": "auto", "min_width": "150px"}
-    box = widgets.Dropdown(options=list(options.items()), description=label, layout=layout)
-    box.style.description_width = "initial"
-    return named(answering(box), f"explorer-{name}")
 
 
 def _text(name: str) -> widgets.HTML:

@@ -2,7 +2,7 @@
 
 space = open_map(params)         # the run, its images and outcomes; seconds
 space.embed(say)                 # the backbone's features, kept on the disk
-space.layout("student", "pca")   # coordinates
+space.layout("student", "quick") # coordinates
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from udonlib.files import results_folder
 from udonlib.lab import projections
 from udonlib.lab.explore.neighbourhoods import Lists, gather
 from udonlib.lab.projections import fingerprint, kept
+from udonlib.lab.quick_layout import preserved
+from udonlib.lab.views.evaluation_views import answered_by
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.processors import dtype_of, pick_device
 from udonlib.presets import EmbeddingsParams
@@ -43,11 +45,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class MapLayout:
-    """Coordinates of all points in one view, in [-1, 1]; what they are, in words; and names to write at places."""
+    """Coordinates of all points in one view, in [-1, 1]; what they are, in words; and names to write at places.
+
+    kept: share of a point's nearest neighbours in the space that are among its nearest in the layout, in percent.
+    """
 
     xy: Float32[np.ndarray, "point 2"]
     caption: str
     labels: list[tuple[str, float, float]] = field(default_factory=list)
+    kept: float = float("nan")
 
 
 @dataclass(eq=False)
@@ -71,6 +77,7 @@ class EmbeddingMap:
     r_at_1: dict[str, float]
     names: dict[tuple[str, str], str]
     features: Float32[np.ndarray, "point feature_dim"] | None = None
+    _row_of: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
 
     @property
     def has_teachers(self) -> bool:
@@ -155,6 +162,14 @@ class EmbeddingMap:
             parts = [heads[view](part.to(device)).cpu() for part in torch.from_numpy(self.features[rows]).split(2**14)]
         return torch.cat(parts).float().numpy()
 
+    @property
+    def row_of(self) -> dict[tuple[str, str], int]:
+        """The row of each point, by domain and path."""
+        if len(self._row_of) != len(self.points):  # `embed` drops what cannot be read
+            pictures = zip(self.points["domain"], self.points["path"], strict=True)
+            self._row_of = {picture: row for row, picture in enumerate(pictures)}
+        return self._row_of
+
     def groups(self) -> Int[np.ndarray, "point"]:
         """The number of each point's domain among `domains`."""
         return pd.Categorical(self.points["domain"], self.domains).codes.astype(np.int64)
@@ -170,9 +185,10 @@ class EmbeddingMap:
         group = self.groups()
         return [self.vectors(TEACHER_OF + name, np.flatnonzero(group == i)) for i, name in enumerate(self.domains)]
 
-    def is_kept(self, view: str) -> bool:
-        """Say whether the UMAP of a view comes from the cache, at once."""
-        return all(projections.is_kept(part, self.settings, cache_of(self.params)) for part in self.parts(view))
+    def is_kept(self, view: str, projection: str = "umap") -> bool:
+        """Say whether the UMAP or quick layout of a view comes from the cache, at once; a PCA always does."""
+        parts, folder = self.parts(view), cache_of(self.params)
+        return projection == "pca" or all(projections.is_kept(p, self.settings, folder, projection) for p in parts)
 
     def layout(self, view: str, projection: str, say: Say | None = None) -> MapLayout:
         """Lay all points out in one view.
@@ -182,25 +198,34 @@ class EmbeddingMap:
 
         Args:
             view: one of `views`.
-            projection: "pca" or "umap"; see `is_kept`.
+            projection: "quick", "umap" or "pca"; see `is_kept`.
             say: called with one sentence where the cache is broken.
         """
-        parts = self.parts(view)
+        parts, folder = self.parts(view), cache_of(self.params)
         n_dims = f"{parts[0].shape[1]} dimensions" if parts else ""
+        flat = [projections.pca(part) for part in parts]
         if projection == "pca":
-            made = [projections.pca(part) for part in parts]
-            laid = [xy for xy, _ in made]
-            shares = [100 * sum(of_both) for _, of_both in made]
+            laid = [xy for xy, _ in flat]
+            shares = [100 * sum(of_both) for _, of_both in flat]
             how = f"PCA, {min(shares):.0f}"
             how += f" to {max(shares):.0f}% of the variance" if len(shares) > 1 else "% of the variance"
         else:
-            laid = [projections.umap(part, self.settings, cache_of(self.params), say) for part in parts]
-            how = f"UMAP, {self.params.umap_neighbours} neighbours"
+            make = projections.quick if projection == "quick" else projections.umap
+            laid = [make(part, self.settings, folder, say) for part in parts]
+            how = f"{'laid out' if projection == 'quick' else 'UMAP'} by {self.params.umap_neighbours} neighbours"
+        k = self.params.umap_neighbours
+        triples = [(part, xy, first) for part, xy, (first, _) in zip(parts, laid, flat, strict=True) if len(part) > 1]
+        share = float("nan")
+        if triples:
+            kept = [preserved(part, [xy, first], k) for part, xy, first in triples]
+            share, of_pca = 100 * np.average(kept, axis=0, weights=[len(part) for part, _, _ in triples])
+            how += f"; {share:.0f}% of an image's {k} nearest are kept"
+            how += "" if projection == "pca" else f" (PCA: {of_pca:.0f}%)"
         if view != "teacher":
-            return MapLayout(laid[0], f"{view}, {n_dims}: {how}")
+            return MapLayout(laid[0], f"{view}, {n_dims}: {how}", kept=share)
         xy, middles = projections.side_by_side(laid, self.groups())
         labels = [(name, x, y) for name, (x, y) in zip(self.domains, middles, strict=True)]
-        return MapLayout(xy, f"each domain by its own teacher, {n_dims}: {how}", labels)
+        return MapLayout(xy, f"each domain by its own teacher, {n_dims}: {how}", labels, share)
 
 
 def enumerate_rows(batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[int, tuple]]:
@@ -212,21 +237,22 @@ def enumerate_rows(batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator
 
 
 def cache_of(params: EmbeddingsParams) -> Path:
-    """Folder of what is computed once: features and UMAPs. It may be deleted at any time."""
+    """Folder of what is computed once: features and layouts. It may be deleted at any time."""
     return results_folder(params.outputs) / "cache"
 
 
 def open_map(params: EmbeddingsParams) -> EmbeddingMap:
-    """Read a finished run, what its test images are, and how its queries were answered. Nothing is embedded yet.
+    """Read a run, what its test images are, and how its queries were answered. Nothing is embedded yet.
+
+    The queries of an unfinished run are asked now, of its best model so far.
 
     Raises:
-        UserError: no such run, or an unfinished one; a run without the wanted embedder; unknown domains; k beyond the
+        UserError: no such run, or one without a model; a run without the wanted embedder; unknown domains; k beyond the
             neighbours that were kept; changed data.
     """
     run = load_run(find_run(params.run, that_tested(params.embedder), params.outputs))
-    if params.data != "auto" or params.images:
-        run.move_data(params.data, params.images)
-    neighbours, catalog = run.neighbours(), run.catalog
+    answered = answered_by(run, params)
+    neighbours, catalog = answered.neighbours(), run.catalog
     domains = catalog.names
     if params.domains != "all":
         unknown = next((name for name in params.domains if name not in domains), None)
@@ -235,7 +261,7 @@ def open_map(params: EmbeddingsParams) -> EmbeddingMap:
                 f"parameter 'domains': run {run.path.name!r} has no '{unknown}'; {nearest(unknown, domains)}"
             )
         domains = tuple(name for name in domains if name in params.domains)
-    outcomes = run.outcomes()
+    outcomes = answered.outcomes()
     outcomes = outcomes[outcomes["embedder"].isin(["student", "teacher"]) & outcomes["domain"].isin(domains)]
     known = {part.embedder for part in neighbours}
     embedders = [name for name in ("student", "teacher") if name in known]

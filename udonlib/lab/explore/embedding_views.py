@@ -20,14 +20,16 @@ from udonlib.errors import UserError, nearest
 from udonlib.evaluation.outcomes import GROUPS
 from udonlib.lab.explore.embedding_map import NO_QUERY, RIGHT, WRONG, EmbeddingMap, MapLayout, cache_of
 from udonlib.lab.explore.neighbourhoods import confused_domains, confusions, hubness, purity
-from udonlib.lab.projections import seconds
+from udonlib.lab.projections import QUICK, seconds
 from udonlib.lab.views.charts import dots, f32, panels
+from udonlib.lab.views.evaluation_views import how_far
 from udonlib.lab.views.live import ProgressLine
 from udonlib.lab.views.sheets import RIGHT_INK, WRONG_INK
 from udonlib.lab.views.style import EMBEDDER_LOOKS, PALETTE, TEXT, domain_colours
 from udonlib.lab.views.tables import Table, columns_table, facts_table, figure
 from udonlib.runs.watch import duration
 
+OTHERS = "others"  # of classes that have no colour
 PALE = "#a3a3a3"  # points that say nothing: what is no query has no outcome
 GAP_COLOURS = {
     "teacher only": EMBEDDER_LOOKS["teacher"].colour,
@@ -36,11 +38,20 @@ GAP_COLOURS = {
     "neither": "#4d4d4d",
     NO_QUERY: PALE,
 }
+# Whose first neighbour is right, in words that need no legend.
+WHOSE = {
+    "both": "teacher's and student's",
+    "teacher only": "the teacher's alone",
+    "student only": "the student's alone",
+    "neither": "neither teacher's nor student's",
+    NO_QUERY: NO_QUERY,
+}
 RESULT_COLOURS = {RIGHT: RIGHT_INK, WRONG: WRONG_INK, NO_QUERY: PALE}
+LAYOUTS = {"quick": "the layout", "umap": "UMAP", "pca": "PCA"}
 STYLE = "font-size:13px;line-height:1.45;color:inherit"
 MAX_DRAWN = 4_000  # points of one map in a figure; the explorer draws all
 # Percent of queries -> colour: opaque, so that the numbers on it read on light and dark pages.
-HEAT = [[0, "#f4f4f4"], [0.25, "#f6c9a0"], [0.6, "#e07b2f"], [1, "#7a2d00"]]
+HEAT = [[0, "#6a737a"], [0.3, "#8a5a3a"], [1, "#b02a00"]]  # white text reads on all of it, on light and dark pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +73,11 @@ def colourings(space: EmbeddingMap) -> dict[str, str]:
     return labels | ({"gap": "who is right: teacher, student"} if space.has_teachers else {})
 
 
-def colouring(space: EmbeddingMap, by: str) -> Colouring:
+def colouring(space: EmbeddingMap, by: str, rows: Int[np.ndarray, "_"] | None = None) -> Colouring:
     """Colour the points by "domain", "class", "result" (of the first neighbour) or "gap" (teacher against student).
+
+    Of more classes than there are colours the most frequent among `rows` have one, by default among all; others are
+    grey.
 
     Raises:
         UserError: another name, or "gap" of a run without teachers.
@@ -71,12 +85,15 @@ def colouring(space: EmbeddingMap, by: str) -> Colouring:
     if by not in colourings(space):
         raise UserError(f"no colouring '{by}'; {nearest(by, colourings(space))}")
     if by == "class":
-        kind = space.points.groupby("domain", sort=False)["class"].transform(lambda part: pd.factorize(part)[0])
-        kind = kind.to_numpy(np.int64) % len(PALETTE)
-        n_classes = len(space.points[["domain", "class"]].drop_duplicates())
-        note = f"{n_classes:,} classes share {len(PALETTE)} colours: the class stands at the pointer"
-        names = tuple(f"colour {number + 1}" for number in range(len(PALETTE)))
-        return Colouring(kind, names, PALETTE, note)
+        names = space.points["class"].astype(str) + " (" + space.points["domain"] + ")"
+        counts = (names if rows is None else names.iloc[rows]).value_counts()
+        shown = sorted(counts.index, key=lambda name: (-counts[name], name))[: len(PALETTE)]
+        kind = names.map({name: number for number, name in enumerate(shown)}).fillna(len(shown)).to_numpy(np.int64)
+        n_others = names.nunique() - len(shown)
+        if not n_others:
+            return Colouring(kind, tuple(shown), PALETTE[: len(shown)])
+        note = f"the {len(shown)} most frequent of {names.nunique():,} classes; a search or a domain chooses others"
+        return Colouring(kind, (*shown, OTHERS), (*PALETTE[: len(shown)], PALE), note)
     if by == "domain":
         looks = domain_colours(space.catalog.names)
         looks = {name: looks[name] for name in space.domains}
@@ -93,6 +110,7 @@ def described(space: EmbeddingMap) -> Table:
     of = "" if len(space.points) == space.n_images else f", chosen of {space.n_images:,} (max_points)"
     facts = {
         "run": f"{space.run.path.name}: recipe {run.recipe}, seed {run.seed}",
+        **({"unfinished": unfinished} if (unfinished := how_far(space.run)) else {}),
         "R@1, merged, %": f"{results}; mean of {', '.join(space.domains)}",
         "points": f"{len(space.points):,} test images{of}: queries, and what else is in the index",
         "neighbours": f"of the {p.embedder}, {p.k} of each of {len(space.lists[p.embedder]):,} queries",
@@ -118,16 +136,23 @@ def embed(space: EmbeddingMap, live: bool | None = None, clock: Callable[[], flo
     line.say(f"{len(space.points):,} images {how}{left_out}")
 
 
+def is_ready(space: EmbeddingMap, view: str, projection: str) -> bool:
+    """Say whether a layout takes no time to speak of: a PCA, a quick one of few points, one that was kept."""
+    is_small = projection == "quick" and len(space.points) <= QUICK
+    return is_small or space.is_kept(view, projection)
+
+
 def map_chart(space: EmbeddingMap, by: str = "domain") -> go.Figure:
     """Draw the maps of student and teachers side by side, coloured as `colouring` says.
 
-    The projection is that of `params`. A UMAP that was not kept is computed, and said to be.
+    The projection is that of `params`. A layout that takes time and was not kept is computed, and said to be.
     """
     p = space.params
     views = [name for name in ("student", "teacher") if name in space.views]
-    todo = [name for name in views if p.projection == "umap" and not space.is_kept(name)]
+    todo = [name for name in views if not is_ready(space, name, p.projection)]
     if todo:
-        print(f"computing UMAP of {' and '.join(todo)}: about {duration(seconds(len(space.points)))} each", flush=True)
+        took = duration(seconds(len(space.points), p.projection))
+        print(f"computing {LAYOUTS[p.projection]} of {' and '.join(todo)}: about {took} each", flush=True)
     return laid_out(
         space, by, [space.layout(name, p.projection, lambda text: print(text, flush=True)) for name in views]
     )
@@ -138,17 +163,19 @@ def laid_out(space: EmbeddingMap, by: str, layouts: Sequence[MapLayout]) -> go.F
     p, looks = space.params, colouring(space, by)
     chosen = np.random.default_rng(p.seed).permutation(len(space.points))[:MAX_DRAWN]
     label = colourings(space)[by]
-    titles = [layout.caption.replace(": ", ":<br>", 1) for layout in layouts]
+    titles = [layout.caption.replace(": ", ":<br>", 1).replace("; ", ";<br>", 1) for layout in layouts]
     some = f" ({len(chosen):,} of {len(space.points):,} points drawn)" if len(chosen) < len(space.points) else ""
-    fig = panels(f"Test images by {label}{some}", titles, 1, len(layouts), 560, horizontal_spacing=0.04)
+    fig = panels(f"Test images by {label}{some}", titles, 1, len(layouts), 577, horizontal_spacing=0.04)
     fig.update_annotations(font_size=12, yshift=2)
     for column, layout in enumerate(layouts, 1):
         kinds = list(enumerate(zip(looks.names, looks.colours, strict=True)))
-        for number, (name, colour) in sorted(kinds, key=lambda kind: kind[1][0] != NO_QUERY):  # these behind the others
+        for number, (name, colour) in sorted(
+            kinds, key=lambda kind: kind[1][0] not in (NO_QUERY, OTHERS)
+        ):  # these behind the others
             here = chosen[looks.kind[chosen] == number]
             text = (space.points["class"] + ", " + space.points["domain"]).iloc[here]
             style, hover = {"color": colour, "size": 3.5, "opacity": 0.85}, "%{text}<extra></extra>"
-            legend = column == 1 and by != "class"
+            legend = column == 1
             points = dots(name, f32(layout.xy[here, 0]), f32(layout.xy[here, 1]), style, hover, legend, text=text)
             fig.add_trace(points, row=1, col=column)
         for name, x, y in layout.labels:
@@ -157,7 +184,7 @@ def laid_out(space: EmbeddingMap, by: str, layouts: Sequence[MapLayout]) -> go.F
             fig.add_annotation(text=f"<b>{html.escape(name)}</b>", font={"size": 11, "color": TEXT}, **place)
     fig.update_layout(hovermode="closest")
     fig.update_layout(legend={"orientation": "h", "x": 0, "y": -0.04, "yanchor": "top", "itemsizing": "constant"})
-    fig.update_layout(margin={"l": 20, "r": 20, "t": 95, "b": 70})
+    fig.update_layout(margin={"l": 20, "r": 20, "t": 112, "b": 70})
     fig.update_xaxes(range=[-1.06, 1.06], showticklabels=False, ticks="", showgrid=False, constrain="domain")
     fig.update_yaxes(range=[-1.06, 1.06], showticklabels=False, ticks="", showgrid=False, constrain="domain")
     for column in range(1, len(layouts) + 1):
@@ -229,15 +256,14 @@ def region_text(space: EmbeddingMap, rows: Int[np.ndarray, "_"]) -> str:
 
 
 def caption_text(layout: MapLayout) -> str:
-    """Caption a layout in two lines, so that maps stand level: what it is; the grid's order, and how it was made."""
+    """Caption a layout: what it is; the grid's order, how it was made, and what it keeps. Nothing is cut."""
     first, _, second = layout.caption.partition(": ")
     if layout.labels:
         heights = list(dict.fromkeys(y for _, _, y in layout.labels))
         rows = (", ".join(name for name, _, y in layout.labels if y == height) for height in heights)
         second = f"rows: {' / '.join(rows)}; {second}"
-    line = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
-    lines = f'<b>{html.escape(first)}</b><br><small title="{html.escape(second)}">{html.escape(second)}</small>'
-    return f'<div style="{STYLE};{line}">{lines}</div>'
+    small = f'<span style="font-size:12px">{html.escape(second)}</span>'
+    return f'<div style="{STYLE}"><b>{html.escape(first)}</b><br>{small}</div>'
 
 
 def paragraph(text: str, safe: bool = False) -> str:

@@ -7,18 +7,21 @@ HTML with SVG in it: a few tens of kilobytes, where one interactive figure puts 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import yaml
 
+from udonlib import presets
 from udonlib.errors import UserError
-from udonlib.lab.explore.sampler_study import SHAPES, Explored
+from udonlib.files import working_folder, write_text
+from udonlib.lab.explore.sampler_study import SHAPES, Explored, preset_of
 from udonlib.lab.explore.sampler_views import strategy_chart
 from udonlib.lab.explore.simulation import (
     STRATEGIES,
@@ -34,10 +37,10 @@ from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.style import STYLE, domain_colours, square
 from udonlib.lab.views.tables import BARE, Frame, html_rows
 
-FRAME = Frame(330, 150, left=34, bottom=18)  # of one picture
+FRAME = Frame(250, 150, left=34, bottom=18)  # of one picture: two stand side by side where there are 592 pixels
 MAX_WINDOWS = 150  # per area
 TEXT_STYLE = "color:inherit;font-size:13px;line-height:1.45;font-variant-numeric:tabular-nums"
-HEADS = {"start": "loss at the start", "floor": "lowest loss", "half_images": "images to halfway"}
+HEADS = {"start": "loss at the start", "floor": "lowest loss", "half_images": "images to half"}
 
 
 def explore(explored: Explored) -> go.Figure | SamplerExplorer:
@@ -58,12 +61,15 @@ class SamplerExplorer:
         self.picture, self.figures = widgets.HTML(), widgets.HTML()
         self.picture.add_class("udon-sim-picture")
         self.figures.add_class("udon-sim-figures")
-        self._controls = widgets.VBox(layout={"width": "500px", "flex": "0 1 auto"})
+        self._controls = widgets.VBox()
+        self._controls.add_class("udon-sim-controls")
+        self._before: tuple[dict[str, LearningCurve], list[Simulation]] | None = None  # what the ghosts show
+        self._now: tuple[dict[str, LearningCurve], list[Simulation]] | None = None
+        self.said = widgets.HTML()
         self._build()
-        self.picture.layout = {"flex": "1 1 330px", "min_width": "0"}
-        layout = {"display": "flex", "flex_flow": "row wrap", "align_items": "flex-start"}
-        beside = widgets.Box([self._controls, self.picture], layout=layout)
-        self.box = widgets.VBox([widgets.HTML(STYLE), beside, self.figures])
+        beside = widgets.Box([self._controls, self.picture])
+        beside.add_class("udon-sim-beside")
+        self.box = widgets.VBox([widgets.HTML(STYLE), beside, self.figures, self.said])
         self.box.add_class("udon-sim")
 
     def _build(self) -> None:
@@ -87,7 +93,7 @@ class SamplerExplorer:
         }
         self.setting["smoothing"].description = "smoothing"
         for control in self.setting.values():
-            control.style, control.layout = {"description_width": "120px"}, {"width": "490px"}
+            control.style, control.layout = {"description_width": "122px"}, {"width": "452px"}
         starts = [curve.start for curve in e.curves.values()]
         top, least = max(starts), min(0.1, *starts)
         lowest = max(top / 4, *(2 * curve.floor for curve in e.curves.values()))
@@ -115,6 +121,10 @@ class SamplerExplorer:
             description="as it was", tooltip="back to the curves and the setting of the notebook"
         )
         self._reset.on_click(lambda _: self._build())
+        self._preset = widgets.Button(
+            description="train this", tooltip="write a preset of these settings under params/, to train with"
+        )
+        self._preset.on_click(lambda _: self.write_preset())
         self._name_and_watch()
         self._controls.children = self._arrange()
         self.draw()
@@ -123,7 +133,7 @@ class SamplerExplorer:
         controls = {f"strategy-{name}": control for name, control in self.strategies.items()}
         controls |= dict(self.setting) | {f"share-{name}": control for name, control in self.shares.items()}
         controls |= {f"{part}-{name}": control for name, row in self.curves.items() for part, control in row.items()}
-        for name, control in {**controls, "reset": self._reset}.items():
+        for name, control in {**controls, "reset": self._reset, "preset": self._preset}.items():
             answering(named(control, f"sim-{name}"))
             if hasattr(control, "continuous_update"):
                 control.continuous_update = False
@@ -139,15 +149,15 @@ class SamplerExplorer:
             cells.append(widgets.HTML(square(colours[name], name)))
             cells += [row[part] for part in parts]
             for part in parts:
-                row[part].layout = {"width": "134px"}
-        curves = widgets.GridBox(cells, layout={"grid_template_columns": "80px repeat(3, 138px)", "grid_gap": "0"})
+                row[part].layout = {"width": "122px"}
+        curves = widgets.GridBox(cells, layout={"grid_template_columns": "76px repeat(3, 126px)", "grid_gap": "0"})
         cells = [widgets.HTML("<b>fixed</b>"), widgets.HTML("shares, any scale"), widgets.HTML(), widgets.HTML()]
         for name, control in self.shares.items():
-            control.layout = {"width": "160px"}
+            control.layout = {"width": "146px"}
             cells += [widgets.HTML(square(colours[name], name)), control]
-        self._fixed = widgets.GridBox(cells, layout={"grid_template_columns": "80px 165px 80px 165px", "grid_gap": "0"})
+        self._fixed = widgets.GridBox(cells, layout={"grid_template_columns": "76px 150px 76px 150px", "grid_gap": "0"})
         toggles = widgets.Box(list(self.strategies.values()), layout={"display": "flex", "flex_flow": "row wrap"})
-        return [toggles, *self.setting.values(), curves, self._fixed, self._reset]
+        return [toggles, *self.setting.values(), curves, self._fixed, widgets.HBox([self._reset, self._preset])]
 
     def _moved(self, _: object) -> None:
         self.draw()
@@ -178,8 +188,13 @@ class SamplerExplorer:
         except UserError as error:
             self.figures.value = f"<b>{html.escape(str(error))}</b>"
             return
-        pictures = [_curves_picture(curves, setting), *(_areas_picture(one) for one in simulations)]
+        self._before, self._now = self._now, (curves, simulations)
+        ghosts = self._before[0] if self._before else {}
+        past = {one.strategy: one for one in self._before[1]} if self._before else {}
+        pictures = [_curves_picture(curves, setting, ghosts)]
+        pictures += [_areas_picture(one, past.get(one.strategy)) for one in simulations]
         flow = '<div style="display:flex;flex-wrap:wrap;gap:6px 14px">' + "".join(pictures) + "</div>"
+        flow += "<div>dashed: as it was before the last change</div>" * ("udon-sim-ghost" in flow)
         told = "".join(
             f"<div><b>{one.strategy}</b>: {html.escape(verdict(outcome(one, setting.sizes)))}</div>"
             for one in simulations
@@ -198,6 +213,20 @@ class SamplerExplorer:
     def _seen(self) -> str:
         """What is seen without the sliders."""
         return self.picture.value + self.figures.value
+
+    def write_preset(self) -> None:
+        """Write the preset of this setting under params/ as a new file, and say how to train with it."""
+        try:
+            text = yaml.safe_dump(preset_of(self.explored, *self.state()[1:]), sort_keys=False)
+            name = f"sampler-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+            file = working_folder() / "params" / f"{name}.yaml"
+            write_text(file, f"# Claim:     what sampler.ipynb simulated, trained.\n\n{text}")
+            presets.load(name)
+        except UserError as error:
+            self.said.value = f"<b>{html.escape(str(error))}</b>"
+            return
+        how = f"papermill notebooks/train.ipynb outputs/train.ipynb -p preset {name}"
+        self.said.value = f"{html.escape(str(file))} is written; to train it: <code>{html.escape(how)}</code>"
 
     def command(self) -> str:
         """What the controls changed, as options of papermill that make the same picture."""
@@ -248,8 +277,14 @@ def _batches(setting: Setting) -> list[int]:
     return sorted(n * setting.domains_per_batch for n in parts)
 
 
-def _curves_picture(curves: dict[str, LearningCurve], setting: Setting) -> str:
-    """All learning curves over the images that an equal share would show, the loss on a log scale."""
+def _curves_picture(
+    curves: dict[str, LearningCurve], setting: Setting, before: Mapping[str, LearningCurve] | None = None
+) -> str:
+    """All learning curves over the images that an equal share would show, the loss on a log scale.
+
+    Args:
+        before: as they were, for their ghosts.
+    """
     end = max(1, setting.steps * setting.batch_size // len(curves))
     x = np.linspace(0, end, 60)
     values = {name: np.maximum(curve.loss(x), 1e-3) for name, curve in curves.items()}
@@ -258,13 +293,21 @@ def _curves_picture(curves: dict[str, LearningCurve], setting: Setting) -> str:
     ticks = [tick for tick in (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20) if low <= tick <= high]
     lines = ""
     for name, colour in domain_colours(curves).items():
+        if before and name in before and before[name] != curves[name]:
+            was = np.clip(np.log(np.maximum(before[name].loss(x), 1e-3) / low) / span, 0, 1)
+            lines += _ghost(FRAME.line(zip(x / end, was, strict=True), colour, f"{name}, before"))
         lines += FRAME.line(zip(x / end, np.log(values[name] / low) / span, strict=True), colour, name)
     heights = [(float(np.log(tick / low) / span), f"{tick:g}") for tick in ticks]
-    return _picture("learning curves: loss (log) by images seen", lines, heights, f"{end:,} images")
+    return _picture("loss (log) by images seen", lines, heights, f"{end:,} images")
 
 
-def _areas_picture(simulation: Simulation) -> str:
-    """A strategy's allocation as stacked areas."""
+def _ghost(drawing: str) -> str:
+    """A drawing as it was before the last change."""
+    return f'<g class="udon-sim-ghost" stroke-dasharray="4 3" opacity="0.75">{drawing}</g>'
+
+
+def _areas_picture(simulation: Simulation, before: Simulation | None = None) -> str:
+    """A strategy's allocation as stacked areas; before: as it was, for the ghosts of their borders."""
     keep = slice(None, None, -(-len(simulation.starts) // MAX_WINDOWS))
     shares = simulation.shares[keep]
     ends = np.append(simulation.starts[keep], simulation.steps) / simulation.steps
@@ -274,7 +317,16 @@ def _areas_picture(simulation: Simulation) -> str:
     ]
     heights = [(0.0, "0"), (0.5, "50"), (1.0, "100")]
     title = f"<b>{simulation.strategy}</b>: share of steps, %"
-    return _picture(title, FRAME.areas(ends, shares, looks), heights, f"step {simulation.steps:,}")
+    content = FRAME.areas(ends, shares, looks)
+    if before is not None and not (
+        before.shares.shape == simulation.shares.shape and np.allclose(before.shares, simulation.shares)
+    ):
+        some = slice(None, None, -(-len(before.starts) // MAX_WINDOWS))
+        places, tops = before.starts[some] / before.steps, before.shares[some].cumsum(axis=1)[:, :-1].T
+        content += "".join(
+            _ghost(FRAME.line([*zip(places, top, strict=True), (1.0, top[-1])], "#ffffff")) for top in tops
+        )
+    return _picture(title, content, heights, f"step {simulation.steps:,}")
 
 
 def _picture(title: str, content: str, heights: Sequence[tuple[float, str]], end: str) -> str:

@@ -19,6 +19,7 @@ from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError, nearest
 from udonlib.files import runs_folder, whole_lines
 from udonlib.lab.explore.simulation import (
+    RULES,
     Fit,
     LearningCurve,
     Setting,
@@ -37,6 +38,9 @@ from udonlib.training.interventions import Intervention
 DRAWN = "miniuned"  # preset whose steps and batches hold where there is no run
 SHAPES = {"start_loss": "start", "floor_loss": "floor", "half_images": "half_images"}  # parameter -> of LearningCurve
 MAX_RUNS = 6  # overlaid; more lines cannot be told apart
+
+OWN = {"run", "outputs", "seed", "overwrite", "steps", "batch_size", "update_every", "sampler", "sampler_signal"}
+OWN |= {"sampler_smoothing", "fixed_shares", "replay"}  # of a run, but not of a preset, or set by the sliders
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,28 @@ class Explored:
     def simulations(self) -> list[Simulation]:
         """What each strategy asked for would have done. Raises: UserError, see `simulation.simulate_all`."""
         return simulate_all(self.curves, self.setting, self.params.strategies)
+
+
+def preset_of(explored: Explored, setting: Setting, strategies: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a run with a setting: those of the run that the curves are of, and what was changed.
+
+    Args:
+        strategies: as they are chosen.
+
+    Raises:
+        UserError: not one strategy is chosen: which one is to be trained?
+    """
+    if len(strategies) != 1:
+        raise UserError(f"found {len(strategies)} strategies chosen, expected one: that which is to be trained")
+    values: dict[str, Any] = {"preset": "miniuned"}
+    if explored.source is not None:
+        kept = explored.source.params.model_dump(mode="json", exclude_defaults=True, exclude=OWN)
+        values = {"preset": "paper", **kept}
+    values |= {"steps": setting.steps, "batch_size": setting.batch_size, "update_every": setting.update_every}
+    [strategy] = strategies
+    rule = {"sampler": "dynamic", "sampler_signal": strategy} if strategy in RULES else {"sampler": strategy}
+    values |= rule | {"sampler_smoothing": setting.smoothing}
+    return values | ({"fixed_shares": dict(setting.shares)} if strategy == "fixed" and setting.shares else {})
 
 
 def open_sampler(params: SamplerParams) -> Explored:
@@ -266,7 +292,8 @@ def _setting(trained: TrainParams, catalog: Catalog, params: SamplerParams | Non
     # A gap is not known from the losses of one of the two: the paper's rule stands in for it.
     signal = "loss" if trained.sampler_signal == "gap" else trained.sampler_signal
     settled = {names.get(name, name): value for name, value in values.items()}
-    return Setting(sizes, signal=signal, n_classes=catalog.n_classes, **settled)
+    order = trained.sampler_order
+    return Setting(sizes, signal=signal, order=order, n_classes=catalog.n_classes, **settled)
 
 
 def _reshaped(curves: dict[str, LearningCurve], params: SamplerParams) -> dict[str, LearningCurve]:

@@ -99,7 +99,7 @@ def curve_chart(explored: Explored) -> go.Figure:
     low, high = np.log10(max(values.min(), 1e-3)) - 0.1, np.log10(values.max()) + 0.1
     fig.update_yaxes(type="log", range=[low, high], tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS])
     fig.update_xaxes(nticks=4, tickformat="~s", rangemode="tozero")
-    label_grid(fig, len(e.names), "images of the domain seen", "loss (log)")
+    label_grid(fig, len(e.names), "its images seen", "loss (log)")
     return fig.update_layout(hovermode="x")
 
 
@@ -125,11 +125,11 @@ def outcome_chart(explored: Explored) -> go.Figure:
     A ring marks a domain that starves.
     """
     sizes, order = explored.setting.sizes, explored.names
-    measures = {"share": ("share of all images, %", 100), "passes": ("passes over its images", 1)}
+    measures = {"share": ("share of all images, %", 100), "passes": ("passes over them", 1)}
     losses = np.concatenate([outcome(one, sizes)["loss"] for one in explored.simulations])
     n_ticks = sum(bool(losses.min() <= tick <= losses.max()) for tick in TICKS)
     is_wide = n_ticks > 1  # else a logarithm would have no ticks
-    measures["loss"] = ("predicted loss at the end" + " (log)" * is_wide, 1)
+    measures["loss"] = ("predicted last loss" + " (log)" * is_wide, 1)
     fig = panels(
         "What each domain gets, simulated", [label for label, _ in measures.values()], 1, 3, 150 + 36 * len(order)
     )

@@ -45,6 +45,7 @@ class Setting:
     floor: float = 0.0
     alpha: float = 0.3
     signal: str = "loss"
+    order: str = "random"
     n_classes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,6 +104,7 @@ def simulate(curves: Mapping[str, LearningCurve], setting: Setting, strategy: st
         signal=signal,
         n_classes=[setting.n_classes.get(name, 2) for name in names],
         floor=setting.floor or (LEAST_FLOOR if signal == "progress" else 0.0),
+        order=setting.order,
     )
     seen = np.zeros(len(names), dtype=np.int64)
     starts, shares, moments = [], [], [seen.copy()]

@@ -229,7 +229,11 @@ class Trace:
 
     def __init__(self, spec: Mapping[str, Any], number: int, is_stacked: bool) -> None:
         self.spec, self.kind = spec, spec.get("type", "scatter")
-        if self.kind not in ("scatter", "bar", "heatmap") or spec.get("orientation") == "h" or spec.get("fill"):
+        if (
+            self.kind not in ("scatter", "bar", "heatmap")
+            or spec.get("orientation") == "h"
+            or spec.get("fill", "toself") != "toself"
+        ):
             raise PictureError(f"trace '{self.kind}'")
         self.x_name, self.y_name = spec.get("xaxis") or "x", spec.get("yaxis") or "y"
         given = {letter: array(spec[letter]) for letter in "xy" if spec.get(letter) is not None}

@@ -222,7 +222,9 @@ class _Drawing:
             base = trace.y_axis.pixels(trace.base)
             outline = (*_steps(x, y, line), *reversed(_steps(x, base, line)))
             self.page.area(outline, trace.spec.get("fillcolor", colour), trace.frame)
-        if "lines" in trace.mode:
+        if trace.spec.get("fill"):
+            self.page.area(list(zip(x, y, strict=True)), trace.spec.get("fillcolor", colour), trace.frame)
+        if "lines" in trace.mode and line.get("width", 2):
             xs, ys = zip(*_steps(x, y, line), strict=True) if len(x) else ((), ())
             self.page.line(xs, ys, colour, line.get("width", 2), 2, line.get("dash", "solid"), trace.frame)
         for name, along in (("error_x", x), ("error_y", y)):

@@ -13,7 +13,6 @@ from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import Image as Sheet
 
 from udonlib.data.decoding import decode
 from udonlib.errors import UserError
@@ -23,6 +22,7 @@ from udonlib.lab.use.search_views import query_sheet
 from udonlib.lab.use.searched import Searched
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
+from udonlib.lab.views.sheets import Picture
 
 HINT = "Drop or paste an image here; drag for a crop; click any thumbnail to search on."
 N_STRIP = 24  # images to choose from
@@ -37,7 +37,7 @@ class SearchWidget(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
 
 
-def show(searched: Searched) -> SearchPanel | Sheet:
+def show(searched: Searched) -> SearchPanel | Picture:
     """The panel where a person looks at this kernel's cells, else a static sheet of queries."""
     return SearchPanel(searched) if has_front_end() else query_sheet(searched)
 

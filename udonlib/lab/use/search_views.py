@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from IPython.display import Image
-
 from udonlib.lab.use.answers import MERGED, Found, Hits, find, is_right, of_row, sample, some
 from udonlib.lab.use.searched import Searched, open_search
 from udonlib.lab.use.use_params import SearchParams
 from udonlib.lab.views.live import ProgressLine
-from udonlib.lab.views.sheets import FAINT, GAP, INK, LINE, RIGHT_INK, WRONG_INK, Sheet
+from udonlib.lab.views.sheets import GAP, INK, LINE, RIGHT_INK, WRONG_INK, Picture, Sheet
 from udonlib.lab.views.tables import Table, facts_table, lines_table
 from udonlib.runs.watch import duration
 from udonlib.search.classify import tradeoff
@@ -63,7 +61,7 @@ def index_table(searched: Searched) -> Table:
     return facts_table(facts)
 
 
-def query_sheet(searched: Searched) -> Image:
+def query_sheet(searched: Searched) -> Picture:
     """Show queries with their neighbours in all domains, and below what their domain's own teacher finds in it."""
     queries = sample(searched, searched.params.n_queries, searched.params.seed)
     shown = [find(searched, of_row(searched, row)) for row in queries]
@@ -71,9 +69,9 @@ def query_sheet(searched: Searched) -> Image:
     height = n_rows * (SIDE + LINE + GAP) + GAP
     sheet = Sheet(LEFT + (k + 1) * STEP + 3 * GAP, 3 * LINE + len(shown) * height)
     sheet.mark(GAP, 6, "tick", RIGHT_INK)
-    sheet.write(GAP + 24, 6, "same class", INK)
+    sheet.write(GAP + 24, 6, "same class")
     sheet.mark(GAP + 120, 6, "cross", WRONG_INK)
-    sheet.write(GAP + 144, 6, "other class; a number is the similarity", INK)
+    sheet.write(GAP + 144, 6, "other class; a number is the similarity")
     for number, found in enumerate(shown):
         _query(sheet, searched, found, 2 * LINE + number * height)
     return sheet.image()
@@ -91,8 +89,8 @@ def _query(sheet: Sheet, searched: Searched, found: Found, y: int) -> None:
 
 def _hits(sheet: Sheet, searched: Searched, found: Found, hits: Hits, who: str, y: int) -> None:
     left = STEP + 2 * GAP
-    sheet.write(left, y + SIDE // 2 - LINE, who, INK, LEFT)
-    sheet.write(left, y + SIDE // 2, "all domains" if who == "student" else "its domain", FAINT, LEFT)
+    sheet.write(left, y + SIDE // 2 - LINE, who, LEFT)
+    sheet.write(left, y + SIDE // 2, "all domains" if who == "student" else "its domain", LEFT)
     for rank, (row, value) in enumerate(zip(hits.rows.tolist(), hits.similarities.tolist(), strict=True)):
         right = is_right(searched, found.query, row)
         look = {True: (RIGHT_INK, "tick"), False: (WRONG_INK, "cross"), None: ("", "")}[right]

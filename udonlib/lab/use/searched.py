@@ -191,7 +191,9 @@ def open_search(params: SearchParams, progress: Progress | None = None, say: Say
         found = model.embed(images, on_bad_image=p.on_bad_image, n_threads=p.n_threads, progress=progress)
         if found.skipped:
             first = next(iter(found.skipped.items()))
-            say(f"{len(found.skipped):,} images cannot be read and are left out: {first[0]}: {first[1]}")
+            n = len(found.skipped)
+            what = f"{n:,} images cannot be read and are" if n > 1 else "one image cannot be read and is"
+            say(f"{what} left out: {first[0]}: {first[1]}")
         index = _indexed(params, found, progress)
         store = images.store if isinstance(images, Catalog) else list_images(images)[0]
     searched = Searched(params, model, index, store)

@@ -1,8 +1,8 @@
-"""What search.ipynb and release.ipynb take."""
+"""What search.ipynb, release.ipynb and cost.ipynb take."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -55,3 +55,27 @@ class ReleaseParams(RunDataParams):
     data_licence: str | None = Field(None, min_length=1, description="of the data")
     weights_licence: str | None = Field(None, min_length=1, description="of the weights that it began with")
     teachers_licence: str | None = Field(None, min_length=1, description="of frozen teachers")
+
+
+class CostParams(ResultParams):
+    """Which run cost.ipynb computes the cost of, and on what.
+
+    What is known of a machine has the maker's figures as defaults (an H100 SXM, eight of them in a node); what has to
+    be measured there has an assumption, and says so.
+    """
+
+    plan: str = Field("uned_in21k", min_length=1, description="preset of the run, which is taken to see all of UnED")
+    n_gpus: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((1, 8, 64), description="numbers of GPUs")
+    images_per_gpu: int = Field(128, ge=1, le=65_536, description="of a step; steps are as many as the images need")
+    peak_tflops: Positive = Field(989.0, description="of a GPU: dense bfloat16; an H100 SXM's, by its maker")
+    utilisation: float = Field(0.4, gt=0, le=1, description="share of the peak that training reaches: assumed")
+    images_per_s: Positive | None = Field(
+        None, description="that one GPU trains, measured there; then `utilisation` does not count"
+    )
+    gpus_per_node: int = Field(8, ge=1, le=1024, description="GPUs that are linked closely")
+    node_gb_per_s: Positive = Field(450.0, description="of a GPU to the others of its node, each way: NVLink 4")
+    network_gb_per_s: Positive = Field(50.0, description="of a GPU to other nodes, each way: 400 Gbit/s")
+    latency_us: float = Field(10.0, ge=0, le=1e6, description="of a message, microseconds: assumed")
+    image_kb: Positive = Field(30.0, description="of an image file on the disk, kilobytes: assumed, 256 pixels high")
+    decoded_per_s: Positive = Field(440.0, description="images that a core decodes and scales in a second: assumed")
+    euros_per_gpu_hour: float = Field(3.0, ge=0, le=1e6, description="that a GPU costs, with its part of the node")

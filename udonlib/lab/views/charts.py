@@ -377,9 +377,18 @@ def class_sizes(catalog: Catalog, split: str = "train", before: Catalog | None =
             colour, name = colours[domain.name], domain.name + when
             tail = line(name, keep + 1, sizes[keep], colour, "%{y} images", legend=not when, dash=dash)
             fig.add_trace(tail.update(legendgroup=domain.name), row=1, col=1)
-    fig.update_xaxes(title="rank of the class (log)", type="log", dtick=1)
-    fig.update_yaxes(title="images (log)", type="log", dtick="D2")
+    longest = max((float(trace.x.max()) for trace in fig.data), default=1.0)
+    largest = max((float(trace.y.max()) for trace in fig.data), default=1.0)
+    fig.update_xaxes(title="rank of the class (log)", type="log", **log_ticks(longest))
+    fig.update_yaxes(title="images (log)", type="log", **log_ticks(largest))
     return fig
+
+
+def log_ticks(highest: float) -> dict[str, Any]:
+    """Ticks of a logarithmic axis from 1 on, written in full: 1, 2, 5, 10, 20, 50; plotly writes 1, 2, 5, 10, 2."""
+    ticks = [digit * 10**power for power in range(len(str(int(highest)))) for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if tick <= 2 * highest]
+    return {"tickvals": ticks, "ticktext": [f"{tick:,}" for tick in ticks]}
 
 
 def _decimate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """What a person sees while a run trains: one cell that redraws itself, or plain lines where nobody looks at a cell.
 
-show(run.train(), params)
+train(run)                    # apart from the kernel where a person looks, so that the run outlives the page
+show(run.train(), params)     # here
 """
 
 from __future__ import annotations
@@ -10,18 +11,140 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+import ipywidgets
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 
-from udonlib.errors import UserError
+from udonlib.errors import ParameterError, UserError
+from udonlib.lab.kernel.reception import Reception
+from udonlib.lab.views.front_end import Still, named
 from udonlib.lab.views.style import domain_colours, square, teacher_looks
 from udonlib.lab.views.tables import BARE, bar, html_rows, inline_svg, polyline, share_bar
 from udonlib.params import TrainParams
-from udonlib.runs.watch import Curve, Progress, Record, duration
+from udonlib.runs.apart.process import Worker
+from udonlib.runs.folder import METRICS
+from udonlib.runs.run import Run
+from udonlib.runs.watch import Curve, Progress, Record, Watch, duration
 
+POLL_SECONDS = 0.1  # between two looks at a run that is trained apart, and at what the kernel is asked
 REDRAW_SECONDS = 0.5
 LINE_SECONDS = 5.0  # between two lines at first; later a fiftieth of the time that the run has taken
+
+
+def train(run: Run, live: bool | None = None) -> Record:
+    """Train a run to its end, or look on until somebody else has, and show how it goes.
+
+    Where a person looks, the run is trained by a process of its own, which outlives the page, the kernel and the
+    server: whoever runs this cell again, in whatever notebook, looks on with it. Interrupting the cell stops the run
+    after its step, with a checkpoint. Elsewhere, as under papermill, the run is trained here, and ends with this
+    process.
+
+    Args:
+        live: whether a person looks; None: as `has_front_end` says.
+
+    Returns:
+        The last record; {} where another page took over.
+
+    Raises: what training raises.
+    """
+    looked_at = has_front_end() if live is None else live
+    if not looked_at or run.is_over:
+        if (n := run.params.processes) > 1 and not run.is_over:
+            how = f"from a terminal: torchrun --nproc-per-node {n} -m udonlib train PRESET -p NAME VALUE"
+            found = f"found {n}, but nobody looks at this notebook, whose kernel trains alone; expected 1, or {how}"
+            raise ParameterError({"processes": found})
+        return show(run.train(), run.params, looked_at)
+    return _Look(run).to_the_end()
+
+
+on_show: set[Path] = set()  # folders of runs that a cell of this kernel looks at: it says how long they take
+
+
+class _Look:
+    """Looking on while a run is trained apart."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._worker, self._watch = run, Worker(run), Watch(run)
+        self._began_before: int | None = None  # of the records of a run that is about to be begun anew
+        if not self._worker.trains:
+            _ = run.data_check  # what is wrong with it is said here, before a process is started
+            records = run.path / METRICS
+            self._began_before = records.stat().st_ino if records.exists() and run.params.overwrite else None
+            self._worker.start(run.params.processes)
+        self._view = _Training(self._watch.progress, True, time.monotonic, apart=True)
+
+    def to_the_end(self) -> Record:
+        """Look on until the run ends. See `train`."""
+        progress = self._watch.progress
+        on_show.add(self._run.path)
+        try:
+            with Reception() as self._reception:
+                if not self._reception.works:
+                    print(DEAD, flush=True)
+                try:
+                    while self._worker.trains and not self._reception.is_replaced:
+                        self._look()
+                except KeyboardInterrupt:
+                    self._stop()
+                    raise
+            if self._reception.is_replaced:
+                print("The run goes on: it is looked at from another page now.", flush=True)
+                return {}
+            self._look(now=True)
+            self._worker.check_end()
+            summary = self._run.summary()
+            last = {"kind": "end", "step": summary["steps"]} | summary
+            progress = self._watch.progress
+            progress.update(last)
+            progress.state = "finished"
+        except BaseException:
+            progress = self._watch.progress
+            progress.state = "stopped"
+            raise
+        finally:
+            on_show.discard(self._run.path)
+            self._view.progress = progress
+            self._view.draw(now=True)
+            self._view.leave()
+        return last
+
+    def _look(self, now: bool = False) -> None:
+        """Answer the kernel's messages, read what is new, draw it where it is time, and wait for a moment."""
+        self._reception.serve()
+        if self._is_there():
+            self._watch.update()
+        self._view.progress = self._watch.progress
+        self._view.draw(now)
+        time.sleep(POLL_SECONDS)
+
+    def _is_there(self) -> bool:
+        """Whether the run's records are not those of a run that is about to be begun anew."""
+        if self._began_before is not None:
+            records = self._run.path / METRICS
+            if not records.exists() or records.stat().st_ino == self._began_before:
+                return False
+            self._began_before = None
+        return True
+
+    def _stop(self) -> None:
+        """Have the run stop after its step, and wait for that. A second interrupt ends it where it is.
+
+        Nobody has interrupted it where another program trains it, or where it is the kernel that is to end.
+        """
+        if not self._worker.is_alive or self._reception.is_ending():
+            return
+        try:
+            self._worker.stop()
+            while self._worker.is_alive:
+                self._look()
+        except KeyboardInterrupt:
+            self._worker.interrupt()
+            while self._worker.is_alive:
+                self._look()
 
 
 def show(
@@ -60,16 +183,35 @@ def show(
 
 
 def has_front_end() -> bool:
-    """Whether a person looks at this kernel's cells: JupyterLab started it for a notebook.
+    """Whether a person looks at this kernel's cells, in JupyterLab, VS Code, Colab or any other front end.
 
-    The environment variable UDON_LIVE (0 or 1) decides otherwise, as for a papermill that was itself started from a
-    notebook and inherits that notebook's environment. Raises UserError on any other value of it.
+    Who sent the cell says whether somebody can be asked for input: front ends do, papermill, nbconvert and nbval do
+    not. Where the kernel does not hand that on, a session that JupyterLab started counts.
+
+    The environment variable UDON_LIVE (0 or 1) decides otherwise. Raises UserError on any other value of it.
     """
     chosen = os.environ.get("UDON_LIVE", "")
     if chosen not in ("", "0", "1"):
         raise UserError(f"environment variable UDON_LIVE: found {chosen!r}, expected 0 or 1")
-    in_kernel = hasattr(get_ipython(), "kernel")
-    return chosen == "1" if chosen else in_kernel and bool(os.environ.get("JPY_SESSION_NAME"))
+    if chosen:
+        return chosen == "1"
+    shell: Any = get_ipython()
+    if not hasattr(shell, "kernel"):
+        return False
+    with suppress(AttributeError, KeyError, TypeError):  # another kernel, or a thread that no cell runs in
+        return bool(shell.kernel.get_parent("shell")["content"]["allow_stdin"])
+    return bool(os.environ.get("JPY_SESSION_NAME"))
+
+
+HERE = "If the kernel stops or dies, run this notebook again: it goes on from the last checkpoint."
+APART = (
+    "The run goes on without this page and its kernel. If nothing moves here any more, as after a restart, run this "
+    "notebook again: it finds the run. To interrupt this cell stops the run, with a checkpoint to go on from."
+)
+DEAD = (
+    "The panel's controls answer when this cell has ended: this kernel hears nothing while a cell runs. To steer the "
+    "run meanwhile, run steer.ipynb beside this notebook."
+)
 
 
 class Output:
@@ -82,13 +224,20 @@ class Output:
         live: redraw (True) or print (False); None: as `has_front_end` says.
         clock: seconds; for tests.
         wait: seconds before the first line.
+        place: where to redraw; None: an output of the cell.
     """
 
-    def __init__(self, live: bool | None = None, clock: Callable[[], float] = time.monotonic, wait: float = -math.inf):
+    def __init__(
+        self,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wait: float = -math.inf,
+        place: _Place | None = None,
+    ) -> None:
         self.live = has_front_end() if live is None else live
         self._clock, self._began = clock, clock()
         self._next, self._last = -math.inf if self.live else self._began + wait, ""
-        self._handle = display(HTML(""), display_id=True) if self.live else None
+        self._handle = place or (display(HTML(""), display_id=True) if self.live else None)
 
     def seconds(self) -> float:
         """Time since the beginning."""
@@ -111,8 +260,9 @@ class Output:
 class _Training:
     """A training on show."""
 
-    def __init__(self, progress: Progress, live: bool | None, clock: Callable[[], float]) -> None:
-        self.progress, self._output = progress, Output(live, clock, LINE_SECONDS)
+    def __init__(self, progress: Progress, live: bool | None, clock: Callable[[], float], apart: bool = False) -> None:
+        self._place = _Place() if apart else None
+        self.progress, self._output = progress, Output(live, clock, LINE_SECONDS, self._place)
         self._told = [0, 0]  # notices and interventions that were printed
         self._estimated = False  # the first estimate of the time is worth a line at once
 
@@ -125,7 +275,29 @@ class _Training:
         news = [f"Note: {notice}." for notice in p.notices[self._told[0] :]]
         news += [f"step {entry.step}: {entry}" for entry in p.interventions[self._told[1] :]]
         self._told = [len(p.notices), len(p.interventions)]
-        self._output.show(p.line(), page(p) if self._output.live else "", news)
+        self._output.show(p.line(), page(p, self._place is not None) if self._output.live else "", news)
+
+    def leave(self) -> None:
+        """Leave what was drawn last for good."""
+        if self._place is not None:
+            self._place.leave()
+
+
+class _Place:
+    """Where a page is drawn that comes alive again when the browser's page is reloaded: a widget, and its still."""
+
+    def __init__(self) -> None:
+        self._widget = named(ipywidgets.HTML(), "looked-on")
+        self._still = Still(self._widget, "")
+
+    def update(self, page: HTML) -> None:
+        """Draw another one."""
+        self._widget.value = page.data
+        self._still.keep(lambda: page.data)
+
+    def leave(self) -> None:
+        """Leave the still alone in the notebook."""
+        self._still.leave(self._widget.value)
 
 
 MIN_SECONDS = 1.0  # of an activity before its remaining time is estimated
@@ -187,10 +359,13 @@ class ProgressLine(Output):
             print(text, flush=True)
 
 
-def page(progress: Progress) -> str:
+def page(progress: Progress, apart: bool = False) -> str:
     """The state as HTML: a bar of the steps, a row for each domain with its loss and R@1, one for each teacher.
 
     Text takes the page's colour, so that it reads on light and dark pages.
+
+    Args:
+        apart: the run is trained by a process of its own.
     """
     p, total = progress, progress.params.steps
     share = p.share
@@ -204,16 +379,16 @@ def page(progress: Progress) -> str:
         '<div class="udon-live" style="font-size:13px;line-height:1.4;font-variant-numeric:tabular-nums">'
         f'<div style="margin:4px 0">{title}</div>'
         f"{bar(share, margin='6px 0 8px')}{_table(p) if p.domains else ''}"
-        f"{_taught(p) if p.params.teachers else ''}{_footer(p)}</div>"
+        f"{_taught(p) if p.params.teachers else ''}{_footer(p, apart)}</div>"
     )
 
 
-def _footer(progress: Progress) -> str:
+def _footer(progress: Progress, apart: bool) -> str:
     """What somebody has to know who finds this output without a kernel behind it, and what a person has done."""
     lines = [f"Note: {html.escape(notice)}." for notice in progress.notices]
     lines += [f"step {entry.step:,}: {html.escape(str(entry))}" for entry in progress.interventions[-3:]]
     if progress.state in ("running", "paused"):
-        lines.append("If the kernel stops or dies, run this notebook again: it goes on from the last checkpoint.")
+        lines.append(APART if apart else HERE)
     return f'<div style="margin:6px 0;opacity:0.75">{"<br>".join(lines)}</div>' if lines else ""
 
 

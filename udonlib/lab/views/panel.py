@@ -3,9 +3,9 @@
     steer(run)          # a run of this notebook, before the cell that trains it
     steer("NAME")       # a run that papermill, another notebook or another program trains
 
-Controls write control.json and nothing else; a thread reads the run's files and draws. It moves a control only to take
-back what the run has refused; that is silent in the thread alone, so that what a person moves meanwhile is not lost. A
-panel works alike for every process that trains.
+Controls write control.json and nothing else; a thread reads the run's files and draws. It moves a control only where
+the run has refused something, or another panel has asked for something else; that is silent in the thread alone, so
+that what a person moves meanwhile is not lost. A panel works alike for every process that trains.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ import ipywidgets
 
 from udonlib.errors import UserError
 from udonlib.lab.views import panel_views
-from udonlib.lab.views.front_end import Still, button, named
-from udonlib.lab.views.live import has_front_end
-from udonlib.lab.views.panel_views import Row
+from udonlib.lab.views.controls import rows
+from udonlib.lab.views.controls.rows import Row
+from udonlib.lab.views.front_end import Still, named
+from udonlib.lab.views.live import has_front_end, on_show
 from udonlib.lab.views.style import STYLE
 from udonlib.runs.find import RUN, find_run
 from udonlib.runs.folder import RunFolder
 from udonlib.runs.watch import Watch
+from udonlib.training.interventions import Wish, changed, changes_between
 from udonlib.training.steering import REQUESTS, Control, change_control, read_control
 
 POLL_SECONDS = 0.15  # between two looks at the run's files
@@ -52,7 +54,7 @@ def steer(run: RunFolder | str, outputs: str = "auto") -> Panel | None:
     if isinstance(run, str):
         run = find_run(run, RUN, outputs)
     _ = run.params
-    finished = run.status == "finished" and not run.params.overwrite
+    finished = run.is_over
     if has_front_end() and not finished:
         if (before := _open.pop(run.path, None)) is not None:
             before.close()  # the cell was run again, and nobody sees the former panel any more
@@ -93,8 +95,8 @@ class Panel:
         self._lock = threading.RLock()  # what is wanted is changed, or looked at, by one thread at a time
         self._silence = _Silence()
         self._sent: _Sent | None = None
-        self._answer, self._problem = "", ""
-        self._foreign = ""
+        self._answer, self._problem, self._foreign = "", "", ""
+        self._changes: list[tuple[Wish, Wish]] = []  # by this panel: what was wanted before, and after
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._still: Still | None = None
@@ -110,7 +112,7 @@ class Panel:
 
     def _build(self) -> None:
         self.status, self.charts = (named(ipywidgets.HTML(), name) for name in ("status", "charts"))
-        self.buttons = panel_views.buttons()
+        self.buttons = rows.buttons()
         actions: dict[str, Callable[[Any], None]] = {
             "pause": lambda _: self._ask(paused=True),
             "resume": lambda _: self._ask(paused=False),
@@ -118,6 +120,7 @@ class Panel:
             "finish": lambda _: self._ask(finish=True, paused=False),
             "evaluate": lambda _: self._ask(evaluate=True),
             "save": lambda _: self._ask(save=True),
+            "undo": lambda _: self._undo(),
             "by-loss": lambda _: self._set({}, {}),
             "uniform": lambda _: self._set({}, dict.fromkeys(self.domains, 1 / len(self.domains))),
             "by-size": lambda _: self._set({}, self._by_size()),
@@ -125,25 +128,24 @@ class Panel:
         }
         for name, action in actions.items():
             self.buttons[name].on_click(action)
-        self.adopt = button("adopt", "Show its values", "set these sliders to what is in force", "refresh")
-        self.adopt.on_click(lambda _: self._adopt())
-        self.adopt.layout.visibility = "hidden"
         params = self.watch.folder.params
-        self.rows = panel_views.rows(self.domains, tuple(params.teachers))
-        self.taught = panel_views.taught_rows(params, self.domains)
-        self._all: tuple[Row, ...] = (*self.rows.values(), *self.taught)
+        self.rows = rows.rows(self.domains, tuple(params.teachers))
+        self.taught = rows.taught_rows(params, self.domains)
+        self.rate = rows.rate_row(params, self.domains)
+        self._all: tuple[Row, ...] = (*self.rows.values(), *self.taught, self.rate)
         for row in self._all:
             self._connect(row)
         for domain in self.domains:
             self.rows[domain].lock.observe(lambda change, domain=domain: self._locked(domain, change["new"]), "value")
+            self.rows[domain].share.observe(lambda change, domain=domain: self._typed(domain, change["new"]), "value")
         label = ipywidgets.HTML('<span style="font-size:12px">allocation:</span>', layout={"width": "76px"})
         buttons = list(self.buttons.values())
-        requests = panel_views.toolbar([*buttons[:6], self.adopt])
-        allocations = panel_views.toolbar([label, *buttons[6:]])
-        table = panel_views.table(list(self.rows.values()), panel_views.headings(panel_views.COLUMNS))
-        table += panel_views.table(self.taught, panel_views.headings(panel_views.TAUGHT_COLUMNS))
+        requests = rows.toolbar(buttons[:6])
+        allocations = rows.toolbar([buttons[6], label, *buttons[7:]])
+        table = rows.table(list(self.rows.values()), panel_views.headings(panel_views.COLUMNS))
+        table += rows.table(self.taught, panel_views.headings(panel_views.TAUGHT_COLUMNS))
         style = ipywidgets.HTML(STYLE)
-        parts = [style, self.status, requests, allocations, *table, self.charts]
+        parts = [style, self.status, requests, allocations, *table, self.rate.widget, self.charts]
         self.widget = named(ipywidgets.VBox(parts), "panel")
 
     def _connect(self, row: Row) -> None:
@@ -169,7 +171,11 @@ class Panel:
                 self._problem = str(error)
                 return
             self._problem = ""
+            said = self._foreign
             self._notice(before)  # what others wanted is in this panel's own change from here on
+            if wanted.wish != before.wish:
+                self._foreign = self._foreign if self._foreign != said else ""
+                self._changes.append((before.wish, wanted.wish))
             self._wished = wanted.wish
             if wanted.model_copy(update={"number": before.number, "panel": before.panel}) != before:
                 request = any(changes.get(name) for name in REQUESTS)
@@ -180,6 +186,16 @@ class Panel:
         """Steer all domains at once, and let the controls say so."""
         nothing = dict.fromkeys(self.domains)
         self._ask(multipliers={**nothing, **multipliers}, locks={**nothing, **locks})
+        self._show()
+
+    def _undo(self) -> None:
+        """Take back what this panel has changed last; what others have changed besides stays."""
+        if not self._changes:
+            self._problem = "There is nothing to undo: nothing was changed in this panel."
+            return
+        *kept, (before, after) = self._changes
+        self._ask(**changes_between(after, before))
+        self._changes = kept  # an undo is no change to be undone
         self._show()
 
     def _only_ticked(self) -> None:
@@ -208,6 +224,17 @@ class Panel:
             self._ask(locks={domain: share if locked else None})
             self._show(self.rows[domain])
 
+    def _typed(self, domain: str, text: str) -> None:
+        """Pin a share that a person has typed."""
+        if self._silence.here:
+            return
+        row = self.rows[domain]
+        try:
+            self._ask(locks={domain: row.typed(text)})
+        except ValueError as error:
+            self._problem = str(error)
+        self._show(row)
+
     def _show(self, *rows: Row) -> None:
         """Set the controls of these rows, or all, to what is wanted."""
         with self._lock, self._silently():
@@ -215,7 +242,7 @@ class Panel:
                 row.show(self._wished)
 
     def _adopt(self) -> None:
-        """Set all controls to what the control file wants, whoever has asked for it."""
+        """Set all controls to what the control file wants, as where something was refused."""
         with self._lock:
             try:
                 wanted = read_control(self._folder)
@@ -223,7 +250,6 @@ class Panel:
                 self._problem = str(error)
                 return
             self._wished, self._foreign = wanted.wish, ""
-            self.adopt.layout.visibility = "hidden"
             self._show()
 
     # Displays: written by the thread
@@ -281,20 +307,19 @@ class Panel:
         return new
 
     def _notice(self, control: Control) -> None:
-        """Say so where somebody else has asked for another allocation."""
+        """Where somebody else has asked for something, let the controls follow, and say what it was."""
         if control.wish != self._wished and control.panel != self.name:
-            what = "teaching" if control.allocates_as(self._wished) else "allocation"
+            who = f"another panel ({control.panel})" if control.panel else "somebody"
+            self._foreign = f"Changed by {who}: {changed(self._wished, control.wish)}."
             self._wished = control.wish
-            who = f"Another panel ({control.panel})" if control.panel else "Somebody"
-            self._foreign = f"{who} has changed the {what} that is wanted; for each row the last change counts."
-            self.adopt.layout.visibility = "visible"
+            self._show(*(row for row in self._all if not row.shows(control)))
 
     def _look_for_answers(self) -> bool:
         """Whether there is nothing more to wait for; and whether somebody else has asked for something."""
-        control = self.watch.control
-        self._notice(control)
-        if self._foreign and all(row.shows(control) for row in self._all):
-            self._foreign, self.adopt.layout.visibility = "", "hidden"
+        before = self._foreign
+        self._notice(self.watch.control)
+        if self._foreign != before:
+            return True
         if (sent := self._sent) is None:
             return False
         taken = [e for e in self.watch.interventions if e.number >= sent.number and e.panel == self.name]
@@ -347,10 +372,13 @@ class Panel:
         n_interventions = sum(entry.matters for entry in self.watch.interventions)
         notes += [self._answer, f"Interventions so far: {n_interventions}." if n_interventions else ""]
         said = list(filter(None, notes))
-        self.status.value = panel_views.status(self.watch.progress, self._folder.name, state.text, said)
+        self.status.value = panel_views.status(
+            self.watch.progress, self._folder.name, state.text, said, self._folder not in on_show
+        )
         steerable = heard and state.name not in ("finished", "new", "unreadable")
         usable = dict.fromkeys(REQUESTS, state.name in GOING)
         usable |= {"pause": state.name == "training", "resume": state.name == "paused"}
+        usable["undo"] = bool(self._changes)
         usable["by-size"] = bool(self.watch.n_images)
         for name, control in self.buttons.items():
             control.disabled = not (steerable and usable.get(name, True))

@@ -1,22 +1,24 @@
 """What is looked at beside the figures: HTML tables of results and of data, and sheets of images.
 
-Tables show in every viewer of notebooks. A sheet is one JPEG of less than 400 KB (exporters of notebooks drop WebP) on
-a light card, which reads on light and dark pages.
+Both show in every viewer of notebooks. A sheet is one picture of less than 400 KB without a background, so that it
+reads on light and dark pages: a WebP, which is small and transparent at once, within HTML, since exporters of
+notebooks drop it where it stands alone.
 """
 
 from __future__ import annotations
 
+import base64
 import html
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import Image
 from jaxtyping import Bool
 from PIL import Image as Pixels
-from PIL import ImageDraw, ImageFont
+from PIL import ImageColor, ImageDraw, ImageFont
 
 from udonlib.data.catalog import Catalog, DataError, Domain
 from udonlib.data.check.datacheck import DataCheck
@@ -24,15 +26,17 @@ from udonlib.data.decoding import decode
 from udonlib.errors import UserError
 from udonlib.evaluation.evaluate import Neighbours
 from udonlib.lab.views.charts import images_per_class
-from udonlib.lab.views.style import by_embedder, domain_colours, metric_labels
+from udonlib.lab.views.style import TEXT, by_embedder, domain_colours, metric_labels
 from udonlib.lab.views.tables import Table, columns_table, facts_table, figure
 from udonlib.params import TrainParams
 from udonlib.runs.run import Run
 
-CARD, INK, FAINT = "#f4f4f4", "#2b2b2b", "#6b6b6b"
+INK = TEXT
+EDGE = (128, 128, 128, 80)  # around tiles: a white image on a white page
 RIGHT_INK, WRONG_INK = "#00796b", "#e65100"  # told apart by tick and cross, too
-GAP, LINE = 10, 17  # pixels between tiles; height of a line of captions
+GAP, LINE = 10, 18  # pixels between tiles; height of a line of captions. Even: frames keep their colours in a WebP
 MAX_BYTES = 400_000
+LEAST = 0.72  # of its size, to which a sheet is made smaller where the page is narrow: text of 14 pixels is still read
 RUN_FILES = {
     "params.yaml": "every parameter",
     "provenance.json": "versions, device, commit and the data's fingerprint",
@@ -48,21 +52,28 @@ RUN_FILES = {
 }
 
 
-class Picture(Image):
-    """A JPEG that names its size where there are no images, such as in a terminal."""
+@dataclass(frozen=True)
+class Picture:
+    """A WebP that scrolls where it would become too small to read. Where there are no images, it names its size."""
 
-    def __init__(self, data: bytes, size: tuple[int, int]) -> None:
-        super().__init__(data=data, format="jpeg")
-        self.size = size
+    data: bytes
+    size: tuple[int, int]
+
+    def _repr_html_(self) -> str:
+        uri = f"data:image/webp;base64,{base64.b64encode(self.data).decode()}"
+        width, height = self.size
+        look = f"width: 100%; max-width: {width}px; min-width: {round(LEAST * width)}px"
+        return f'<div style="overflow-x: auto"><img src="{uri}" style="{look}" alt="{width} × {height} pixels"></div>'
 
     def __repr__(self) -> str:
         return f"(a picture of {self.size[0]} × {self.size[1]} pixels: see the notebook)"
 
 
 def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
-    """Tabulate R@1 and mMP@k in percent: a row for each domain, columns for each embedder; the best R@1 is bold.
+    """Tabulate R@1 and mMP@k in percent: a row for each domain, columns for each embedder.
 
-    Where the table has the columns `r_at_1_low`, `r_at_1_high` and so on, ± says half the width of the interval.
+    Where the table has the columns `r_at_1_low`, `r_at_1_high` and so on, ± says half the width of the interval, and
+    an R@1 is bold where it is surely the best: its interval lies above those of all others.
     Queries without a positive have a column where there are any, and a line below says what that means.
     """
     rows = evaluation[evaluation["index"] == index]
@@ -74,13 +85,12 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
     without = counts.get("n_without_positive", pd.Series(0, order)).fillna(0)  # runs of before did not count them
     if without.any():
         columns["", "no positive"] = [f"{n:,.0f}" for n in without]
-    best = rows.groupby("domain")["r_at_1"].max()
     for embedder in by_embedder(rows):
         part = rows[rows["embedder"] == embedder].set_index("domain").reindex(order)
         for metric, label in metric_labels(rows).items():
-            ends = (part.get(f"{metric}_{end}", part[metric] * np.nan) for end in ("low", "high"))
+            ends = [part.get(f"{metric}_{end}", part[metric] * np.nan) for end in ("low", "high")]
             texts = map(figure, part[metric], *ends)
-            sure = part[metric] == best.reindex(order) if metric == "r_at_1" else [False] * len(order)
+            sure = _surely_best(rows, embedder, order) if metric == "r_at_1" else [False] * len(order)
             columns[embedder, label] = [
                 f"**{text}**" if is_best else text for text, is_best in zip(texts, sure, strict=True)
             ]
@@ -93,6 +103,15 @@ def results_table(evaluation: pd.DataFrame, index: str = "merged") -> Table:
         "be right for them, and they count as 0. data.ipynb names them."
     )
     return Table(f"{shown.html}<p>{note}</p>", f"{shown.text}\n{note}")
+
+
+def _surely_best(rows: pd.DataFrame, embedder: str, order: Sequence[str]) -> list[bool]:
+    """By domain, whether the interval of an embedder's R@1 lies above those of all others."""
+    if "r_at_1_low" not in rows:
+        return [False] * len(order)
+    own = rows[rows["embedder"] == embedder].set_index("domain")["r_at_1_low"].reindex(order)
+    others = rows[rows["embedder"] != embedder].groupby("domain")["r_at_1_high"].max().reindex(order)
+    return list(own > others)
 
 
 def start_table(run: Run) -> Table | None:
@@ -196,8 +215,13 @@ def contents_table(path: Path, holds: Mapping[str, str]) -> Table:
 
 
 def query_gallery(
-    neighbours: Iterable[Neighbours], catalog: Catalog, embedder: str = "student", n_queries: int = 16, seed: int = 0
-) -> Image:
+    neighbours: Iterable[Neighbours],
+    catalog: Catalog,
+    embedder: str = "student",
+    n_queries: int = 16,
+    seed: int = 0,
+    n_ranks: int | None = None,
+) -> Picture:
     """Show test queries with their nearest neighbours, right and wrong ones marked.
 
     From each domain come as many queries whose first neighbour is right as wrong ones, where it has both: a look at
@@ -209,6 +233,7 @@ def query_gallery(
         embedder: whose neighbours to show.
         n_queries: in all, shared by the domains.
         seed: of the choice.
+        n_ranks: neighbours of each to show, at most those that are kept; None: these.
 
     Raises:
         ImageError: an image that cannot be read, by name.
@@ -218,22 +243,23 @@ def query_gallery(
     by_domain = {part.query_domain: part for part in neighbours if part.embedder == embedder}
     parts = [by_domain[name] for name in catalog.names if name in by_domain][:n_queries]
     chosen = [(part, q) for part in parts for q in _choose(part.hit[:, 0], max(1, n_queries // len(parts)), rng)]
-    n_ranks = parts[0].hit.shape[1]
-    shown = [[(part.query_domain, part.query_paths[query]), *part.of(query)] for part, query in chosen]
+    n_kept = parts[0].hit.shape[1]
+    n_ranks = min(n_ranks or n_kept, n_kept)
+    shown = [[(part.query_domain, part.query_paths[query]), *part.of(query)[:n_ranks]] for part, query in chosen]
     classes = class_map(catalog, {image for images in shown for image in images})
     n_blocks, side = 2 if len(chosen) > 4 else 1, 96
     n_rows = -(-len(chosen) // n_blocks)
     block, row_height = (n_ranks + 1) * (side + GAP) + 2 * GAP, side + 2 * LINE + GAP
     sheet = Sheet(n_blocks * block + (n_blocks - 1) * 3 * GAP + 2 * GAP, n_rows * row_height + 4 * LINE)
     sheet.mark(GAP, 8, "tick", RIGHT_INK)
-    sheet.write(GAP + 24, 8, "same class", INK)
+    sheet.write(GAP + 24, 8, "same class")
     sheet.mark(GAP + 120, 8, "cross", WRONG_INK)
-    sheet.write(GAP + 144, 8, "other class or other domain", INK)
+    sheet.write(GAP + 144, 8, "other class or other domain")
     for place, ((part, query), images) in enumerate(zip(chosen, shown, strict=True)):
         x, y = 2 * GAP + place // n_rows * (block + 3 * GAP), 4 * LINE + place % n_rows * row_height
         if place % n_rows == 0:
-            sheet.write(x, y - LINE - 8, "query", FAINT)
-            sheet.write(x + side + 3 * GAP, y - LINE - 8, "nearest neighbours, nearest first", FAINT)
+            sheet.write(x, y - LINE - 8, "query")
+            sheet.write(x + side + 3 * GAP, y - LINE - 8, "nearest neighbours, nearest first")
         for rank, (domain, path) in enumerate(images):
             hit = domain == images[0][0] and not classes[images[0]].keys().isdisjoint(classes[domain, path])
             if rank and hit != part.hit[query, rank - 1]:
@@ -245,7 +271,7 @@ def query_gallery(
     return sheet.image()
 
 
-def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, seed: int = 0) -> Image:
+def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, seed: int = 0) -> Picture:
     """Show two images of each of some random classes of every domain, one above the other; a cross: unreadable."""
     rng = np.random.default_rng(seed)
     domains = [domain for domain in catalog.domains if split in domain.splits]
@@ -258,7 +284,7 @@ def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, se
         sheet.draw.rectangle((GAP, y, GAP + 6, y + 2 * side + 4), fill=colours[domain.name])
         n_all = images_per_class(part.labels).size
         for line, text in enumerate((domain.name, f"{n_all:,} classes", f"{len(part.paths):,} images")):
-            sheet.write(GAP + 14, y + line * LINE, text, FAINT if line else INK)
+            sheet.write(GAP + 14, y + line * LINE, text)
         first = part.labels[:, 0]
         classes = np.unique(first)
         for column, label in enumerate(rng.permutation(classes)[:n_classes]):
@@ -270,7 +296,7 @@ def sample_sheet(catalog: Catalog, split: str = "train", n_classes: int = 12, se
                 try:
                     sheet.tile(*where, side, decode(catalog.store.read(path), path), caption)
                 except UserError:  # the check of the data says which and why
-                    sheet.tile(*where, side, Pixels.new("RGB", (side, side), CARD), caption, WRONG_INK, "cross")
+                    sheet.tile(*where, side, Pixels.new("RGB", (side, side), "white"), caption, WRONG_INK, "cross")
     return sheet.image()
 
 
@@ -278,7 +304,8 @@ class Sheet:
     """A canvas for tiles: images with a border, a mark in the corner and captions below."""
 
     def __init__(self, width: int, height: int) -> None:
-        self.canvas = Pixels.new("RGB", (width, height), CARD)
+        # Nothing is there, and that has the text's colour: else letters would have a rim.
+        self.canvas = Pixels.new("RGBA", (width, height), (*ImageColor.getrgb(INK), 0))
         self.draw = ImageDraw.Draw(self.canvas)
         self.font = ImageFont.load_default(14)
 
@@ -288,6 +315,8 @@ class Sheet:
         """Put an image, squared by a centred fit on white, at a corner."""
         if border:
             self.draw.rectangle((x - 4, y - 4, x + side + 3, y + side + 3), outline=border, width=4 if mark else 1)
+        else:
+            self.draw.rectangle((x - 1, y - 1, x + side, y + side), outline=EDGE)
         factor = side / max(image.size)
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         self.draw.rectangle((x, y, x + side - 1, y + side - 1), fill="white")
@@ -296,7 +325,7 @@ class Sheet:
         if mark:
             self.mark(x + side - 14, y - 4, mark, border)
         for line, text in enumerate(captions):
-            self.write(x, y + side + 4 + line * LINE, text, FAINT if line else INK, side + 2)
+            self.write(x, y + side + 4 + line * LINE, text, side + 2)
 
     def mark(self, x: int, y: int, mark: str, colour: str) -> None:
         """A white tick or cross on a coloured square of 18 pixels."""
@@ -305,20 +334,20 @@ class Sheet:
         for stroke in strokes[mark]:
             self.draw.line([(x + dx, y + dy) for dx, dy in stroke], fill="white", width=3, joint="curve")
 
-    def write(self, x: int, y: int, text: str, colour: str, width: int | None = None) -> None:
+    def write(self, x: int, y: int, text: str, width: int | None = None) -> None:
         """One line of text, cut to `width` pixels. The built-in font knows Latin letters only."""
         text = text.encode("latin-1", "replace").decode("latin-1")
         if width is not None and self.font.getlength(text) > width:
             while text and self.font.getlength(text + "…") > width:
                 text = text[:-1]
             text += "…"
-        self.draw.text((x, y), text, fill=colour, font=self.font)
+        self.draw.text((x, y), text, fill=INK, font=self.font)
 
-    def image(self) -> Image:
+    def image(self) -> Picture:
         """The sheet as one image of at most MAX_BYTES, or of the lowest quality that is still of use."""
         for quality in (90, 80, 70, 60, 50):
             file = io.BytesIO()
-            self.canvas.save(file, "JPEG", quality=quality, subsampling=0)
+            self.canvas.save(file, "WEBP", quality=quality, method=2)
             if file.tell() <= MAX_BYTES:
                 break
         return Picture(file.getvalue(), self.canvas.size)

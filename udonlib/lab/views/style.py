@@ -10,18 +10,20 @@ import contextlib
 import html
 import importlib.resources
 import importlib.util
+import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.core.getipython import get_ipython
-from IPython.display import display
+from IPython.display import display, update_display
 from plotly.io.base_renderers import PngRenderer
 
+from udonlib.lab import LOADING
 from udonlib.lab.pictures import pictures
 
 TEXT = "#7a7a7a"
@@ -63,7 +65,7 @@ TEACHER_LOOKS = (
 )
 # What JupyterLab's own style sheets leave to be said, of all pages.
 STYLE = f"<style>{importlib.resources.files(__package__).joinpath('front_end.css').read_text('utf-8')}</style>"
-PNG_WIDTH = 900  # pixels
+PNG_WIDTH = 700  # pixels: about what a page of 1,024 leaves, so that text is read there, too
 PNG_SECONDS = 45  # for one image; a browser that starts on a busy machine needs some of them for its first one
 _AXIS = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 
@@ -168,11 +170,30 @@ def use_renderer() -> str:
 
     Each figure is stored twice, interactive and as PNG: see `_Pictures`. Nothing that is shown needs a network.
     """
-    pio.renderers["png"] = _Pictures()
+    with _without("rfc3987_syntax"):
+        pio.renderers["png"] = _Pictures()
     pio.renderers.default = "plotly_mimetype+png"
     if get_ipython() is not None:
+        update_display({"text/html": "", "text/plain": ""}, raw=True, display_id=LOADING)
         display({"text/html": STYLE}, raw=True)
     return str(pio.renderers.default)
+
+
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Have an import find no such module, unless it is there already.
+
+    plotly's renderers import nbformat, and that a checker of JSON, which makes a parser of web addresses for three
+    seconds if it can; no figure has any.
+    """
+    absent = module not in sys.modules
+    if absent:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[module]
 
 
 def domain_colours(names: Iterable[str]) -> dict[str, str]:
@@ -207,9 +228,13 @@ def coloured(names: Iterable[str]) -> list[str]:
     return [f"{square(colours[name], name)} " if name in colours else f"<b>{name}</b> " for name in names]
 
 
+METRIC_KINDS = {"r": "R", "mmp": "mMP", "map": "mAP"}
+
+
 def metric_label(metric: str) -> str:
-    """Write r_at_1 as R@1 and mmp_at_5 as mMP@5."""
-    return metric.replace("r_at_", "R@") if metric.startswith("r_") else metric.replace("mmp_at_", "mMP@")
+    """Write r_at_1 as R@1, mmp_at_5 as mMP@5 and map_at_5 as mAP@5; any other name as it is."""
+    kind, found, k = metric.partition("_at_")
+    return f"{METRIC_KINDS[kind]}@{k}" if found and kind in METRIC_KINDS else metric
 
 
 def metric_labels(table: pd.DataFrame) -> dict[str, str]:

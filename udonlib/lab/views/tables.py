@@ -117,10 +117,10 @@ def figure(value: float, low: float | None = None, high: float | None = None, si
     return f"{value:{sign}.1f}{half}".replace("-", "−")
 
 
-def difference(value: float, low: float, high: float) -> str:
-    """Write a difference with its sign as `figure` does, **bold** where its interval excludes zero."""
+def difference(value: float, low: float, high: float, sure: bool | None = None) -> str:
+    """Write a difference with its sign as `figure` does, **bold** if sure; None: where its interval excludes zero."""
     text = figure(value, low, high, "+")
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return f"**{text}**" if (low > 0 or high < 0 if sure is None else sure) else text
 
 
 def with_shares(counts: Iterable[int], totals: Iterable[int]) -> list[str]:
@@ -131,7 +131,7 @@ def with_shares(counts: Iterable[int], totals: Iterable[int]) -> list[str]:
 def as_html(text: str) -> str:
     """HTML of a text in which what follows ± is small and **text** is bold."""
     shown = re.sub(r"(± [\d.]+)", r"<small>\1</small>", html.escape(text))
-    return f"<b>{shown[2:-2]}</b>" if shown.startswith("**") and shown.endswith("**") else shown
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", shown)
 
 
 def _plain(texts: Sequence[str]) -> list[str]:

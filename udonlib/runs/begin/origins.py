@@ -73,6 +73,8 @@ def replayed(params: TrainParams, path: Path, fingerprint: str, apart_from: Set[
         raise UserError(f"{name} cannot repeat itself: give this one another name (run=...)")
     if other.status != "finished":
         raise UserError(f"{name} is not finished: {other.state().text}")
+    if other.params.seams and (params.patience or any(entry.finish for entry in other.interventions())):
+        raise UserError(f"{name} ended before its last step and was given more: that cannot be repeated")
     differing = differences(other.params, params, apart_from | {"replay"})
     if differing:
         raise UserError(f"{name} differs in {'; '.join(differing)}: leave that out")

@@ -14,10 +14,12 @@ from tests.helpers.catalogs import write_uned_tree
 from tests.helpers.training import make, same
 from udonlib.data.catalog import load_catalog
 from udonlib.errors import UserError
-from udonlib.training.distributed import ONE, World
+from udonlib.training.parallel import world as world_module
+from udonlib.training.parallel.world import ONE, World
+from udonlib.training.steering import RunStoppedError
 
 # A batch of 8 images has unequal parts in 3 processes, and domains that not all of them see.
-CASES = {2: list(ranks.CASES), 3: ["mixed", "offline"]}
+CASES = {2: list(ranks.CASES), 3: ["mixed", "offline", "split", "split_joint"]}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def test_all_processes_end_in_the_same_bits_and_have_the_same_records(together, 
     first, *others = [left[case] for left in together(size)]
     assert len(others) == size - 1
     for other in others:
-        assert same(first["weights"], other["weights"])
-        assert same(first["kept"], other["kept"])
+        assert same(other["weights"], first["weights"])
+        assert same(other["kept"], first["kept"])
         assert first["records"] == other["records"]
 
 
@@ -68,9 +70,21 @@ def test_several_processes_train_what_one_trains(together, alone, size, case):
             for domain, losses in record.get("losses", {}).items():
                 assert losses == pytest.approx(wanted["losses"][domain], rel=1e-4, abs=1e-5)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4)
-    for part in ("weights", "kept"):
+    for part in ("weights", "kept", "moments"):
+        assert found[part].keys() == expected[part].keys()
         off = {name: (value - expected[part][name]).abs().max().item() for name, value in found[part].items()}
         assert {name: size for name, size in off.items() if size > 1e-5} == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "case"), [(n, case) for n, cases in CASES.items() for case in cases if "split" in case]
+)
+def test_each_process_holds_the_prototypes_of_a_part_of_the_classes(together, alone, size, case):
+    held = [left[case]["n_held"] for left in together(size)]
+    assert held[0]
+    for name, n in alone(case)["n_held"].items():
+        assert [of_one[name] for of_one in held] == [n * (r + 1) // size - n * r // size for r in range(size)]
+        assert len(together(size)[0][case]["weights"][name]) == n
 
 
 def test_what_the_first_process_is_told_all_of_them_do(together):
@@ -119,6 +133,18 @@ def test_tensors_of_all_types_and_layouts_are_summed_and_averaged(together, size
 
 
 @every_size
+def test_the_first_process_gives_its_state_and_goes_first_and_takes_what_others_send(together, size):
+    first, *others = [left["sums"] for left in together(size)]
+    assert first["collected"] == [f"of {rank}" for rank in range(size)]
+    assert first["sent"] == [(rank, number) for number in range(20) for rank in range(1, size)]
+    for sums in others:
+        assert sums["shared"] == [[0.0, 0.0]]
+        assert sums["collected"] == sums["sent"] == []
+        assert len(sums["passed"]) == 2
+        assert first["passed"][-1] < sums["passed"][0]
+
+
+@every_size
 def test_the_first_process_s_word_reaches_all(together, size):
     assert all(left["words"] == ranks.WORDS for left in together(size))
 
@@ -131,9 +157,95 @@ def test_one_process_has_everything_and_says_it_to_itself():
     assert ONE.gather(rows, 5) is rows
     assert ONE.sum(rows) is rows
     assert ONE.broadcast("stop") == "stop"
+    assert ONE.collect("mine") == ["mine"]
+    assert list(ONE.in_turn(range(2))) == [0, 1]
+    assert ONE.device(torch.device("cuda:1")) == torch.device("cuda:1")
+    error = ValueError()
+    assert ONE.cause(error) is error
+    ONE.leave(error)
     ONE.sum_([rows])
     ONE.average_([rows])
     assert torch.equal(rows, kept)
+
+
+def test_nobody_is_waited_for_who_was_not_started_by_torchrun(monkeypatch):
+    for name in world_module.NEEDED:
+        monkeypatch.delenv(name, raising=False)
+    assert world_module.join() is ONE
+    monkeypatch.setenv("WORLD_SIZE", "8")  # schedulers set some of them, too
+    assert world_module.join() is ONE
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "nowhere")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert world_module.join() is ONE
+
+
+class Store:
+    """Keeps the first word, as that of torchrun does."""
+
+    def __init__(self):
+        self.word = ""
+
+    def compare_set(self, key, expected, word):
+        self.word = self.word or word
+        return self.word.encode()
+
+
+def several(store, rank=0, n_here=2):
+    """One of two processes that needs no others."""
+    world = world_module.Processes.__new__(world_module.Processes)
+    world.rank, world.size, world.n_here, world._store, world._last = rank, 2, n_here, store, None
+    return world
+
+
+def test_whoever_fails_first_says_why_and_all_others_end_without_a_word():
+    store = Store()
+    first, second = several(store, 1), several(store, 0)
+    bad, gone = UserError("image 5 is none"), world_module.LostError("another process has ended")
+    assert first.cause(bad) is bad
+    first.leave(bad)
+    assert str(second.cause(gone)) == "image 5 is none"
+    with pytest.raises(SystemExit) as end:
+        second.leave(gone)
+    assert end.value.code == 1
+    assert str(end.value.__cause__) == "image 5 is none"
+    second.leave(GeneratorExit())
+    second.leave(SystemExit(0))
+
+
+def test_what_somebody_stops_ends_well_and_the_first_process_says_so():
+    stop = RunStoppedError("the run was stopped")
+    first, second = several(Store(), 0), several(Store(), 1)
+    first.leave(stop)
+    with pytest.raises(SystemExit) as end:
+        second.leave(stop)
+    assert end.value.code == 0
+
+
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    world = several(Store(), n_here=3)
+    assert world.device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert world.device(torch.device("cuda")) == torch.device("cuda:1")
+    assert taken == [1]
+    with pytest.raises(UserError, match="parameter 'device': found 'cuda:0' for 2 processes, expected cuda"):
+        world.device(torch.device("cuda:0"))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="3 processes on a machine with GPUs: 2; each needs one"):
+        world.device(torch.device("cuda"))
+
+
+def test_batch_norm_of_several_processes_is_said():
+    normed = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    assert "batch norm sees the images of its own process, of which there are 2" in world_module.normed_apart(
+        normed, several(Store())
+    )
+    assert world_module.normed_apart(normed, ONE) == ""
+    assert world_module.normed_apart(torch.nn.Sequential(torch.nn.LayerNorm(2)), several(Store())) == ""
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(folder):

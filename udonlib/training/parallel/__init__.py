@@ -1,0 +1,1 @@
+"""Several processes that train one model: what each of them reads, holds and sums."""
