@@ -80,7 +80,7 @@ else
 endif
 
 test-units: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --ignore tests/browser
 
 test-browser: $(READY)
 	$(PY) -m pytest tests/browser

@@ -6,6 +6,7 @@ What papermill does beside that is tested with a process for each notebook, in t
 import logging
 import os
 import subprocess
+import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 
 from tests import PROJECT
+from tests.helpers.waiting import SECONDS
 
 # As in a new kernel: no names, no inputs.
 FORGET = "get_ipython().reset(new_session=True)"
@@ -28,7 +30,11 @@ class Kernel:
 
     def __enter__(self) -> "Kernel":
         quiet = {"UDON_LIVE": "0", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JUPYTER_PREFER_ENV_PATH": "1"}
-        self._manager = KernelManager(kernel_name="python3")
+        self._folder = tempfile.TemporaryDirectory(prefix="kernel-")
+        # Ports may be taken by another kernel before this one opens them.
+        self._manager = KernelManager(
+            kernel_name="python3", transport="ipc", connection_file=f"{self._folder.name}/k.json"
+        )
         self._manager.start_kernel(cwd=str(PROJECT), env=os.environ | quiet)
 
         class Warm(Engine):
@@ -47,6 +53,7 @@ class Kernel:
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._manager.shutdown_kernel(now=True)
+        self._folder.cleanup()
 
     def papermill(self, notebook: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
         """What `papermill NOTEBOOK OUT -p NAME VALUE ... -y YAML` leaves; stderr is the error in which it ends."""
@@ -60,7 +67,7 @@ class Kernel:
         client = self._manager.client()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=600)
-            client.execute(FORGET, silent=True, reply=True)
+            client.wait_for_ready(timeout=SECONDS)
+            client.execute(FORGET, silent=True, reply=True, timeout=SECONDS)
         finally:
             client.stop_channels()

@@ -1,5 +1,6 @@
 """What the terminal shows while papermill executes a notebook: what the cells say, in full, and nothing else."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -65,6 +66,28 @@ def test_the_engine_is_installed_by_the_name_that_make_uses():
     [installed] = entry_points(group="papermill.engine", name="udon")
     assert installed.load() is terminal.TerminalEngine
     assert "--engine udon" in (PROJECT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("engine_name", [None, "udon"])
+def test_a_kernel_listens_on_sockets_in_a_folder_of_its_own_that_goes_with_it(engine, engine_name, tmp_path):
+    cell = nbformat.v4.new_code_cell(
+        "import json, ipykernel\nprint(ipykernel.get_connection_file())\nprint(ipykernel.get_connection_info())"
+    )
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "in.ipynb")
+    papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", engine_name=engine_name, progress_bar=False
+    )
+    said = nbformat.read(tmp_path / "out.ipynb", 4).cells[0].outputs[0].text
+    file, info = said.split("\n", 1)
+    assert json.loads(info)["transport"] == "ipc"
+    assert not Path(file).parent.exists()
+
+
+@pytest.mark.parametrize(("folder", "transport"), [("short", "ipc"), ("long" * 30, "tcp")])
+def test_where_paths_are_too_long_for_sockets_the_kernel_takes_ports(monkeypatch, tmp_path, folder, transport):
+    monkeypatch.setattr(terminal.tempfile, "mkdtemp", lambda prefix: f"/{folder}")
+    assert terminal.SocketKernels().transport == transport
 
 
 def test_a_parameter_of_a_run_is_not_called_unknown_and_another_word_is(caplog):

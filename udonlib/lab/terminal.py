@@ -1,4 +1,4 @@
-"""What the terminal shows while papermill executes a notebook: what its cells say, and nothing of papermill.
+"""How papermill executes notebooks here: what the terminal shows meanwhile, and where the kernel listens.
 
     papermill notebooks/train.ipynb out.ipynb --engine udon --log-level WARNING --no-progress-bar
 
@@ -6,19 +6,27 @@ papermill's own --log-output frames every cell and logs a blank line after each 
 name that pyproject.toml gives it: lines, warnings and tables are printed as they come, pictures and HTML are left to
 the notebook. An error ends papermill as ever, with the cell's traceback.
 
-papermill loads this module when it starts, and warns of each `-p NAME` that the cell of parameters does not list, as if
-it had no effect. The cell of train.ipynb lists the main ones of some eighty: of the others papermill says nothing.
+papermill loads this module when it starts. Its own engine, too, then starts kernels that listen where no other can be,
+see `SocketKernels`: of some 300 notebooks that began beside others one had failed. And it warns of each `-p NAME` that
+the cell of parameters does not list, as if it had no effect. The cell of train.ipynb lists the main ones of some
+eighty: of the others papermill says nothing.
 """
 
 import logging
+import os
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, logger
+from papermill.engines import NBClientEngine, logger, papermill_engines
+from traitlets import default
 
-# A kernel warns at each start that others on this machine could listen to its sockets, and calls the interrupt with
-# which it is always ended an error, if that finds it idle. A kernel that dies is reported by papermill itself.
+# A kernel warns where others on this machine could listen to it, and calls the interrupt with which it is always ended
+# an error, if that finds it idle. A kernel that dies is reported by papermill itself.
 KERNEL = ["--log-level=50"]
 
 
@@ -36,6 +44,45 @@ def is_news(record: logging.LogRecord) -> bool:
 
 
 logger.addFilter(is_news)
+
+
+MAX_PATH = 100  # characters of a socket's path: all systems take as many
+
+
+class SocketKernels(AsyncKernelManager):
+    """Starts a kernel that listens on sockets in a folder of its own.
+
+    A port of the network is chosen here and opened by the kernel a second later. By then another kernel that starts may
+    have it: this one dies, or hangs while it ends, and papermill waits for it in vain.
+    """
+
+    @default("connection_file")
+    def _in_a_folder_of_its_own(self) -> str:
+        return str(Path(tempfile.mkdtemp(prefix="kernel-")) / "k.json")
+
+    @default("transport")
+    def _by_files_where_paths_are_short(self) -> str:
+        return "ipc" if os.name == "posix" and len(f"{self.connection_file}-ipc-1") < MAX_PATH else "tcp"
+
+    def cleanup_connection_file(self) -> None:
+        """Remove what the kernel needed, when it has ended."""
+        super().cleanup_connection_file()
+        self.cleanup_ipc_files()
+        with suppress(OSError):
+            Path(self.connection_file).parent.rmdir()
+
+
+class PlainEngine(NBClientEngine):
+    """papermill's usual engine, with a kernel that listens on sockets."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+        """Execute the notebook; the arguments are those of papermill's own engine."""
+        given = {"kernel_manager_class": SocketKernels} | options
+        return super().execute_managed_notebook(nb_man, kernel_name, **given)
+
+
+papermill_engines.register(None, PlainEngine)  # where none is named
 
 
 class TerminalEngine(NBClientEngine):
@@ -65,6 +112,7 @@ class TerminalEngine(NBClientEngine):
             stdout_file=stdout_file,
             stderr_file=stderr_file,
             extra_arguments=list(KERNEL),
+            kernel_manager_class=SocketKernels,
         )
         return client.execute()
 

@@ -14,9 +14,11 @@ from PIL import Image
 
 from tests.helpers.embeddings import N_QUERIES, open_small, quick_umap, train
 from tests.helpers.waiting import SECONDS, wait_until
-from udonlib.lab.explore import embedding_explorer, embedding_gallery, embedding_map
+from udonlib.lab.explore import embedding_explorer, embedding_map
+from udonlib.lab.explore.embedding_sheets import thumbnail
 from udonlib.lab.explore.embedding_views import WHOSE
 from udonlib.lab.explore.neighbourhoods import purity
+from udonlib.lab.explore.tiles.gallery import NEAREST, Gallery, sections_of
 from udonlib.lab.views.style import domain_colours
 
 
@@ -54,7 +56,7 @@ def selected(shown: embedding_explorer.EmbeddingExplorer, view: str) -> list[int
     return sorted(int(row) for row in shown.maps[view].widget.selection)
 
 
-def tiles(gallery: embedding_gallery.Gallery) -> list[int]:
+def tiles(gallery: Gallery) -> list[int]:
     """The points whose tiles are seen."""
     return [tile["row"] for section in gallery.widget.sections for tile in section["tiles"]]
 
@@ -107,11 +109,11 @@ def test_a_clicked_query_shows_its_neighbours_and_another_image_who_finds_it(sho
     point = found.points.iloc[row]
     assert point["class"] in text(shown.facts)
     assert f"right first neighbour: {WHOSE[point['gap']]}" in text(shown.facts)
-    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
+    assert shown.near.widget.sections == sections_of(found, row)
     row = int(np.flatnonzero(found.points["query"] < 0)[0])
     lasso(shown, [row])
     assert "index image" in text(shown.facts)
-    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
+    assert shown.near.widget.sections == sections_of(found, row)
 
 
 def test_who_is_right_is_said_of_somebody():
@@ -126,7 +128,7 @@ def test_a_clicked_tile_is_shown_in_both_maps_and_the_region_stays_listed(shown,
     assert selected(shown, "student") == selected(shown, "teachers") == [row]
     assert sorted(shown.listed.rows) == rows.tolist()
     assert shown.listed.widget.chosen == row
-    assert shown.near.widget.sections == embedding_gallery.sections_of(found, row)
+    assert shown.near.widget.sections == sections_of(found, row)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_nothing_breaks(shown, found):
@@ -156,7 +158,7 @@ def hover(shown: embedding_explorer.EmbeddingExplorer, row: object, view: str = 
 def test_the_pointer_gets_a_thumbnail_and_what_it_shows(shown, found, view):
     answer = hover(shown, 7, view)
     assert (answer["type"], answer["index"]) == ("tooltip", 7)
-    assert answer["preview"] == embedding_gallery.thumbnail(found.catalog, found.points["path"][7])
+    assert answer["preview"] == thumbnail(found.catalog, found.points["path"][7])
     point = found.points.iloc[7]
     expected = {"class": point["class"], "domain": point["domain"], "right first neighbour": WHOSE[point["gap"]]}
     assert answer["properties"] == expected
@@ -226,7 +228,7 @@ def test_an_image_of_ones_own_lists_what_is_nearest_to_it(shown, found, tmp_path
     shown.finder.picture.value = str(tmp_path / "mine.png")
     by_path = shown.listed.rows.tolist()
     assert by_path[0] == row
-    assert len(by_path) == embedding_gallery.NEAREST
+    assert len(by_path) == NEAREST
     assert "nearest to mine.png" in text(shown.status)
     shown.finder.picture.value = ""
     assert len(shown.listed.rows) == len(found.points)
@@ -399,3 +401,16 @@ def test_a_saved_notebook_keeps_a_picture_of_the_maps_as_they_are_coloured(shown
         assert (np.asarray(picture)[..., 3] > 0).sum() > 2_000
     assert stills[0] != stills[-1]
     assert "wrong" in stills[-1]
+
+
+def test_images_on_the_maps_are_framed_as_points_are_coloured_and_can_be_left_out(found, shown, monkeypatch):
+    told = {name: [] for name in shown.maps}
+    for name, images in shown.on_maps.items():
+        monkeypatch.setattr(images.widget, "send", told[name].append)
+        images.answer({"wanted": [3]})
+    domain = found.points["domain"].iloc[3]
+    assert {answer["colours"][3] for [answer] in told.values()} == {domain_colours(found.domains)[domain]}
+    shown.colour.value = "result"
+    assert all(len(answers) == 2 for answers in told.values())
+    shown.images.value = False
+    assert [images.widget.shown for images in shown.on_maps.values()] == [False] * len(shown.maps)

@@ -6,8 +6,9 @@ import ipywidgets
 import pytest
 from ipywidgets import Button
 
+from tests.helpers.waiting import wait_until
 from udonlib.lab.views import front_end
-from udonlib.lab.views.front_end import Still, answering, button, named
+from udonlib.lab.views.front_end import Still, Ticking, answering, button, named
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -97,3 +98,15 @@ def test_a_button_says_what_it_does_and_is_answered():
     made = button("stop", "Stop", "after this step", "stop")
     assert (made.description, made.tooltip, made.icon) == ("Stop", "after this step", "stop")
     assert "udon-stop" in made._dom_classes
+
+
+def test_who_waits_is_told_the_seconds_until_the_work_ends():
+    said: list[str] = []
+    with Ticking("computing", said.append):
+        wait_until(lambda: len(said) == 3, "the second of two seconds")
+    assert [text.split("; ")[0] for text in said] == ["computing"] * 3
+    assert len(set(said)) == 3
+    n = len(said)
+    with pytest.raises(ZeroDivisionError), Ticking("failing", said.append):
+        1 / 0  # noqa: B018
+    assert len(said) in (n, n + 1)  # its thread has ended

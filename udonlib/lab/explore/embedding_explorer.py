@@ -1,10 +1,11 @@
-"""The embedding explorer: linked maps of student and teacher, thumbnails at the pointer, what a region holds.
+"""The embedding explorer: linked maps of student and teacher, images on them and beside them, what a region holds.
 
     embedding_explorer.explore(space)     # in a notebook: widgets where a person looks, else a figure
 
-Points are drawn by jupyter-scatter. A thumbnail is made when the pointer rests on its point, and only then. Elements
-have the classes udon-explorer, and udon-explorer-colour, -shown, -outcome, -projection, -teacher (lists), -search,
--picture, -upload, -export, -student, -teachers (maps), -status, -legend, -facts, -listed, -near (galleries).
+Points are drawn by jupyter-scatter. A thumbnail is made when there is room for it on the map, or the pointer rests on
+its point, and only then. Elements have the classes udon-explorer, and udon-explorer-colour, -shown, -outcome,
+-projection, -teacher (lists), -images (a box to tick), -search, -picture, -upload, -export, -student, -teachers (maps),
+-status, -legend, -facts, -listed, -near (galleries).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import base64
 import html
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,15 +24,6 @@ import plotly.graph_objects as go
 from jaxtyping import Int
 
 from udonlib.errors import UserError
-from udonlib.lab.explore.embedding_gallery import (
-    Finder,
-    Gallery,
-    Section,
-    choice,
-    confused_sections,
-    export,
-    sections_of,
-)
 from udonlib.lab.explore.embedding_map import EmbeddingMap, MapLayout
 from udonlib.lab.explore.embedding_sheets import thumbnail
 from udonlib.lab.explore.embedding_views import (
@@ -48,9 +39,20 @@ from udonlib.lab.explore.embedding_views import (
     region_text,
 )
 from udonlib.lab.explore.neighbourhoods import found_by
+from udonlib.lab.explore.tiles.gallery import (
+    ROOM,
+    Finder,
+    Gallery,
+    Section,
+    choice,
+    confused_sections,
+    export,
+    sections_of,
+)
+from udonlib.lab.explore.tiles.on_map import ImagesOnMap
 from udonlib.lab.pictures import pictures
 from udonlib.lab.projections import seconds
-from udonlib.lab.views.front_end import Still, answering, button, named
+from udonlib.lab.views.front_end import Still, Ticking, answering, button, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.style import square
 from udonlib.runs.watch import duration
@@ -60,6 +62,7 @@ with warnings.catch_warnings():
     import jscatter
 
 HEIGHT, LEAST_WIDTH = 440, 270  # pixels of a map; narrower ones stand one above the other
+GAP = 14  # pixels between maps
 SCALE = (-1.05, 1.05)  # of both axes, whatever is laid out
 DISTANCE = 1.2  # of the camera: all points are in view where a map is narrower than high, too
 HINT = (
@@ -104,6 +107,8 @@ class EmbeddingExplorer:
         self.colour = choice("colour", "colour by", {label: name for name, label in colourings(space).items()})
         self.finder = Finder(space, self._filter, self._say)
         self.shown, self.outcome, self.search = self.finder.domain, self.finder.outcome, self.finder.words
+        images = widgets.Checkbox(True, description="images on the map", indent=False, layout=ROOM)
+        self.images = named(answering(images), "explorer-images")
         self.export = button("explorer-export", "Write CSV", "what is listed below", "download")
         self.projection = choice("projection", "layout", PROJECTIONS)
         self.projection.value = space.params.projection
@@ -115,6 +120,7 @@ class EmbeddingExplorer:
         self.maps = {"student": self._map("student", "student")}
         if space.has_teachers:
             self.maps["teachers"] = self._map("teachers", "teacher")
+        self.on_maps = {name: ImagesOnMap(space) for name in self.maps}
         self.captions = {name: _text("caption") for name in self.maps}
         self.box = self._arranged()
         self._list_rows(self.finder.rows())
@@ -124,8 +130,9 @@ class EmbeddingExplorer:
         self.export.on_click(lambda _: self._export())
         self.projection.observe(lambda change: self._lay_out(), "value")
         self.teacher.observe(lambda change: self._lay_out(), "value")
-        for drawn in self.maps.values():
+        for name, drawn in self.maps.items():
             drawn.widget.observe(lambda change: self._selected(change["new"]), "selection")
+            widgets.link((self.images, "value"), (self.on_maps[name].widget, "shown"))
         self._lay_out()
 
     # --- what is built once ---
@@ -154,15 +161,21 @@ class EmbeddingExplorer:
         return drawn
 
     def _arranged(self) -> widgets.VBox:
-        controls = [self.colour, self.projection, *([self.teacher] if "teachers" in self.maps else [])]
+        controls = [self.colour, self.projection, *([self.teacher] if "teachers" in self.maps else []), self.images]
         narrowing = [*self.finder.controls, self.export]
+        flow = {"display": "flex", "flex_flow": "row wrap", "grid_gap": f"4px {GAP}px", "align_items": "flex-end"}
         wide = {"flex": f"1 1 {LEAST_WIDTH}px", "min_width": "0"}
-        sides = [widgets.VBox([self.captions[name], self.maps[name].widget], layout=wide) for name in self.maps]
-        flow = {"display": "flex", "flex_flow": "row wrap", "grid_gap": "4px 14px", "align_items": "flex-end"}
-        maps = widgets.Box(sides, layout=flow)
-        below = widgets.VBox([self.facts, self.listed.widget, self.near.widget], layout={"min_width": "0"})
+        sides = []
+        for name, drawn in self.maps.items():
+            parts = [self.captions[name], drawn.widget, self.on_maps[name].widget]
+            sides.append(named(widgets.VBox(parts, layout=wide), "with-images"))
+        least = len(sides) * LEAST_WIDTH + (len(sides) - 1) * GAP
+        maps = widgets.Box(sides, layout=flow | {"flex": f"3 1 {least}px", "min_width": "0"})
+        # Beside the maps where there is room, else below them.
+        side = widgets.VBox([self.listed.widget], layout=wide | {"max_height": f"{HEIGHT + 40}px", "overflow": "auto"})
+        stage = widgets.Box([maps, side], layout=flow | {"align_items": "flex-start"})
         rows = [widgets.Box(each, layout=flow) for each in (controls, narrowing)]
-        box = widgets.VBox([*rows, self.legend, maps, self.status, below])
+        box = widgets.VBox([*rows, self.legend, stage, self.status, self.facts, self.near.widget])
         return named(box, "explorer")
 
     def _ipython_display_(self) -> None:
@@ -259,6 +272,7 @@ class EmbeddingExplorer:
         for name, drawn in self.maps.items():
             self._tables[name]["kind"] = kinds
             drawn.color(by="kind", map=list(looks.colours))
+            self.on_maps[name].colour(looks.kind, looks.colours)
         shown = looks.kind[self.finder.rows()]
         counts = np.bincount(shown[shown >= 0], minlength=len(looks.names))
         parts = zip(looks.names, looks.colours, counts, strict=True)
@@ -347,7 +361,7 @@ class EmbeddingExplorer:
             for number, view in enumerate(todo):
                 about = duration(seconds(len(self.space.points), kind) - (seconds(0, kind) if number else 0))
                 text = f"computing {LAYOUTS[kind]} of {view} ({number + 1} of {len(todo)}), about {about}"
-                with _Ticking(text, self._say):
+                with Ticking(text, self._say):
                     self._layout(view, kind)
                 self._apply()
         except Exception as error:  # whatever stops a fit: the map stays as it is, and says why
@@ -359,28 +373,6 @@ class EmbeddingExplorer:
 
     def _say(self, text: str) -> None:
         self.status.value = paragraph(text) if text else ""
-
-
-class _Ticking:
-    """Says a text with the seconds since, once a second, as long as the block runs."""
-
-    def __init__(self, text: str, say: Callable[[str], None]) -> None:
-        self._text, self._say, self._end = text, say, threading.Event()
-        self._thread = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _tick(self) -> None:
-        began = time.monotonic()
-        while True:
-            self._say(f"{self._text}; {duration(time.monotonic() - began)} so far. Everything else goes on.")
-            if self._end.wait(1.0):
-                return
 
 
 def _text(name: str) -> widgets.HTML:

@@ -1,4 +1,4 @@
-"""What every control of the notebooks has: a name to be found by, an answer while a cell trains, and a still.
+"""What every control of the notebooks has: a name to be found by, an answer while a cell trains, a still, patience.
 
 A notebook that was saved and is opened again has no widgets, and neither has its export: "model not found". So each is
 shown through `Still`, which leaves a picture or HTML of it in the notebook.
@@ -6,12 +6,15 @@ shown through `Still`, which leaves a picture or HTML of it in the notebook.
 
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from IPython.display import display
 from ipywidgets import HTML, Button, DOMWidget, VBox
+
+from udonlib.runs.watch import duration
 
 Control = TypeVar("Control", bound=DOMWidget)
 KEEP_SECONDS = 5.0  # between two stills of a widget that changes by itself
@@ -86,3 +89,25 @@ class Still:
         lost = f".jp-OutputArea-child:has(.{self._name}) + .jp-OutputArea-child:has(> .jupyter-widgets)"
         style = f"<style>{lost} {{ display: none; }}</style>"
         return {"text/html": f'<div class="{self._name}">{style}{self._html}</div>', "text/plain": ""}
+
+
+class Ticking:
+    """Says a text with the seconds since, once a second, as long as the block runs."""
+
+    def __init__(self, text: str, say: Callable[[str], None]) -> None:
+        self._text, self._say, self._end = text, say, threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        began = time.monotonic()
+        while True:
+            self._say(f"{self._text}; {duration(time.monotonic() - began)} so far. Everything else goes on.")
+            if self._end.wait(1.0):
+                return

@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from udonlib.data.catalog import Catalog, Split
 from udonlib.errors import UserError
-from udonlib.lab.explore.embedding_gallery import GalleryWidget, Section, Tile
 from udonlib.lab.explore.embedding_sheets import thumbnail
+from udonlib.lab.explore.tiles.gallery import GalleryWidget, Section, Tile
 from udonlib.lab.views.front_end import Still, answering, named
 from udonlib.lab.views.live import has_front_end
 from udonlib.lab.views.sheets import Picture, sample_sheet

@@ -6,9 +6,18 @@ import pytest
 
 from tests.helpers.embeddings import open_small, train
 from udonlib.errors import UserError
-from udonlib.lab.explore import embedding_gallery, embedding_map
-from udonlib.lab.explore.embedding_gallery import Gallery, confused_sections, export, matching, outcomes, sections_of
+from udonlib.lab.explore import embedding_map
 from udonlib.lab.explore.neighbourhoods import confusions, hubs
+from udonlib.lab.explore.tiles.gallery import (
+    N_ASKERS,
+    PAIR,
+    Gallery,
+    confused_sections,
+    export,
+    matching,
+    outcomes,
+    sections_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def test_each_pair_of_a_miss_can_be_chosen_and_holds_as_many_as_it_says(found):
     for pair in pairs:
         rows = matching(found, outcome=pair)
         assert choices[pair] == f"{pair}: {len(rows)}"
-        asked, taken = pair.split(embedding_gallery.PAIR)
+        asked, taken = pair.split(PAIR)
         assert set(found.points["domain"].iloc[rows]) == {asked}
         assert (found.points["result"].iloc[rows] == "wrong").all()
         assert len(rows) == pytest.approx(table.loc[asked, taken] * 15 / 100)
@@ -108,7 +117,7 @@ def test_an_index_image_has_those_who_find_it(found):
         item, askers = sections_of(found, int(row))
         position = found.points["position"][row]
         n = table["n_lists"].get(position, 0)
-        assert len(askers["tiles"]) == min(n, embedding_gallery.N_ASKERS)
+        assert len(askers["tiles"]) == min(n, N_ASKERS)
         assert ("no query finds it" in askers["title"]) == (n == 0)
         assert item["tiles"][0]["row"] == row
 

@@ -1,0 +1,1 @@
+"""Images of the points of a map: a gallery beside it, and those that find room on it."""
