@@ -7,7 +7,8 @@ On ViT-S/16 at 224 pixels, batches of one domain with MiniUnED's emoji classes:
 
 1. UDON's step (student, teacher, both distillations) over forward and backward of the bare backbone, and over the step
    that one writes first: timm's model, a linear head for each domain, cross-entropy and torch.optim.AdamW. In float32,
-   and in bfloat16 where the processor multiplies in it. Then the same backbone compiled (torch.compile).
+   and in bfloat16 where the processor multiplies in it. Then the same backbone compiled (torch.compile), and the share
+   of the processor's peak: what the backbone multiplies in a second of UDON's step, of what one large product does.
 2. Images/s of two processes that `torchrun` starts, a thread each, over one process with two threads.
 
 Everything is measured in turns, so that a drift of the machine's speed cancels; medians are printed.
@@ -25,6 +26,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from udonlib.data.catalog import load_catalog
 from udonlib.models.backbones import timm
@@ -94,24 +97,39 @@ def medians(works: dict[str, Callable[[], object]], n_rounds: int) -> dict[str, 
     return {name: statistics.median(spent) for name, spent in times.items()}
 
 
+PRODUCT = 3072  # rows and columns of the large product
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products and attention: a multiplication and an addition are two."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no other on CPUs
+        work()
+    return counter.get_total_flops()
+
+
 def steps(n_rounds: int, batch_size: int, precision: str) -> None:
     """Print UDON's step over the bare backbone, and the obvious loop's step over UDON's."""
     images, labels = batch(batch_size)
     learner, obvious, compiled = ours(batch_size, precision), Obvious(precision), Obvious(precision, compiled=True)
+    matrix = torch.ones(PRODUCT, PRODUCT, dtype=dtype_of(precision, CPU))
     found = medians(
         {
             "ours": lambda: learner.step(0, images, [(DOMAIN, labels)]),
             "obvious": lambda: obvious.step(images, labels),
             "bare": lambda: obvious.bare(images),
             "compiled": lambda: compiled.bare(images),
+            "product": lambda: matrix @ matrix,
         },
         n_rounds,
     )
+    peak = flops(lambda: matrix @ matrix) / found.pop("product")
+    reached = flops(lambda: obvious.bare(images)) / found["ours"]
     speeds = ", ".join(f"{name} {batch_size / seconds:.1f}" for name, seconds in found.items())
     print(
         f"{precision}, {batch_size} images: step / bare backbone {found['ours'] / found['bare']:.3f} (time); images/s: "
         f"ours / the obvious loop {found['obvious'] / found['ours']:.3f}, compiled / eager backbone "
-        f"{found['bare'] / found['compiled']:.3f}; {speeds}",
+        f"{found['bare'] / found['compiled']:.3f}; {speeds}; share of the processor's peak {reached / peak:.2f} "
+        f"({reached / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s)",
         flush=True,
     )
 

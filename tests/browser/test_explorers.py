@@ -11,6 +11,14 @@ from udonlib import presets, runs
 TILE = ".udon-explorer-listed .udon-gallery-tile"
 THUMBNAIL = """() => [...document.querySelectorAll(".udon-explorer *")].some((each) => each.offsetWidth
     && each.style.backgroundImage.includes("data:image"))"""
+# Images that are loaded, apart from each other, on both maps.
+IMAGES_ON_MAP = """() => ["student", "teachers"].every((name) => {
+    const images = [...document.querySelectorAll(`.udon-explorer-${name} .udon-on-map img`)];
+    const boxes = images.map((image) => image.getBoundingClientRect());
+    const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+    return images.length > 3 && images.every((image) => image.naturalWidth > 20)
+        && boxes.every((a, i) => boxes.every((b, j) => i === j || apart(a, b)));
+})"""
 # The first point near the middle of a map, in pixels from its corner: where the drawing differs from its background.
 POINT = """() => {
     const drawn = (canvas) => {
@@ -122,6 +130,24 @@ def test_the_map_shows_images_at_the_pointer_and_of_a_region(lab, results):
     canvas.scroll_into_view_if_needed()
     box, (right, down) = canvas.bounding_box(), page.evaluate(POINT)
     x, y = box["x"] + right, box["y"] + down
+
+    on_map = page.locator(".udon-explorer-student .udon-on-map img")
+    notebook.wait_for(IMAGES_ON_MAP)
+    placed = on_map.evaluate_all("images => images.map((image) => [image.dataset.row, image.style.transform])")
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -600)  # nearer
+    notebook.wait_for(
+        """(placed) => placed.every(([row, where]) => {
+            const image = document.querySelector(`.udon-explorer-student .udon-on-map img[data-row="${row}"]`);
+            return !image || image.style.transform !== where;
+        })""",
+        placed,
+    )
+    page.mouse.wheel(0, 600)
+    page.locator(".udon-explorer-images input").uncheck()
+    notebook.wait_for("() => !document.querySelector('.udon-on-map img')")
+    page.locator(".udon-explorer-images input").check()
+    notebook.wait_for(IMAGES_ON_MAP)
 
     page.mouse.move(x - 30, y - 30)
     page.mouse.move(x, y, steps=5)
