@@ -64,7 +64,6 @@ with warnings.catch_warnings():
 HEIGHT, LEAST_WIDTH = 440, 270  # pixels of a map; narrower ones stand one above the other
 GAP = 14  # pixels between maps
 SCALE = (-1.05, 1.05)  # of both axes, whatever is laid out
-DISTANCE = 1.2  # of the camera: all points are in view where a map is narrower than high, too
 HINT = (
     "Rest on a point for its image; click it, or a tile, for its neighbours. Draw around points with the lasso (the "
     "second button of a map, or press long and draw) for what lies there. A double click on an empty place clears."
@@ -151,7 +150,7 @@ class EmbeddingExplorer:
         drawn = jscatter.Scatter(data=table, x="x", y="y", x_scale=SCALE, y_scale=SCALE)
         drawn.color(by="kind", map=list(looks.colours)).size(4 if len(table) < 50_000 else 2).height(HEIGHT)
         drawn.background((0, 0, 0, 0)).axes(False).lasso(on_long_press=True)
-        drawn.camera(distance=DISTANCE).reticle(False).opacity(unselected=0.35)
+        drawn.reticle(False).opacity(unselected=0.35)
         drawn.tooltip(
             True, list(self._said), histograms=False, preview="image", preview_type="image", preview_image_height=110
         )
@@ -293,11 +292,11 @@ class EmbeddingExplorer:
         self._say(self.finder.said if len(rows) else "No image of the map is all of that.")
 
     def _zoom(self) -> None:
-        """Look at what is shown, or at all of the map. Two points would fill it with nothing."""
+        """Look at what is shown. Two points would fill the map with nothing."""
         rows = self.finder.rows()
         if len(rows) > 2:
             for drawn in self.maps.values():
-                drawn.zoom(to=None if len(rows) == len(self.space.points) else rows, animation=0, padding=0.1)
+                drawn.zoom(to=rows, animation=0, padding=0.1)
 
     def _export(self) -> None:
         try:

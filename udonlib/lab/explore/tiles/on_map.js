@@ -4,6 +4,7 @@ const SIDE = 34; // pixels of an image
 const CLOSE = 4, APART = 30, FEW = 120; // pixels between two images while FEW points are in view, and else
 const MOST = 100; // images on a map
 const REST = 120; // milliseconds
+const MARGIN = 0.1; // around all points, of their extent
 
 // The same order of points always: an image stays where it is while the map is moved.
 const rank = (row) => Math.imul(row + 1, 2654435761) >>> 0;
@@ -25,7 +26,7 @@ export default {
     const layer = document.createElement("div");
     layer.className = "udon-on-map";
     const images = new Map(), sources = {}, colours = {}, asked = new Set(); // row → element, address, colour
-    let plot = null, resting = 0, pending = 0;
+    let plot = null, resting = 0, pending = 0, fitted = false;
 
     function place() {
       if (!plot.get("isPointsDrawn")) return;
@@ -59,6 +60,10 @@ export default {
       place();
     }
     function moved() {
+      if (!fitted && plot.get("isPointsDrawn")) {
+        fitted = true; // all points are in view, however narrow the map is
+        plot.zoomToPoints(plot.get("filteredPoints"), { padding: MARGIN });
+      }
       place();
       clearTimeout(resting);
       resting = setTimeout(choose, REST);
