@@ -128,5 +128,5 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     use_threads(arguments.threads)
-    steps(arguments.rounds, arguments.batch_size, "bfloat16" if multiplies_bfloat16() else "float32")
+    steps(arguments.rounds, arguments.batch_size, "bfloat16" if multiplies_bfloat16(torch.device("cpu")) else "float32")
     errors(224_408, 64, 16.0, 16)
