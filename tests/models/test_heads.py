@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from udonlib.models.heads import ByDomain, Head, prototypes
+from udonlib.models import heads
+from udonlib.models.heads import FEW, ByDomain, Head, cosine_logits, prototypes, unit
 
 
 @pytest.mark.parametrize("hidden_dims", [(), (32,), (32, 24)])
@@ -74,3 +75,41 @@ def test_ordinary_names_have_the_keys_that_torchs_dictionaries_gave_them():
     assert list(ByDomain({"b": parameters["b"]}).state_dict()) == list(parameters.state_dict())
     assert list(ByDomain({"a.b": parameters["b"]}).state_dict()) == ["a/b"]
     assert ByDomain.domain(ByDomain.key("a.b")) == "a.b"
+
+
+def both_ways(monkeypatch, embeddings, weights, *wanted):
+    """Cosines and gradients of a random sum of them, as the formula stands and without copies."""
+    found = []
+    for few in (FEW, 0):
+        monkeypatch.setattr(heads, "FEW", few)
+        cosines = cosine_logits(embeddings, weights)
+        upstream = torch.randn(cosines.shape, generator=torch.Generator().manual_seed(2), dtype=cosines.dtype)
+        found.append((cosines, *torch.autograd.grad(cosines, wanted, upstream)))
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_cosines_to_very_many_prototypes_are_those_to_few(monkeypatch, dtype, tolerance):
+    generator = torch.Generator().manual_seed(1)
+    embeddings = unit(torch.randn(5, 16, generator=generator, dtype=dtype)).requires_grad_()
+    weights = (3 * torch.randn(40, 16, generator=generator, dtype=dtype)).requires_grad_()
+    for wanted in ((embeddings, weights), (embeddings,), (weights,)):
+        few, many = both_ways(monkeypatch, embeddings, weights, *wanted)
+        for one, other in zip(few, many, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_a_prototype_of_zeros_has_cosine_zero_either_way(monkeypatch):
+    weights = torch.zeros(3, 4, requires_grad=True)
+    few, many = both_ways(monkeypatch, unit(torch.ones(2, 4)), weights, weights)
+    assert not few[0].any()
+    for one, other in zip(few, many, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_very_many_prototypes_are_not_copied_in_a_step():
+    weights = prototypes(FEW + 1, 8).requires_grad_()
+    cosines = cosine_logits(unit(torch.randn(2, 8)), weights)
+    assert cosines.grad_fn.saved_tensors[1].data_ptr() == weights.data_ptr()
+    as_large = [kept for kept in cosines.grad_fn.saved_tensors if kept.numel() >= weights.numel()]
+    assert len(as_large) == 1

@@ -147,8 +147,7 @@ class EmbeddingModel(nn.Module):
             classes: rows of the domain's prototypes that have a cosine; None: all.
         """
         student = self.student(features)
-        rows = slice(None) if classes is None else classes
-        student_cosines = cosine_logits(student, self.student_prototypes[domain][rows])
+        student_cosines = cosine_logits(student, _of(self.student_prototypes[domain], classes))
         return DomainOutputs(student, student_cosines, *self.taught(features, domain, classes))
 
     def taught(
@@ -161,12 +160,16 @@ class EmbeddingModel(nn.Module):
         if domain not in self.teachers:
             return None, None
         teacher = self.teachers[domain](features)
-        rows = slice(None) if classes is None else classes
-        return teacher, cosine_logits(teacher, self.teacher_prototypes[domain][rows])
+        return teacher, cosine_logits(teacher, _of(self.teacher_prototypes[domain], classes))
 
     def short_embedding(self, dim: int, features: Float[Tensor, "batch feature_dim"]) -> Float[Tensor, "batch dim"]:
         """The first `dim` dimensions of the student's embedding, to unit norm."""
         return unit(self.student(features)[:, :dim])
+
+
+def _of(prototypes: nn.Parameter, classes: Int[Tensor, "classes"] | None) -> Tensor:
+    """The rows of some classes. All of them are no slice: its gradient would be copied once more."""
+    return prototypes if classes is None else prototypes[classes]
 
 
 def weights_file(name: str) -> Path:
