@@ -5,8 +5,8 @@ What papermill does beside that is tested with a process for each notebook, in t
 
 import logging
 import os
+import shutil
 import subprocess
-import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from papermill.engines import Engine, papermill_engines
 
 from tests import PROJECT
 from tests.helpers.waiting import SECONDS
+from udonlib.lab.terminal import SocketKernels
 
 # As in a new kernel: no names, no inputs.
 FORGET = "get_ipython().reset(new_session=True)"
@@ -30,10 +31,10 @@ class Kernel:
 
     def __enter__(self) -> "Kernel":
         quiet = {"UDON_LIVE": "0", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JUPYTER_PREFER_ENV_PATH": "1"}
-        self._folder = tempfile.TemporaryDirectory(prefix="kernel-")
-        # Ports may be taken by another kernel before this one opens them.
+        place = SocketKernels()  # ports may be taken by another kernel before this one opens them
+        self._folder = Path(place.connection_file).parent
         self._manager = KernelManager(
-            kernel_name="python3", transport="ipc", connection_file=f"{self._folder.name}/k.json"
+            kernel_name="python3", transport=place.transport, connection_file=place.connection_file
         )
         self._manager.start_kernel(cwd=str(PROJECT), env=os.environ | quiet)
 
@@ -53,7 +54,7 @@ class Kernel:
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._manager.shutdown_kernel(now=True)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder)
 
     def papermill(self, notebook: Path, out: Path, *options: str) -> subprocess.CompletedProcess:
         """What `papermill NOTEBOOK OUT -p NAME VALUE ... -y YAML` leaves; stderr is the error in which it ends."""
