@@ -19,6 +19,11 @@ IMAGES_ON_MAP = """() => ["student", "teachers"].every((name) => {
     return images.length > 3 && images.every((image) => image.naturalWidth > 20)
         && boxes.every((a, i) => boxes.every((b, j) => i === j || apart(a, b)));
 })"""
+# All points of both maps are in view, narrow as they are.
+ALL_IN_VIEW = """() => ["student", "teachers"].every((name) => {
+    const plot = [...document.querySelectorAll(`.udon-explorer-${name} div`)].find((each) => each.api)?.api;
+    return plot?.get("isPointsDrawn") && plot.get("pointsInView").length === plot.get("filteredPoints").length;
+})"""
 # The first point near the middle of a map, in pixels from its corner: where the drawing differs from its background.
 POINT = """() => {
     const drawn = (canvas) => {
@@ -133,6 +138,7 @@ def test_the_map_shows_images_at_the_pointer_and_of_a_region(lab, results):
 
     on_map = page.locator(".udon-explorer-student .udon-on-map img")
     notebook.wait_for(IMAGES_ON_MAP)
+    notebook.wait_for(ALL_IN_VIEW)
     placed = on_map.evaluate_all("images => images.map((image) => [image.dataset.row, image.style.transform])")
     page.mouse.move(x, y)
     page.mouse.wheel(0, -600)  # nearer
