@@ -324,6 +324,27 @@ def test_an_interrupt_waits_for_a_checkpoint_that_is_being_written(data, tmp_pat
     assert finish(run).status == "finished"
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_a_run_that_is_interrupted_as_its_saving_thread_starts_waits_for_that_thread(data, tmp_path, monkeypatch):
+    run = open_run(params(data, tmp_path, checkpoint_every=3))
+    save, begin = torch.save, threading.Thread.start
+
+    def interrupted(thread):
+        begin(thread)
+        if thread.name.startswith("udonlib-saving"):
+            signal.raise_signal(signal.SIGINT)
+
+    def slow(state, file):
+        time.sleep(0.3)
+        save(state, file)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    monkeypatch.setattr(torch, "save", slow)
+    with pytest.raises(KeyboardInterrupt):
+        finish(run)
+    assert checkpoint(run)["step"] == 3
+
+
 def test_a_run_may_lie_anywhere(data, tmp_path):
     run = finish(open_run(params(data, tmp_path)))
     elsewhere = tmp_path / "moved" / "mine"

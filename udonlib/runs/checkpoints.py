@@ -140,7 +140,8 @@ class Saving:
     def save(self, write: Callable[[Mapping[str, object]], None], state: Mapping[str, object]) -> None:
         """Have a state written as it is now."""
         self.wait()
-        self._last = self._thread.submit(write, _copy(state))
+        with _interrupts_wait():  # a pool that is interrupted as its thread starts forgets that thread
+            self._last = self._thread.submit(write, _copy(state))
 
     def wait(self) -> None:
         """Come back when nothing is left to be written.
