@@ -80,7 +80,8 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description=(
-            "of the backbone's forward pass; auto: bfloat16 where the processor or GPU multiplies it, else float32; "
+            "of the backbone's forward pass, of the projectors on its tokens, and of frozen teachers; "
+            "auto: bfloat16 where the processor or GPU multiplies it, else float32; "
             "a run keeps what it began with"
         ),
     )

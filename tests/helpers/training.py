@@ -74,7 +74,7 @@ class Predicting(Objective):
     def terms(self, model, batch):
         blocks = model.tokens(batch.images, [0, -1], precision=batch.precision, frozen=batch.frozen)
         colours = batch.images.mean((2, 3)) / 255
-        predicted = sum(project(block["class"]) for project, block in zip(self.projectors, blocks, strict=True))
+        predicted = sum(project(block["class"].float()) for project, block in zip(self.projectors, blocks, strict=True))
         losses = (predicted - (colours - self.running)).square().mean(1)
         losses, colours = (batch.world.gather(rows, batch.n_images) for rows in (losses, colours))
         self.running = 0.9 * self.running + 0.1 * colours.mean(0)

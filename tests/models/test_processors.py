@@ -7,6 +7,7 @@ import torch
 
 from udonlib.errors import UserError
 from udonlib.models import processors
+from udonlib.models.processors import computing_in, lone_threads
 
 CPU = torch.device("cpu")
 MULTIPLIES = processors.multiplies_bfloat16  # before the tests' fixture says that nothing does
@@ -114,3 +115,23 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
         processors.pick_device("cuda:1")
     with pytest.raises(UserError, match=r"parameter 'device': found 'mps', which has no float64, .* valid: auto, cpu"):
         processors.pick_device("mps")
+
+
+def test_the_number_of_threads_is_as_before_afterwards():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with lone_threads(2, "x") as pool:
+            assert torch.get_num_threads() == 1
+            assert pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_computed_within_has_the_precision_asked_for():
+    layer, values = torch.nn.Linear(4, 3), torch.ones(2, 4)
+    for precision in (torch.float32, torch.bfloat16):
+        with computing_in(precision, torch.device("cpu")):
+            assert layer(values).dtype == precision
+        assert layer(values).dtype == torch.float32

@@ -13,7 +13,7 @@ from tests.helpers.catalogs import picture
 from udonlib.data.decoding import ImageError, decode, prepare_eval
 from udonlib.errors import UserError
 from udonlib.search import pictures
-from udonlib.search.pictures import PictureLoader, lone_threads, open_picture, ready
+from udonlib.search.pictures import PictureLoader, open_picture, ready
 
 PIXELS = np.asarray(decode(picture(1), "x"))
 
@@ -134,10 +134,6 @@ def test_the_number_of_threads_is_as_before_afterwards():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with lone_threads(2, "x") as pool:
-            assert torch.get_num_threads() == 1
-            assert pool.submit(torch.get_num_threads).result() == 1
-        assert torch.get_num_threads() == 2
         batches = loader_of(9, n_threads=2)("", "", [range(4), range(4, 9)])
         next(batches)
         batches.close()

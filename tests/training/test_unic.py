@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -275,6 +277,21 @@ def test_a_step_loses_what_its_parts_say(changes):
         assert torch.allclose(found["b"][name], values[2:].mean())
     found["b"]["total"].backward()
     assert all(p.grad is not None for p in ours.projectors.parameters())
+
+
+@pytest.mark.parametrize("projector", ["ladder", "last", "transformer"])
+def test_projectors_compute_in_the_precision_of_the_step_and_losses_in_float32(projector):
+    params = unic_params(projector=projector)
+    model = student(params)
+    ours = objective(params, model)
+    computed = []
+    *_, linear = (part for part in ours.projectors.modules() if isinstance(part, torch.nn.Linear))
+    linear.register_forward_hook(lambda _, __, out: computed.append(out.dtype))
+    exact, low = (ours.terms(model, replace(a_batch(), precision=p)) for p in (torch.float32, torch.bfloat16))
+    assert computed == [torch.float32, torch.bfloat16]
+    for name, value in exact["b"].items():
+        assert low["b"][name].dtype == torch.float32
+        assert torch.allclose(low["b"][name], value, rtol=0.02), name
 
 
 def test_teachers_see_the_batch_and_are_no_part_of_what_is_kept():

@@ -7,12 +7,13 @@ the product itself on a CPU, never happens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from udonlib.models.processors import lone_threads
 
 Found = tuple[Tensor, Tensor, Tensor]  # similarities, positions, which queries are in doubt
 
@@ -112,12 +113,8 @@ def _map(work: Callable[[Tensor], Found], blocks: Sequence[Tensor], device: torc
     if device.type != "cpu" or n_threads == 1:
         yield from map(work, blocks)
         return
-    n_before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(work, blocks)
-    finally:
-        torch.set_num_threads(n_before)  # what the workers set is also the default of threads to come
+    with lone_threads(n_threads, "udonlib-search") as pool:
+        yield from pool.map(work, blocks)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from udonlib.files import PACKAGE
 from udonlib.models.backbones import Backbone, Tokens, check_size, create_backbone, flops_per_image, normalise
 from udonlib.models.files.importers import load_backbone_weights
 from udonlib.models.heads import ByDomain, FeatureHead, Head, cosine_logits, prototypes, unit
+from udonlib.models.processors import computing_in
 from udonlib.params import TrainParams
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
@@ -116,19 +117,17 @@ class EmbeddingModel(nn.Module):
         precision: torch.dtype = torch.float32,
         frozen: bool = False,
     ) -> list[Tokens]:
-        """`Backbone.tokens` of images whose values lie in 0..255 (any dtype), in float32; else as for `features`."""
+        """`Backbone.tokens` of images whose values lie in 0..255 (any dtype), in the precision of its layers."""
         with self._encoding(images, precision, frozen) as normalised:
-            tokens = self.backbone.tokens(normalised, blocks, end)
-            return [{kind: token.float() for kind, token in block.items()} for block in tokens]
+            return self.backbone.tokens(normalised, blocks, end)
 
     @contextmanager
     def _encoding(self, images: Images, precision: torch.dtype, frozen: bool) -> Iterator[Tensor]:
         """The images normalised; what is computed within has that precision, and no graph where frozen."""
         normalised = normalise(images, self.backbone.mean, self.backbone.std)
         normalised = normalised.contiguous(memory_format=torch.channels_last)  # convolutions are twice as fast on CPUs
-        low = precision != torch.float32
-        autocast = torch.autocast(normalised.device.type, precision) if low else nullcontext()
-        with autocast, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        computing = computing_in(precision, normalised.device)
+        with computing, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             yield normalised
 
     def embed(self, images: Images, precision: torch.dtype = torch.float32) -> Float[Tensor, "batch student_dim"]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +59,11 @@ def dtype_of(precision: Precision | Literal["auto"], device: torch.device) -> to
     return PRECISIONS[pick_precision(precision, device)]
 
 
+def computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+    """Have layers compute in a precision, by autocast; float32: as they are."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` takes a GPU where there is one.
 
@@ -97,3 +105,16 @@ def _times_as_long(device: torch.device) -> float:
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+@contextmanager
+def lone_threads(n: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute alone, as this one does meanwhile; what they have still to do at the end is dropped."""
+    n_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(n, name, torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_before)

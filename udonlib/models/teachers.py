@@ -13,7 +13,6 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from udonlib.models.embedding_model import EmbeddingModel, find_weights
 from udonlib.models.files.importers import load_backbone_weights
 from udonlib.models.files.onnx_files import read_onnx, with_outputs
 from udonlib.models.ladder import Kind, Tokens, resample
+from udonlib.models.processors import computing_in
 
 Images = Float[Tensor, "batch 3 height width"] | UInt8[Tensor, "batch 3 height width"]
 # Of features of different images: a spread below this part of their size is none.
@@ -104,8 +104,7 @@ class Teacher(nn.Module):
             resized = F.interpolate(resized, size, mode="bicubic", antialias=True).clamp(0, 255)
         resized = resized.flip(1) if self.bgr else resized
         normalised = normalise(resized, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        autocast = nullcontext() if precision == torch.float32 else torch.autocast(images.device.type, precision)
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), computing_in(precision, images.device):
             said: Tokens = self.encoder(normalised)
         tokens = {kind: said[kind].float() for kind in self.kinds}
         if n_positions is not None and "patches" in tokens:

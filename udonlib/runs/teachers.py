@@ -31,7 +31,7 @@ from udonlib.files import results_folder
 from udonlib.models.embedding_model import EmbeddingModel, weights_file
 from udonlib.models.feature_cache import FeatureCache, cache_key
 from udonlib.models.ladder import Tokens
-from udonlib.models.processors import pick_device
+from udonlib.models.processors import dtype_of, pick_device, pick_precision
 from udonlib.models.teachers import Images, Teacher, check_teachers, create_teacher
 from udonlib.params import TrainParams
 from udonlib.presets import load as load_preset
@@ -77,8 +77,8 @@ def teacher_files(params: TrainParams) -> dict[str, Path]:
 class CachedFeatures:
     """What each teacher says of every training image, unaugmented: computed once, kept, and looked up in each step.
 
-    A teacher is given the middle of an image, as augmentation 'none' leaves it, in float32; patches are kept on the
-    student's grid.
+    A teacher is given the middle of an image, as augmentation 'none' leaves it, and computes in the run's precision;
+    patches are kept on the student's grid.
 
     Args:
         params: of the run.
@@ -105,7 +105,8 @@ class CachedFeatures:
             UserError: there is no room, or features do not fit into half precision.
         """
         p = self.params
-        looks = f"{self.reader.catalog.fingerprint} {p.resize_size} {p.image_size}"
+        precision = pick_precision(p.precision, pick_device(p.device))
+        looks = f"{self.reader.catalog.fingerprint} {p.resize_size} {p.image_size} {precision}"
         folder = results_folder(p.outputs) / "features"
         for name, teacher in self.teachers.items():
             shapes = {k: (w,) if k == "class" else (self.n_positions, w) for k, w in teacher.widths.items()}
@@ -134,7 +135,7 @@ class CachedFeatures:
                 parts.append(self.reader.read(domain, "train", inside - start))
         images = plain(torch.cat(parts), self.params.image_size)
         device = next(iter(teacher.parameters()), images).device
-        return teacher(images.to(device), self.n_positions)
+        return teacher(images.to(device), self.n_positions, dtype_of(self.params.precision, device))
 
 
 def of_one_domain(params: TrainParams, model: EmbeddingModel, n_domains: int) -> str:

@@ -23,13 +23,12 @@ from udonlib.data.catalog import Catalog
 from udonlib.errors import ParameterError, nearest
 from udonlib.evaluation.reading import Embed
 from udonlib.models.embedding_model import EmbeddingModel
-from udonlib.models.processors import PRECISIONS, Precision, dtype_of, pick_device, pick_precision
+from udonlib.models.processors import PRECISIONS, Precision, dtype_of, lone_threads, pick_device, pick_precision
 from udonlib.presets import EvaluateParams
 from udonlib.release.folder import CONFIG, ENCODER, load_release, read_config
 from udonlib.runs.evaluations import find_source
 from udonlib.search.embed import Embeddings, ModelFacts, Progress, embed_pictures
 from udonlib.search.folders import embed_folder
-from udonlib.search.pictures import lone_threads
 
 
 @dataclass(frozen=True, eq=False)

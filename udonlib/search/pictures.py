@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from udonlib.data.decoding import ImageError, decode, prepare_eval, to_rgb
 from udonlib.errors import UserError, nearest
 from udonlib.evaluation.reading import Batch
-from udonlib.models.processors import n_cores
+from udonlib.models.processors import lone_threads, n_cores
 
 # opened(position): the image in RGB; None: it is not needed any more.
 Opened = Callable[[int], Image.Image | None]
@@ -137,16 +136,3 @@ class PictureLoader:
             except UserError as error:
                 states.append(str(error))
         return states
-
-
-@contextmanager
-def lone_threads(n: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each compute alone, as this one does meanwhile; what they have still to do at the end is dropped."""
-    n_before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(n, name, torch.set_num_threads, (1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_before)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from udonlib.models.embedding_model import EmbeddingModel
 from udonlib.models.ladder import PROJECTORS, Kind, Tokens, resample
+from udonlib.models.processors import computing_in
 from udonlib.models.standards import Standards
 from udonlib.models.teachers import Teacher
 from udonlib.params import TrainParams
@@ -218,11 +219,13 @@ class UnicObjective(Objective):
         needs_end = self._reads_end or self.labelled is not None
         tokens = model.tokens(batch.images, self._blocks, needs_end, batch.precision, batch.frozen)
         read = tokens if self._reads_end or not needs_end else tokens[:-1]
-        said = self.projectors(read)
+        with computing_in(batch.precision, batch.images.device):  # most of what is done beside the student's own pass
+            said = self.projectors(read)
         end = p.part_end(0)  # in steps that a finished run was given the statistics stay as slow
         ends = p.standard_momentum, p.standard_momentum_end
         momentum = cosine(*ends, min(batch.number, end), end) if self.training else 0.0
         targets = self.standards(self._ask(batch, read[-1]["patches"].shape[1]), momentum)
+        said = {name: {kind: value.float() for kind, value in kinds.items()} for name, kinds in said.items()}
         ours = teacher_losses(said, targets, p.w_cosine, p.w_smooth_l1)
         names = [(teacher, kind) for teacher, kinds in ours.items() for kind in kinds]
         losses = world.gather(torch.stack([ours[teacher][kind] for teacher, kind in names], dim=1), n)
@@ -241,7 +244,7 @@ class UnicObjective(Objective):
         found = {d: {name: values[i] for name, values in means.items()} for i, (d, _) in enumerate(batch.parts)}
         if self.labelled is None:
             return found
-        udon = self.labelled.terms_of(model, model.scaled(tokens[-1]["class"]), batch)
+        udon = self.labelled.terms_of(model, model.scaled(tokens[-1]["class"].float()), batch)
         for domain, unic in found.items():
             unic["unic"] = unic.pop("total")
             total = udon[domain]["total"] + p.w_unic * unic["unic"]
