@@ -15,9 +15,10 @@ from tests.helpers.taught import write_teachers
 from tests.helpers.training import SMALL
 from udonlib.data.images import ImageReader
 from udonlib.errors import UserError
+from udonlib.models.teachers import Teacher
 from udonlib.params import TrainParams
 from udonlib.runs.run import load_run, open_run
-from udonlib.runs.teachers import CachedFeatures, open_teachers, plain, some_images
+from udonlib.runs.teachers import CachedFeatures, open_teachers, plain, some_images, teacher_scores
 from udonlib.training.losses import Batch
 
 
@@ -75,6 +76,28 @@ def test_cached_features_are_those_of_the_teachers(data, files, tmp_path):
     )
     assert list(other.fill()) == []
     assert asked == []
+
+
+def test_teachers_are_scored_and_cached_in_the_run_s_precision(data, files, tmp_path, monkeypatch):
+    forward, asked = Teacher.forward, []
+
+    def noted(teacher, images, n_positions=None, precision=torch.float32):
+        asked.append(precision)
+        return forward(teacher, images, n_positions, precision)
+
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        given = params(data, tmp_path, files, precision=name)
+        catalog = open_run(given).catalog
+        reader = ImageReader(catalog, given.resize_size, "train")
+        teachers = open_teachers(given, some_images(reader, given.image_size))
+        with monkeypatch.context() as patched:
+            patched.setattr(Teacher, "forward", noted)
+            list(CachedFeatures(given, reader, teachers, 1).fill())
+            n_cached = len(asked)
+            teacher_scores(given, catalog, teachers)
+        assert 0 < n_cached < len(asked)
+        assert set(asked) == {dtype}
+        asked.clear()
 
 
 def test_features_are_made_anew_for_another_teacher(data, files, tmp_path):

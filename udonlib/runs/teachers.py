@@ -202,18 +202,20 @@ def teacher_scores(
 ) -> EncoderScores:
     """How good a run's frozen teachers are, each alone and all together: retrieval, classification and dense tasks.
 
-    They see the test images in the size that the student sees. What was found before for the same teachers and data
-    is read, not found again.
+    They see the test images in the size that the student sees, and compute in the run's precision. What was found
+    before for the same teachers, data and precision is read, not found again.
     """
-    p = params
-    looks = [catalog.fingerprint, catalog.names, p.image_size, *(t.fingerprint() for t in teachers.values())]
+    p, device = params, pick_device(params.device)
+    asked = [catalog.fingerprint, catalog.names, p.image_size, pick_precision(p.precision, device)]
+    looks = [*asked, *(t.fingerprint() for t in teachers.values())]
     key = hashlib.sha256(json.dumps([looks, list(teachers)]).encode()).hexdigest()[:32]
     folder = results_folder(p.outputs) / "teachers" / key
     if not (folder / SCORES).is_file():
-        device = pick_device(p.device)
         for teacher in teachers.values():
             teacher.to(device)
-        found = _evaluate(p, catalog, {n: _on(t, device) for n, t in teachers.items()}, list(teachers), progress)
+        precision = dtype_of(p.precision, device)
+        encoders = {name: _on(teacher, device, precision) for name, teacher in teachers.items()}
+        found = _evaluate(p, catalog, encoders, list(teachers), progress)
         folder.mkdir(parents=True, exist_ok=True)
         found.save(folder)
     return EncoderScores.load(folder)
@@ -229,8 +231,9 @@ def student_scores(
         folder: of the run.
     """
     if not (folder / SCORES).is_file():
-        model = model.to(pick_device(params.device))
-        _evaluate(params, catalog, {STUDENT: model_encoder(model)}, [], progress).save(folder)
+        device = pick_device(params.device)
+        encoder = model_encoder(model.to(device), dtype_of(params.precision, device))
+        _evaluate(params, catalog, {STUDENT: encoder}, [], progress).save(folder)
     return EncoderScores.load(folder)
 
 
@@ -257,8 +260,8 @@ def _evaluate(
     return evaluate_encoders(encoders, catalog, load, teachers=teachers, seed=DRAW_SEED, progress=tell)
 
 
-def _on(teacher: Teacher, device: torch.device) -> Encoder:
-    return lambda images: teacher(images.to(device))
+def _on(teacher: Teacher, device: torch.device, precision: torch.dtype) -> Encoder:
+    return lambda images: teacher(images.to(device), precision=precision)
 
 
 def specialist_params(params: TrainParams, names: Sequence[str]) -> dict[str, TrainParams]:
