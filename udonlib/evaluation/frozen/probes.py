@@ -11,6 +11,7 @@ classified are of the same classes and share no image: `deal` makes such parts o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -24,7 +25,9 @@ from jaxtyping import Float, Int
 from udonlib.errors import UserError
 from udonlib.evaluation.search import nearest
 
-STRENGTHS = (1e-3, 1e6)  # the range of C: from hardly anything learned to hardly any regularisation, for unit vectors
+# The range of C for unit vectors: from hardly anything learned to the most that still has an optimum. Beyond, planes
+# part the classes of a few images, and what L-BFGS ends with depends on where it stops.
+STRENGTHS = (1e-2, 1e3)
 MAX_STEPS = 1000  # of L-BFGS
 
 
@@ -111,7 +114,7 @@ class LinearProbe:
 def logistic_probe(
     labelled: Float[torch.Tensor, "image dim"],
     labels: Int[np.ndarray, "image"],
-    trials: int = 10,
+    trials: int = 11,
     held_out: float = 0.2,
     seed: int = 0,
 ) -> LinearProbe:
@@ -119,8 +122,10 @@ def logistic_probe(
 
         minimise  C sum_i -log softmax(W x_i + b)[y_i]  +  |W|^2 / 2
 
-    C is the one of `trials` values, evenly spaced in its logarithm, that classifies held-out images best; of equal ones
-    the smallest. Held out is a share of the labelled images of each class that has two; then all are trained on.
+    C is one of `trials` values, evenly spaced in its logarithm: the largest whose accuracy on held-out images is at
+    most a standard error, sqrt(a (1 - a) / n), below the best one a. Held out is a share of the labelled images of each
+    class that has two; then all are trained on. Where the few images of a class are unlike each other, the held-out
+    ones say next to nothing of C, and the smallest of equal ones would learn next to nothing.
 
     Args:
         labelled: vectors, of unit norm or not.
@@ -144,7 +149,9 @@ def logistic_probe(
         strengths = np.geomspace(*STRENGTHS, trials).tolist()
         for strength, classifier in zip(strengths, regressions(vectors[kept], labels[kept], strengths), strict=True):
             tried[strength] = float((classifier.predict(vectors[held]) == labels[held]).mean())
-    best = max(tried, key=lambda strength: (tried[strength], -strength), default=1.0)
+    accuracy = max(tried.values(), default=0.0)
+    error = math.sqrt(accuracy * (1 - accuracy) / len(held)) if tried else 0.0
+    best = max((strength for strength, found in tried.items() if found >= accuracy - error), default=1.0)
     return LinearProbe(next(regressions(vectors, labels, [best])), best, tried)
 
 

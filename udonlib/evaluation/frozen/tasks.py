@@ -35,7 +35,7 @@ from udonlib.models.heads import unit
 HEADLINES = {"retrieval": "r_at_1", "classification": "logistic", "dense": "mean_iou"}  # the metric of each group
 LABELLED = 0.5  # of the images of a class, where a domain has no index of its own
 MOST_CLASSES, MOST_LABELLED = 200, 50
-TRIALS = 7
+TRIALS = 11
 AT_ONCE = 4096  # vectors that are handed to the search together
 
 
