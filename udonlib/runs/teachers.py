@@ -1,8 +1,8 @@
 """Those who teach a run's student: frozen teachers, asked in each step or once for all; and finished specialists.
 
     outputs/features/<key>/                       what a teacher says of all training images: see `models.feature_cache`
-    outputs/teachers/<key>/encoders.csv.gz        how good some teachers are, each alone and all together
-    outputs/runs/<run>/encoders.csv.gz            how good the student is, on the same tasks
+    outputs/teachers/<key>/encoder_scores.csv.gz  how good some teachers are, each alone and all together
+    outputs/runs/<run>/encoder_scores.csv.gz      how good the student is, on the same tasks
 
 The first two are for all runs that ask the same.
 """

@@ -165,7 +165,7 @@ class Batch:
         parts: domain and training labels of consecutive images of the *whole* batch; each domain once.
         slots: domain and positions in its train split of consecutive images of this process's part.
         number: of the step, from 0.
-        precision: of the backbone's forward pass.
+        precision: of the forward pass of backbone and projectors.
         frozen: encode without a graph, since the backbone does not learn in this step.
         world: the processes that share the batch; `world.gather` makes their rows those of the whole batch.
         shards: which classes' prototypes this process holds, and which of them have a column; None: all.

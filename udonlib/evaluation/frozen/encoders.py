@@ -46,7 +46,7 @@ from udonlib.models.processors import lone_threads
 # device. A `models.teachers.Teacher` is one as it is.
 Encoder = Callable[[UInt8[Tensor, "image 3 size size"]], Tokens]
 TOGETHER = "all teachers"
-SCORES = "encoders.csv.gz"
+SCORES = "encoder_scores.csv.gz"
 Progress = Callable[[str, int, int], None]  # what is done ("images", "probes"), how much of it, of how much
 
 
