@@ -5,6 +5,8 @@ import copy
 import importlib.util
 import io
 import itertools
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -213,3 +215,35 @@ def test_a_line_says_that_it_loads_until_figures_can_be_shown(monkeypatch, start
     monkeypatch.setattr(style, "update_display", noted)
     style.use_renderer()
     assert ("", place) in shown
+
+
+HUNG = """
+import asyncio
+import kaleido._sync_server
+from choreographer.browsers.chromium import Chromium
+
+class Hung:
+    def __init__(self, **options):
+        pass
+
+    async def __aenter__(self):
+        await asyncio.sleep(1e6)
+
+    async def __aexit__(self, *error):
+        pass
+
+kaleido._sync_server.Kaleido = Hung
+Chromium.find_browser = classmethod(lambda *_, **__: "chromium")
+from udonlib.lab.views import style
+
+style.LEAVE_SECONDS = 0.1
+style.use_renderer()
+style.pio.renderers["png"]._browser.join()
+print("over")
+"""
+
+
+def test_a_process_ends_though_its_browser_never_came_up():
+    pytest.importorskip("kaleido")
+    ended = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=SECONDS)
+    assert (ended.returncode, ended.stdout) == (0, "over\n"), ended.stderr

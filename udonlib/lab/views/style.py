@@ -5,6 +5,7 @@ white and on #111111. A domain has the same colour everywhere.
 """
 
 import asyncio
+import atexit
 import base64
 import contextlib
 import html
@@ -66,6 +67,7 @@ TEACHER_LOOKS = (
 # What JupyterLab's own style sheets leave to be said, of all pages.
 STYLE = f"<style>{importlib.resources.files(__package__).joinpath('front_end.css').read_text('utf-8')}</style>"
 PNG_WIDTH = 700  # pixels: about what a page of 1,024 leaves, so that text is read there, too
+LEAVE_SECONDS = 10.0  # for the browser to end, when the process does
 PNG_SECONDS = 45  # for one image; a browser that starts on a busy machine needs some of them for its first one
 _AXIS = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 
@@ -142,6 +144,18 @@ def _start_the_one_browser() -> None:
     if not Chromium.find_browser(skip_local=False):
         raise _NoBrowserError
     kaleido.start_sync_server(silence_warnings=True, mathjax=False, timeout=30)
+    atexit.register(_leave_the_one_browser)  # what is registered last comes first: before kaleido's own
+
+
+def _leave_the_one_browser() -> None:
+    """Let the browser end, but not wait for one that never came up, as kaleido would without limit."""
+    from kaleido._sync_server import GlobalKaleidoServer
+
+    server = GlobalKaleidoServer()
+    if server.is_running():
+        server._task_queue.put(None)
+        server._thread.join(LEAVE_SECONDS)
+        server._initialized = False  # kaleido has nothing left to wait for
 
 
 def _as_png(image: bytes) -> dict[str, str]:
