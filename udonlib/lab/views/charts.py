@@ -404,4 +404,4 @@ def _range(values: np.ndarray) -> list[float]:
     """Limits that leave room for a number right of the largest value."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = max(high - low, 1.0)
-    return [low - 0.08 * room, high + 0.2 * room]
+    return [low - 0.08 * room, high + 0.4 * room]
