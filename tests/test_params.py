@@ -236,6 +236,7 @@ def test_what_influences_results_changes_the_run_name(name):
         "domains": "x",
         "recipe": "us_ds",
         "on_bad_image": "skip",
+        "decoder": "nvimgcodec",
         "precision": "bfloat16",
         "backbone": "x",
         "backbone_args": {"a": 1},

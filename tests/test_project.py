@@ -84,16 +84,16 @@ def test_pip_and_conda_install_the_same_versions():
 
 def names(requirements: list[str]) -> set[str]:
     """The packages of a list of requirements, without versions."""
-    return {re.split(r"[<>=!]", requirement)[0] for requirement in requirements}
+    return {re.split(r"[<>=!;\[]", requirement)[0] for requirement in requirements}
 
 
 EXTRAS = BUILD["project"]["optional-dependencies"]
 DECLARED = {"thin": names(BUILD["project"]["dependencies"]), "lab": names(EXTRAS["lab"])}
-DECLARED |= {name: names(EXTRAS[name]) for name in ("release", "search")}
+DECLARED |= {name: names(EXTRAS[name]) for name in ("release", "search", "gpu")}
 
 
 def test_every_version_is_exact_and_every_dependency_has_one():
-    pins = dict(pin.split("==") for name in ("dev", "miniuned") for pin in EXTRAS[name])
+    pins = dict(pin.split(";")[0].split("==") for name in ("dev", "miniuned") for pin in EXTRAS[name])
     assert set().union(*DECLARED.values()) <= set(pins)
 
 
@@ -120,6 +120,7 @@ PACKAGES = {
     "umap": "umap-learn",
     "jscatter": "jupyter-scatter",
     "huggingface_hub": "huggingface-hub",
+    "nvidia": "nvidia-nvimgcodec-cu13",
 }
 PACKAGES |= {"IPython": "ipykernel", "choreographer": "kaleido", "traitlets": "ipywidgets"}
 # Used where somebody has installed them: pyarrow, of the extra `search`, where data is a Parquet file.
@@ -150,8 +151,9 @@ def imports_of(part: str) -> set[str]:
 
 
 def test_what_the_thin_package_imports_is_declared_and_what_is_declared_is_imported():
-    assert imports_of("thin") - DECLARED["thin"] - DECLARED["release"] == OPTIONAL
-    assert DECLARED["release"] - imports_of("thin") == set()
+    extras = DECLARED["release"] | DECLARED["gpu"]
+    assert imports_of("thin") - DECLARED["thin"] - extras == OPTIONAL
+    assert extras - imports_of("thin") == set()
     assert DECLARED["thin"] - imports_of("thin") == set(WITHOUT_IMPORT["thin"])
 
 

@@ -96,6 +96,10 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
         1, ge=1, description="that share each batch of a run begun in a notebook; from a terminal torchrun says it"
     )
     cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
+    decoder: Literal["pillow", "nvimgcodec"] = Field(
+        "pillow",
+        description="of training's JPEGs: pillow, in n_workers processes; nvimgcodec, NVIDIA's, on the GPU that trains",
+    )
 
     backbone: str = Field(
         "vit_base_patch16_224.augreg_in21k",

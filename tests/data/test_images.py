@@ -1,24 +1,28 @@
 """Reading batches: from memory or files, ahead of time or on demand, with bad images skipped or not."""
 
 import gc
+import io
 import multiprocessing
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 
 import udonlib.data.images
-from tests.helpers.catalogs import write_tree, write_uned_tree, write_uned_zip
+from tests.helpers.catalogs import picture, write_tree, write_uned_tree, write_uned_zip
 from udonlib.data import decoding
 from udonlib.data.catalog import Catalog, load_catalog
-from udonlib.data.decoding import ImageError, decode, prepare_eval, prepare_train
+from udonlib.data.decoding import ImageError, JpegDecoder, decode, is_plain_jpeg, prepare_eval, prepare_train
 from udonlib.data.images import ImageReader, WindowLoader
 from udonlib.data.storage import Store
 from udonlib.errors import UserError
@@ -255,10 +259,10 @@ class TestWindowLoader:
 
         made = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 2, 2)
         monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-        sent, problems = udonlib.data.images._to_send((made, [None]))
+        sent, problems, left = udonlib.data.images._to_send((made, [None], {}))
         assert isinstance(sent, np.ndarray)
         assert torch.equal(torch.as_tensor(sent), made)
-        assert problems == [None]
+        assert (problems, left) == ([None], {})
 
     def test_a_plain_script_in_a_container_with_little_shared_memory_reads_its_images(self, tmp_path: Path) -> None:
         """No `__main__` guard, and less shared memory than a batch has bytes: neither may end or hold up a worker."""
@@ -285,6 +289,116 @@ class TestWindowLoader:
         reader = ImageReader(catalog, SIZE, "eval")
         [(images, _)] = WindowLoader(reader, split="test")([[("emoji", positions(6, 2))]])
         assert torch.equal(images, expected(catalog, "emoji", "test", positions(6, 2), "eval"))
+
+
+def encoded(seed: int, **options: Any) -> bytes:
+    """A JPEG of 50 x 44 pixels; `mode` of its pixels, the rest is Pillow's."""
+    image = Image.open(io.BytesIO(picture(seed, (50, 44)))).convert(options.pop("mode", "RGB"))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def turned(seed: int) -> bytes:
+    """A JPEG that is to be shown turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return encoded(seed, exif=exif)
+
+
+FORMATS: dict[str, tuple[bytes, bool]] = {  # files, and whether each is a plain JPEG
+    "plain": (encoded(0), True),
+    "fine": (encoded(1, quality=98, subsampling=0), True),
+    "progressive": (encoded(2, progressive=True), True),
+    "grey": (encoded(3, mode="L"), True),
+    "cmyk": (encoded(4, mode="CMYK"), False),
+    "turned": (turned(5), False),
+    "cut": (encoded(6)[:-60], False),
+    "cut in the middle": (encoded(7)[:-100] + b"\xff\xd9", True),
+    "rgb": (encoded(8, keep_rgb=True), False),
+    "png": (picture(9), False),
+    "empty": (b"", False),
+    "noise": (bytes(range(1, 200)), False),
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Catalog:
+    """Emoji's first train images are of all these kinds."""
+    root = write_uned_tree(tmp_path / "mixed", sizes=SIZES)
+    paths = load_catalog(str(root))["emoji"].splits["train"].paths
+    write_tree(root, {f"images/{path}": data for path, (data, _) in zip(paths, FORMATS.values(), strict=False)})
+    return load_catalog(str(root))
+
+
+@pytest.fixture(scope="module")
+def jpegs() -> JpegDecoder:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvimgcodec is made for Linux and Windows")
+    return JpegDecoder(torch.device("cpu"))
+
+
+class TestJpegDecoder:
+    """What a GPU does, by the same library's decoder for CPUs."""
+
+    @pytest.mark.parametrize("name", FORMATS)
+    def test_a_plain_jpeg_is_one_that_any_decoder_shows_alike(self, name: str) -> None:
+        data, is_plain = FORMATS[name]
+        try:
+            assert is_plain_jpeg(data, "x") == is_plain
+        except ImageError as error:  # the same as if it were decoded
+            with pytest.raises(ImageError, match=re.escape(str(error))):
+                decode(data, "x")
+
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_pixels_and_problems_are_those_of_pillow(self, mixed: Catalog, jpegs: JpegDecoder, mode: str) -> None:
+        everything = np.arange(len(FORMATS))
+        plainly, aside = (ImageReader(mixed, SIZE, mode, "skip", jpegs=each) for each in (None, jpegs))
+        found = aside.read("emoji", "train", everything)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, plainly.read("emoji", "train", everything))
+        assert aside.skipped == plainly.skipped
+        assert [list(FORMATS)[i] for i in aside.bad("emoji", "train")] == ["cut", "empty", "noise"]
+
+    def test_plain_jpegs_are_decoded_by_it_and_nothing_else_is(self, mixed: Catalog, monkeypatch) -> None:
+        asked: list[bytes] = []
+
+        class Noting(JpegDecoder):
+            def __call__(self, files: Sequence[bytes]) -> list[Tensor | None]:
+                asked.extend(files)
+                return super().__call__(files)
+
+        pytest.importorskip("nvidia.nvimgcodec")
+        reader = ImageReader(mixed, SIZE, "train", "skip", jpegs=Noting(torch.device("cpu")))
+        reader.read("emoji", "train", np.arange(len(FORMATS)))
+        assert asked == [data for data, is_plain in FORMATS.values() if is_plain]
+        assert not reader.holds("emoji", "train")
+
+    def test_what_it_cannot_decode_is_left_to_pillow(self, mixed: Catalog, jpegs: JpegDecoder, monkeypatch) -> None:
+        everything = np.arange(len(FORMATS))
+        expected = ImageReader(mixed, SIZE, "train", "skip").read("emoji", "train", everything)
+        monkeypatch.setattr(JpegDecoder, "__call__", lambda self, files: [None] * len(files))
+        reader = ImageReader(mixed, SIZE, "train", "skip", jpegs=jpegs)
+        assert torch.equal(reader.read("emoji", "train", everything), expected)
+        strict = ImageReader(mixed, SIZE, "train", jpegs=jpegs)
+        with pytest.raises(ImageError, match="cannot be decoded: .*truncated"):
+            strict.read("emoji", "train", positions(list(FORMATS).index("cut")))
+
+    @pytest.mark.parametrize("n_workers", [0, 1, 2])
+    def test_batches_are_the_same_with_any_number_of_workers(
+        self, mixed: Catalog, jpegs: JpegDecoder, n_workers: int
+    ) -> None:
+        plan = [[("emoji", np.arange(10)), ("flags", positions(3))], [("emoji", positions(0, 0, 1))], *PLAN]
+        expected = list(WindowLoader(ImageReader(mixed, SIZE, "train", "skip"))(plan))
+        reader = ImageReader(mixed, SIZE, "train", "skip", jpegs=jpegs)
+        for (images, slots), (others, other_slots) in zip(WindowLoader(reader, n_workers)(plan), expected, strict=True):
+            assert torch.equal(images, others)
+            for (name, shown), (other, other_shown) in zip(slots, other_slots, strict=True):
+                assert (name, shown.tolist()) == (other, other_shown.tolist())
+
+    def test_a_missing_library_is_named_with_the_way_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+        with pytest.raises(UserError, match="'decoder': found 'nvimgcodec', which is not installed: pip install"):
+            JpegDecoder(torch.device("cpu"))
 
 
 def test_the_module_offers_what_others_need() -> None:

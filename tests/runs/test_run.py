@@ -25,6 +25,7 @@ from tests.helpers.training import SMALL
 from tests.helpers.waiting import SECONDS, wait_until
 from udonlib import __main__ as program
 from udonlib import files
+from udonlib.data.decoding import JpegDecoder
 from udonlib.errors import UserError
 from udonlib.models import processors
 from udonlib.params import TrainParams
@@ -65,6 +66,26 @@ def test_a_run_leaves_everything_that_its_readers_need(data, tmp_path):
     assert loaded.params.steps == 11
     assert loaded.evaluation().equals(run.evaluation())
     json.loads((run.path / "evaluation.json").read_text())
+
+
+def test_jpegs_decoded_where_the_model_trains_give_the_same_weights(tmp_path, monkeypatch):
+    """On a CPU the other decoder gives the same pixels; that it is asked is seen by what it is given."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvimgcodec is made for Linux and Windows")
+    data, n_files = write_uned_tree(tmp_path / "jpegs", image_format="JPEG"), []
+    original = JpegDecoder.__call__
+
+    def noting(self, files):
+        n_files.append(len(files))
+        return original(self, files)
+
+    monkeypatch.setattr(JpegDecoder, "__call__", noting)
+    run = finish(open_run(params(data, tmp_path)))
+    assert not n_files
+    other = finish(open_run(params(data, tmp_path, decoder="nvimgcodec")))
+    assert other.path != run.path
+    assert len(n_files) == run.params.steps
+    assert all(n_files)
+    assert_same_state(checkpoint(run)["model"], checkpoint(other)["model"])
 
 
 def test_a_finished_run_is_shown_and_not_trained_again(data, tmp_path):

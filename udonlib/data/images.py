@@ -15,38 +15,61 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from udonlib.data.catalog import Catalog
-from udonlib.data.decoding import ImageError, decode, prepare_eval, prepare_train
+from udonlib.data.decoding import ImageError, JpegDecoder, decode, is_plain_jpeg, prepare_eval, prepare_train
 from udonlib.data.storage import Store
 from udonlib.errors import UserError, nearest
 
 Slot = tuple[str, Int[np.ndarray, "_"]]  # a domain, and positions in one of its splits
 Decoded = tuple[UInt8[Tensor, "_ 3 _ _"], list[str | None]]  # images, and what is wrong with each
-Sent = tuple[Tensor | np.ndarray, list[str | None]]  # the same, on its way from a worker: see `_to_send`
+Left = dict[int, bytes]  # files of rows that are to be decoded where the model trains
+Sent = tuple[Tensor | np.ndarray, list[str | None], Left]  # all of these, as from a worker: see `_to_send`
 
 
 @dataclass(frozen=True)
 class Decoder(Dataset):
-    """Reads images by their paths: all that a worker process has to know."""
+    """Reads images by their paths: all that a worker process has to know.
+
+    Args:
+        leaves: plain JPEGs, undecoded, to a `JpegDecoder`.
+    """
 
     store: Store
     size: int
     mode: str
+    leaves: bool = False
 
-    def __getitem__(self, paths: Sequence[str]) -> Decoded:
-        """Return the images and, for each, None or why it cannot be read; that image is black then."""
-        prepare = prepare_train if self.mode == "train" else prepare_eval
-        images = torch.zeros(len(paths), 3, self.size, self.size, dtype=torch.uint8)
+    def __getitem__(self, paths: Sequence[str]) -> Sent:
+        """Return images, for each path None or why it cannot be read, and the files that are left.
+
+        An image that cannot be read is black; one that is left is none of the images.
+        """
+        images: list[Tensor] = []
         problems: list[str | None] = [None] * len(paths)
+        left: Left = {}
         for row, path in enumerate(paths):
             try:
-                images[row] = prepare(decode(self.store.read(path), path), self.size)
+                data = self.store.read(path)
+                if self.leaves and is_plain_jpeg(data, path):
+                    left[row] = data
+                else:
+                    images.append(self.prepare(decode(data, path)))
             except UserError as error:
                 problems[row] = str(error)
-        return images, problems
+                images.append(self.black())
+        return torch.stack(images) if images else self.black()[None][:0], problems, left
+
+    def prepare(self, image: Image.Image | Tensor) -> UInt8[Tensor, "3 size size"]:
+        """The pixels that a network is given."""
+        return (prepare_train if self.mode == "train" else prepare_eval)(image, self.size)
+
+    def black(self) -> UInt8[Tensor, "3 size size"]:
+        """What stands for an image that cannot be read."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
 
 class ImageReader:
@@ -60,6 +83,7 @@ class ImageReader:
             leave it black. Training replaces it (`replace_bad`); evaluation takes it out of queries and index (`bad`).
         cache: keep decoded images in memory. A split is kept as long as all of it fits into what is left.
         cache_gib: the most that is kept, in GiB.
+        jpegs: decodes plain JPEGs on a device, where the images are then; nothing is kept in memory beside it.
 
     Attributes:
         skipped: path -> message of every bad image met so far, each counted once.
@@ -73,6 +97,7 @@ class ImageReader:
         on_bad_image: str = "error",
         cache: bool = True,
         cache_gib: float = 4.0,
+        jpegs: JpegDecoder | None = None,
     ) -> None:
         if mode not in ("train", "eval"):
             raise UserError(f"parameter 'mode': found '{mode}'; {nearest(mode, ('train', 'eval'))}")
@@ -81,10 +106,11 @@ class ImageReader:
                 f"parameter 'on_bad_image': found '{on_bad_image}'; {nearest(on_bad_image, ('error', 'skip'))}"
             )
         self.catalog = catalog
-        self.decoder = Decoder(catalog.store, size, mode)
+        self.decoder = Decoder(catalog.store, size, mode, leaves=jpegs is not None)
         self.on_bad_image = on_bad_image
         self.skipped: dict[str, str] = {}
-        self._bytes_left = int(cache_gib * 2**30) if cache else 0
+        self._jpegs = jpegs
+        self._bytes_left = int(cache_gib * 2**30) if cache and jpegs is None else 0
         self._memory: dict[tuple[str, str], tuple[Tensor, np.ndarray] | None] = {}
 
     def read(self, domain: str, split: str, indices: Int[np.ndarray, "batch"]) -> UInt8[Tensor, "batch 3 size size"]:
@@ -94,7 +120,8 @@ class ImageReader:
             the split does not have.
         """
         paths = self.undecoded(domain, split, indices)
-        return self.assemble(domain, split, indices, paths, self.decoder[list(paths)])
+        decoded = self.whole(list(paths), self.decoder[list(paths)])
+        return self.assemble(domain, split, indices, paths, decoded)
 
     def undecoded(self, domain: str, split: str, indices: Int[np.ndarray, "batch"]) -> dict[str, int]:
         """Return path -> position, each once, of those images that are not in memory."""
@@ -105,6 +132,25 @@ class ImageReader:
         memory = self._memory_of(domain, split)
         wanted = indices if memory is None else indices[~memory[1][indices]]
         return {paths[i]: i for i in wanted.tolist()}
+
+    def whole(self, paths: Sequence[str], sent: Sent) -> Decoded:
+        """Return the images of these paths from what the decoder has made of them, and of what it has left."""
+        pixels, problems, left = torch.as_tensor(sent[0]), sent[1], sent[2]
+        jpegs = self._jpegs
+        if jpegs is None:
+            return pixels, problems
+
+        def work() -> Tensor:
+            images = torch.empty((len(paths), *pixels.shape[1:]), dtype=torch.uint8, device=jpegs.device)
+            images[[row for row in range(len(paths)) if row not in left]] = pixels.to(jpegs.device)
+            for (row, data), image in zip(left.items(), jpegs(list(left.values())), strict=True):
+                try:
+                    images[row] = self.decoder.prepare(decode(data, paths[row]) if image is None else image)
+                except UserError as error:
+                    problems[row], images[row] = str(error), 0
+            return images
+
+        return jpegs.beside(work), problems
 
     def assemble(
         self, domain: str, split: str, indices: Int[np.ndarray, "batch"], paths: dict[str, int], decoded: Decoded
@@ -237,7 +283,7 @@ class WindowLoader:
             if mine != self._iteration:
                 raise RuntimeError("a newer iteration of this WindowLoader has begun")
             try:
-                sent, problems = next(results)
+                sent = next(results)
             except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:  # as its death is noticed
                 if self._workers is None:
                     raise
@@ -247,9 +293,10 @@ class WindowLoader:
                     f"parameter 'n_workers': a process that decodes images has ended ({reason}). It may have been "
                     f"killed for memory: found {self.n_workers}, fewer may do"
                 ) from error
-            pixels = torch.as_tensor(sent)
+            asked = self._tasks.drawn.popleft()
+            pixels, problems = self.reader.whole([path for paths in asked for path in paths], sent)
             images, slots, row = [], [], 0
-            for (domain, indices), paths in zip(step, self._tasks.drawn.popleft(), strict=True):
+            for (domain, indices), paths in zip(step, asked, strict=True):
                 part = slice(row, row := row + len(paths))
                 shown = self.reader.assemble(domain, self.split, indices, paths, (pixels[part], problems[part]))
                 if self.reader.skipped:
@@ -292,17 +339,17 @@ def start_workers(dataset: Dataset, tasks: Any, n_workers: int, send: Callable[[
     )
 
 
-def _to_send(result: Decoded) -> Sent:
+def _to_send(result: Sent) -> Sent:
     """Put a worker's images into shared memory, or, where that is full, let their bytes go through the pipe.
 
     Containers often have 64 MB of it. A tensor that finds no room there would be lost on the way without a word, and
     waited for for ever.
     """
-    images, problems = result
+    images, problems, left = result
     try:
-        return images.share_memory_(), problems
+        return torch.as_tensor(images).share_memory_(), problems, left
     except (RuntimeError, OSError):
-        return images.numpy(), problems
+        return np.asarray(images), problems, left
 
 
 @contextmanager

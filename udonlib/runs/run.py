@@ -24,6 +24,7 @@ import torch
 
 from udonlib.data.catalog import Catalog
 from udonlib.data.check.datacheck import DataCheck, check_quickly
+from udonlib.data.decoding import JpegDecoder
 from udonlib.data.images import ImageReader, WindowLoader
 from udonlib.data.imbalance import open_catalog
 from udonlib.errors import UserError
@@ -199,7 +200,8 @@ class Run(RunFolder):
         check_room(p, self.catalog.n_classes, tested, device, n_processes=world.size)
         model, begun = self._begin()
         model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images)
+        jpegs = JpegDecoder(device) if p.decoder == "nvimgcodec" else None
+        reader = ImageReader(self.catalog, p.resize_size, "train", p.on_bad_image, p.cache_images, jpegs=jpegs)
         test_reader = ImageReader(self.catalog, p.image_size, "eval", p.on_bad_image, p.cache_images)
         load = heeding(notice.heed, loading(test_reader, p.n_workers))
 

@@ -106,7 +106,7 @@ class CachedFeatures:
         """
         p = self.params
         precision = pick_precision(p.precision, pick_device(p.device))
-        looks = f"{self.reader.catalog.fingerprint} {p.resize_size} {p.image_size} {precision}"
+        looks = f"{self.reader.catalog.fingerprint} {p.decoder} {p.resize_size} {p.image_size} {precision}"
         folder = results_folder(p.outputs) / "features"
         for name, teacher in self.teachers.items():
             shapes = {k: (w,) if k == "class" else (self.n_positions, w) for k, w in teacher.widths.items()}
