@@ -164,6 +164,7 @@ def main() -> None:
             victim = toy(f"end {number}")
             shutil.copytree(ready.outputs, victim.outputs)
             if not Process(context, victim, number).wait():
+                lost += not same(ended(victim), untouched)  # it has come to its end, or to an error
                 break
             killed.append(number)
             Process(context, victim).wait()

@@ -98,7 +98,7 @@ class TrainParams(DistillParams, AllocationParams, UnevenParams):
     cache_images: bool = Field(True, description="keep decoded images in memory where they fit")
     decoder: Literal["pillow", "nvimgcodec"] = Field(
         "pillow",
-        description="of training's JPEGs: pillow, in n_workers processes; nvimgcodec, NVIDIA's, on the GPU that trains",
+        description="of training's JPEGs: pillow, in n_workers processes; nvimgcodec, on the GPU, none kept in memory",
     )
 
     backbone: str = Field(

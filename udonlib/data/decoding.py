@@ -285,7 +285,8 @@ class JpegDecoder:
         place = codec.NVIMGCODEC_DEVICE_CPU_ONLY if self._stream is None else self._stream.device_index
         backends = [codec.Backend(codec.CPU_ONLY)] if self._stream is None else None
         options = ":fancy_upsampling=1"  # as libjpeg does
-        self._decoder = codec.Decoder(place, torch.get_num_threads(), backends, options)
+        n_threads = max(1, torch.get_num_threads() - 1)  # beside the one that waits for them
+        self._decoder = codec.Decoder(place, n_threads, backends, options)
         self._params = codec.DecodeParams(color_spec=codec.ColorSpec.SRGB, sample_format=codec.SampleFormat.P_RGB)
 
     def __call__(self, files: Sequence[bytes]) -> list[UInt8[Tensor, "3 _ _"] | None]:
